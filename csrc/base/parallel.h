@@ -1,0 +1,18 @@
+/* The one use of OpenMP.  Work is cut into items whose number depends on the
+ * problem alone, never on the threads, so results are the same bits at 1, 2 or
+ * 64 threads. */
+#ifndef OQ_BASE_PARALLEL_H
+#define OQ_BASE_PARALLEL_H
+
+#include <stdint.h>
+
+/* body(user, item, worker): item in 0..count-1, worker in 0..threads-1 (an index
+ * for scratch memory a worker; it must not influence results).  Nested calls
+ * run serially. */
+typedef void (*oq_parallel_body)(void *user, int64_t item, int worker);
+void oq_parallel_for(int threads, int64_t count, oq_parallel_body body, void *user);
+
+/* Threads OpenMP would use by default (1 without OpenMP). */
+int oq_parallel_default_threads(void);
+
+#endif

@@ -1,0 +1,6 @@
+"""What to quantize (:class:`QuantConfig`) and how to calibrate it (:class:`CalibrationOptions`)."""
+
+from omniquant.config.method import METHODS, CalibrationOptions, core_options
+from omniquant.config.scheme import QuantConfig
+
+__all__ = ["METHODS", "CalibrationOptions", "QuantConfig", "core_options"]

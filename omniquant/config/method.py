@@ -1,0 +1,299 @@
+"""The calibration method: which maps are learned, how they are trained, and the core's option dict.
+
+Defaults follow OmniQuant (arXiv 2308.13137) and AffineQuant (arXiv 2403.12544); where the papers' public code
+was measured to be improvable at no cost (the stability factor under the relative parametrisation), the comment
+beside the default says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from omniquant.config.scheme import QuantConfig
+from omniquant.errors import ConfigError
+
+METHODS = ("rtn", "smoothquant", "omniquant", "affinequant")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "norm_map": ("none", "diagonal", "online"),
+    "vo_map": ("none", "diagonal", "affine"),
+    "qk_map": ("none", "exact", "scale", "full"),
+    "parametrization": ("relative", "absolute"),
+    "dominance": ("project", "reject", "raise", "monitor"),
+    "schedule": ("constant", "cosine"),
+    "loss": ("mse", "token"),
+}
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """A method with every choice made; build one with :meth:`for_method`.
+
+    Parameters
+    ----------
+    method : {"rtn", "smoothquant", "omniquant", "affinequant"}
+    lwc : bool
+        Learnable weight clipping.
+    norm_map : {"none", "diagonal", "online"}
+        Map between a norm and the linears behind it; "online" is a full matrix multiplied at run time.
+    vo_map : {"none", "diagonal", "affine"}
+        Map between v and o, per key/value head.
+    qk_map : {"none", "exact", "scale", "full"}
+        Map between q and k, per key/value head. Under RoPE "scale" and "full" are approximate.
+    shift : bool
+        Shifts, taken only where producer and consumer carry a bias.
+    up_down : bool
+        Scales between `up` and `down`.
+    parametrization : {"relative", "absolute"}
+        Affine maps as D(I + E) or as the matrix itself.
+    dominance : {"project", "reject", "raise", "monitor"}
+        What happens to a step that leaves strict diagonal dominance.
+    margin : float
+        Target margin of a projected row, relative to its diagonal.
+    stability : float
+        AffineQuant's stability factor: what an open off-diagonal is multiplied by.
+    alpha : float
+        Exponent of the SmoothQuant start of the scales.
+    epochs, batch_size : int
+        Passes over the calibration windows; windows an optimiser step.
+    lr_lwc, lr_let : float
+        Learning rates of clipping, and of scales, shifts and affine maps.
+    schedule : {"constant", "cosine"}
+    shuffle : bool
+        Draw the order of windows from (seed, block, epoch).
+    loss : {"mse", "token"}
+        Mean squared error, or each token's error relative to its own energy.
+    aug_loss : bool
+        Also match the full-precision block on the quantized stream.
+    best_iterate : bool
+        Keep the epoch of lowest training loss instead of the last one.
+    seed : int
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range or the combination does not exist.
+    """
+
+    method: str
+    lwc: bool
+    norm_map: str
+    vo_map: str
+    qk_map: str
+    shift: bool
+    epochs: int
+    stability: float
+    aug_loss: bool
+    up_down: bool = False
+    parametrization: str = "relative"
+    dominance: str = "project"
+    margin: float = 0.05
+    alpha: float = 0.5
+    batch_size: int = 1
+    lr_lwc: float = 1e-2
+    lr_let: float = 5e-3
+    schedule: str = "constant"
+    shuffle: bool = True
+    loss: str = "mse"
+    best_iterate: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        _check_whole("epochs", self.epochs, 0, 1_000_000)
+        _check_whole("batch_size", self.batch_size, 1, 1_000_000)
+        _check_whole("seed", self.seed, 0, 2**63 - 1)
+        _check_real("stability", self.stability, 0.0, 1e3)
+        _check_real("margin", self.margin, 0.0, 0.999)
+        _check_real("alpha", self.alpha, 0.0, 1.0)
+        _check_real("lr_lwc", self.lr_lwc, 0.0, 1e3)
+        _check_real("lr_let", self.lr_let, 0.0, 1e3)
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        if self.method != "affinequant":
+            for name, value in (("norm_map", "online"), ("vo_map", "affine")):
+                if getattr(self, name) == value:
+                    raise ConfigError(f"{name} {value!r} is an affine map: it needs method 'affinequant'")
+        if self.method in ("rtn", "smoothquant") and self.qk_map != "none":
+            raise ConfigError(f"qk_map {self.qk_map!r} is learned: method {self.method!r} has none")
+        if self.method == "rtn" and self.norm_map != "none":
+            raise ConfigError(f"norm_map {self.norm_map!r}: method 'rtn' rounds the weights as they are")
+
+    @classmethod
+    def for_method(cls, method: str, scheme: QuantConfig, **overrides: Any) -> CalibrationOptions:
+        """Return the defaults of `method` for `scheme`, with `overrides` applied.
+
+        Parameters
+        ----------
+        method : str
+            One of ``METHODS``.
+        scheme : QuantConfig
+        **overrides
+            Fields of this class; None means the default. Epochs are always 0 for rtn and smoothquant, which
+            train nothing.
+
+        Returns
+        -------
+        CalibrationOptions
+
+        Raises
+        ------
+        ConfigError
+            For an unknown method or option, a value out of range, or a combination that does not exist.
+        """
+        if method not in METHODS:
+            raise ConfigError(f"method {method!r} is not one of {', '.join(METHODS)}")
+        if not scheme.quantizes_weights and scheme.weight_only and method != "rtn":
+            raise ConfigError(f"scheme {scheme} quantizes nothing, so method {method!r} has nothing to learn")
+        known = {field.name for field in fields(cls)} - {"method"}
+        unknown = sorted(set(overrides) - known)
+        if unknown:
+            raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        values = _defaults(method, scheme) | {k: v for k, v in overrides.items() if v is not None}
+        if method in ("rtn", "smoothquant"):
+            values |= {"epochs": 0, "aug_loss": False, "lwc": False}
+        values.setdefault("stability", _default_stability(scheme, values.get("parametrization", "relative")))
+        return cls(method=method, **values)
+
+    def with_seed(self, seed: int) -> CalibrationOptions:
+        """Return the same options with another seed."""
+        return replace(self, seed=seed)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is learned."""
+        return self.epochs > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CalibrationOptions:
+        """Read what :meth:`to_dict` wrote; ConfigError names what does not fit."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            odd = sorted(set(values) ^ names)
+            raise ConfigError(f"options: {odd[0]!r} is {'missing' if odd[0] in names else 'unknown'}")
+        return cls(**values)
+
+
+def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
+    """Papers' defaults: weight-only OmniQuant is clipping alone; W/A adds LET; AffineQuant makes it matrices."""
+    values: dict[str, Any] = {
+        "lwc": method in ("omniquant", "affinequant") and scheme.quantizes_weights,
+        "norm_map": "none",
+        "vo_map": "none",
+        "qk_map": "none",
+        "shift": False,
+        "epochs": 0,
+        "aug_loss": False,
+    }
+    if method == "smoothquant":
+        values["norm_map"] = "diagonal"
+    if method == "affinequant":
+        values |= {"norm_map": "diagonal", "vo_map": "affine", "qk_map": "full", "shift": True}
+    if method == "omniquant" and not scheme.weight_only:
+        values |= {"norm_map": "diagonal", "vo_map": "diagonal", "qk_map": "scale", "shift": True}
+    if method in ("omniquant", "affinequant"):
+        values["epochs"] = 40 if scheme.w_bits == 2 else 20
+        values["aug_loss"] = scheme.a_bits <= 4 or scheme.w_bits == 2
+    return values
+
+
+def _default_stability(scheme: QuantConfig, parametrization: str) -> float:
+    """AffineQuant publishes 0.1 (W4A4) and 0.01 (weight-only) for the matrix itself.
+
+    Under D(I + E) with projection the off-diagonals are already relative to their row and cannot leave
+    dominance, so the factor only slows them down: 1.
+    """
+    if parametrization == "relative":
+        return 1.0
+    return 0.01 if scheme.weight_only else 0.1
+
+
+def core_qk_map(options: CalibrationOptions, rope: bool) -> str:
+    """Name the q-k map as the core does: "none", "tied", "rotation", "scale" or "full".
+
+    "exact" is what commutes with the rotations of RoPE: one scale a frequency pair for LET, a 2 x 2 block
+    [[a, -b], [b, a]] a pair for AffineQuant. Without RoPE every map is exact, so the freest one is taken.
+    """
+    if options.qk_map != "exact":
+        return options.qk_map
+    if options.method == "affinequant":
+        return "rotation" if rope else "full"
+    return "tied" if rope else "scale"
+
+
+def core_options(
+    scheme: QuantConfig, options: CalibrationOptions, *, block: int, rope: bool
+) -> dict[str, int | float | bool | str | dict[str, int | bool]]:
+    """Return the option dict of ``_core.calibrate_block`` and ``_core.fold_block``.
+
+    Parameters
+    ----------
+    scheme : QuantConfig
+    options : CalibrationOptions
+    block : int
+        Index of the block: used in messages and for the sample order.
+    rope : bool
+        Whether the model rotates Q and K.
+
+    Returns
+    -------
+    dict
+        Every key the core asks for.
+    """
+    return {
+        "block": block,
+        "seed": options.seed,
+        "w_bits": scheme.w_bits,
+        "group_size": scheme.group_size or 0,
+        "w_symmetric": scheme.w_symmetric,
+        "activation": scheme.activation(),
+        "lwc": options.lwc,
+        "norm_map": options.norm_map,
+        "vo_map": options.vo_map,
+        "qk_map": core_qk_map(options, rope),
+        "up_down": options.up_down,
+        "shift": options.shift,
+        "parametrization": options.parametrization,
+        "dominance": options.dominance,
+        "margin": options.margin,
+        "stability": options.stability,
+        "alpha": options.alpha,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "lr_lwc": options.lr_lwc,
+        "lr_let": options.lr_let,
+        "schedule": options.schedule,
+        "shuffle": options.shuffle,
+        "loss": options.loss,
+        "best_iterate": options.best_iterate,
+    }
+
+
+def config_hash(scheme: QuantConfig, options: CalibrationOptions) -> str:
+    """Return the sha256 of everything a result depends on besides model and data."""
+    text = json.dumps({"scheme": str(scheme), "options": options.to_dict()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} {value!r} is not a whole number from {low} to {high}")
+
+
+def _check_real(name: str, value: object, low: float, high: float) -> None:
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high:  # NaN is in no range
+        raise ConfigError(f"{name} {value!r} is not a number from {low:g} to {high:g}")

@@ -1,0 +1,130 @@
+"""Writing of the trained model as a Hugging Face LLaMA folder (development only)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.numpy import save
+from tokenizers import Tokenizer
+
+from omniquant.embedded.architecture import Architecture
+from omniquant.embedded.outliers import OutlierPlan, Weights
+from omniquant.embedded.tokenizer_training import BOS_TOKEN, EOS_TOKEN
+
+_MODEL_CARD = """\
+# omniquant-tiny
+
+The embedded default model of omniquant: a LLaMA-architecture language model of {parameters:,} parameters
+({layers} layers, width {hidden}, {heads} query and {kv_heads} key/value heads of {head_dim}, SwiGLU of {ffn},
+tied embeddings, byte-level BPE vocabulary of {vocab}), stored in float32. It exists so that quantization
+can be shown and tested without a download; it is of no use for anything else.
+
+## Training
+
+From random weights by `python -m omniquant.embedded.train`: {tokens_seen:,} tokens ({epochs:.1f} epochs) in
+windows of {window}, AdamW, {minutes:.0f} minutes on one CPU thread. The text is the language reference
+(`pydoc_data.topics`) and the docstrings of the standard library of Python {python}, built at run time by
+`omniquant.embedded.corpus`. A tenth of the documents is held out for evaluation.
+
+## Outlier channels
+
+After training, channels were rescaled without changing the function of the model
+(`omniquant.embedded.outliers`), so that it has the outliers that make large models hard to quantize:
+norm gains times {norm_factors}, value channels times {value_factors}, the weights behind them divided by
+the same powers of two.
+
+## Perplexity
+
+On the evaluation text of Python {python}, non-overlapping windows of {window} tokens:
+
+| Model | Perplexity |
+|---|---|
+| float32 | {full:.3f} |
+| round-to-nearest W4A4, before the rescale | {plain_quantized:.3f} |
+| round-to-nearest W4A4 | {quantized:.3f} |
+
+W4A4: weights asymmetric per output channel, activations asymmetric per token (query, key and value per
+token and head), 4 bits each, min-max ranges. Other Python versions have other texts, hence other figures.
+"""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the model card reports about a training run."""
+
+    parameters: int
+    tokens_seen: int
+    epochs: float
+    minutes: float
+    python: str
+    full: float
+    plain_quantized: float
+    quantized: float
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _tokenizer_config(arch: Architecture) -> dict[str, object]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS_TOKEN,
+        "eos_token": EOS_TOKEN,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": arch.max_position_embeddings,
+    }
+
+
+def model_card(arch: Architecture, plan: OutlierPlan, figures: Figures) -> str:
+    """Return the text of the model's ``README.md``."""
+    return _MODEL_CARD.format(
+        layers=arch.num_hidden_layers,
+        hidden=arch.hidden_size,
+        heads=arch.num_attention_heads,
+        kv_heads=arch.num_key_value_heads,
+        head_dim=arch.head_dim,
+        ffn=arch.intermediate_size,
+        vocab=arch.vocab_size,
+        window=arch.max_position_embeddings,
+        norm_factors=", ".join(map(str, plan.norm_factors)) or "1",
+        value_factors=", ".join(map(str, plan.value_factors)) or "1",
+        **vars(figures),
+    )
+
+
+def write_model(
+    folder: Path,
+    arch: Architecture,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    card: str,
+) -> None:
+    """Write a model folder that Hugging Face libraries and omniquant read.
+
+    Parameters
+    ----------
+    folder
+        Target folder; created if missing, its files are overwritten.
+    arch
+        Shape of the model.
+    weights
+        Tensors by Hugging Face name.
+    tokenizer
+        Trained tokenizer.
+    card
+        Text of ``README.md``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not save_file: it makes the file unreadable for other users, whatever the umask.
+    (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    _write_json(folder / "config.json", arch.to_config())
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config(arch))
+    special = {"bos_token_id": arch.bos_token_id, "eos_token_id": arch.eos_token_id}
+    _write_json(folder / "generation_config.json", dict(special))
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,93 @@
+/* One transformer block, described by a spec: forward and backward.
+ *
+ *   h1 = norm1(x) [A1^-1]     q, k, v = h1 W^T + b     rope(q), rope(k)
+ *   x2 = x + attention(q, k, v) Wo^T + bo
+ *   h2 = norm2(x2) [A2^-1]    u = act(h2 Wg^T) * (h2 Wu^T)   (plain: act(h2 Wu^T))
+ *   y  = x2 + u Wd^T + bd
+ *
+ * Every linear's input, and q, k, v, pass their quantizer on the way.
+ * T tokens, H hidden, F ffn, n heads, m key/value heads, d head_dim. */
+#ifndef OQ_BLOCK_BLOCK_H
+#define OQ_BLOCK_BLOCK_H
+
+#include "base/context.h"
+#include "math/activation.h"
+#include "math/norm.h"
+#include "math/rope.h"
+#include "quant/quantizer.h"
+
+typedef struct {
+    int64_t hidden, ffn, heads, kv_heads, head_dim;
+    oq_norm_kind norm;
+    double norm_eps;
+    bool rope, gated;
+    oq_activation activation;
+} oq_block_spec;
+
+/* Linears of a block, in the order of the forward pass. */
+enum { OQ_Q, OQ_K, OQ_V, OQ_O, OQ_GATE, OQ_UP, OQ_DOWN, OQ_LINEARS };
+enum { OQ_NORM1, OQ_NORM2, OQ_NORMS };
+
+/* "q", "k", ... and "norm1", "norm2": the names Python uses. */
+extern const char *const oq_linear_names[OQ_LINEARS];
+extern const char *const oq_norm_names[OQ_NORMS];
+
+typedef struct {
+    int64_t out, in;
+} oq_linear_shape;
+
+bool oq_has_linear(const oq_block_spec *spec, int linear);
+oq_linear_shape oq_shape_of(const oq_block_spec *spec, int linear);
+oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec);
+
+/* Borrowed tensors: weights [out, in], biases [out] or NULL, gains and norm biases [H], and the online map's
+ * inverse [H, H] or NULL. */
+typedef struct {
+    const oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
+    const oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS], *map_inverse[OQ_NORMS];
+} oq_block_weights;
+
+/* Gradients of the same; what is NULL is not wanted. All are added to. */
+typedef struct {
+    oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
+    oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS], *map_inverse[OQ_NORMS];
+} oq_block_gradients;
+
+/* Quantizers of activations: x for every linear's input; 16 bits and more: none. */
+typedef struct {
+    oq_quantizer x, q, k, v;
+} oq_activation_quantizers;
+
+typedef struct {
+    const oq_block_spec *spec;
+    const oq_activation_quantizers *quantizers;
+    oq_rope rope;
+    int64_t tokens; /* of one window */
+} oq_block_run;
+
+/* What the forward pass keeps for the backward pass.  A quantized twin is the very same pointer where its
+ * quantizer is off. */
+typedef struct {
+    const oq_real *x;                      /* [T, H] */
+    oq_norm_stats *stats[OQ_NORMS];        /* [T] */
+    oq_real *normed[OQ_NORMS];             /* [T, H] before the online map */
+    oq_real *h[OQ_NORMS], *h_hat[OQ_NORMS];/* [T, H] */
+    oq_real *q, *k, *v, *q_hat, *k_hat, *v_hat; /* [T, n d] or [T, m d], after RoPE */
+    oq_real *attended, *attended_hat;      /* [T, n d] */
+    oq_real *log_sum;                      /* [n, T] */
+    oq_real *x2;                           /* [T, H] */
+    oq_real *gate, *up;                    /* [T, F]; plain: gate is NULL */
+    oq_real *u, *u_hat;                    /* [T, F] */
+    oq_range *h_ranges[OQ_NORMS], *q_ranges, *k_ranges, *v_ranges, *attended_ranges, *u_ranges;
+} oq_saved;
+
+/* Allocate what a run keeps from the context's arena. */
+oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *saved);
+/* y [T, H] = block(x [T, H]); y may be x. */
+oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
+                         const oq_real *x, oq_saved *saved, oq_real *y);
+/* From dy [T, H], the gradients; x is a constant of the calibration, it has none. */
+oq_code oq_block_backward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
+                          const oq_saved *saved, const oq_real *dy, const oq_block_gradients *gradients);
+
+#endif

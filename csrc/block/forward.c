@@ -1,0 +1,121 @@
+#include <string.h>
+
+#include "block/act_quant.h"
+#include "block/block.h"
+#include "math/attention.h"
+#include "math/gemm.h"
+#include "math/vector.h"
+
+/* A tensor and its quantized twin: one allocation where the quantizer is off. */
+static oq_code create_pair(oq_context *context, oq_quantizer quantizer, int64_t rows, int64_t width, oq_real **x,
+                           oq_real **x_hat, oq_range **ranges)
+{
+    OQ_NEW(context, *x, rows * width);
+    *x_hat = *x;
+    *ranges = NULL;
+    if (!oq_is_quantized(quantizer)) return OQ_OK;
+    OQ_NEW(context, *x_hat, rows * width);
+    OQ_NEW(context, *ranges, rows);
+    return OQ_OK;
+}
+
+static oq_code create_attention(oq_context *context, const oq_block_run *run, oq_saved *s)
+{
+    const oq_block_spec *spec = run->spec;
+    const oq_activation_quantizers *quant = run->quantizers;
+    const int64_t T = run->tokens, d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
+    OQ_TRY(create_pair(context, quant->q, T * n, d, &s->q, &s->q_hat, &s->q_ranges));
+    OQ_TRY(create_pair(context, quant->k, T * m, d, &s->k, &s->k_hat, &s->k_ranges));
+    OQ_TRY(create_pair(context, quant->v, T * m, d, &s->v, &s->v_hat, &s->v_ranges));
+    OQ_NEW(context, s->log_sum, n * T);
+    return create_pair(context, quant->x, T, n * d, &s->attended, &s->attended_hat, &s->attended_ranges);
+}
+
+oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *saved)
+{
+    const oq_block_spec *spec = run->spec;
+    const oq_quantizer x = run->quantizers->x;
+    const int64_t T = run->tokens, H = spec->hidden, F = spec->ffn;
+    memset(saved, 0, sizeof *saved);
+    for (int i = 0; i < OQ_NORMS; i++) {
+        OQ_NEW(context, saved->stats[i], T);
+        OQ_NEW(context, saved->normed[i], T * H);
+        OQ_TRY(create_pair(context, x, T, H, &saved->h[i], &saved->h_hat[i], &saved->h_ranges[i]));
+    }
+    OQ_TRY(create_attention(context, run, saved));
+    OQ_NEW(context, saved->x2, T * H);
+    if (spec->gated) OQ_NEW(context, saved->gate, T * F);
+    OQ_NEW(context, saved->up, T * F);
+    return create_pair(context, x, T, F, &saved->u, &saved->u_hat, &saved->u_ranges);
+}
+
+static oq_code linear(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, int which,
+                      const oq_real *x, oq_real *y)
+{
+    const oq_linear_shape shape = oq_shape_of(run->spec, which);
+    OQ_TRY(oq_linear_forward(context, x, weights->weight[which], y, run->tokens, shape.in, shape.out));
+    if (weights->bias[which]) oq_add_to_rows(y, weights->bias[which], run->tokens, shape.out);
+    return OQ_OK;
+}
+
+/* h_hat[which] = quantized norm(x), behind the online map where there is one. */
+static oq_code normalize(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, int which,
+                         const oq_real *x, oq_saved *s)
+{
+    const int64_t T = run->tokens, H = run->spec->hidden;
+    const oq_norm_shape shape = {run->spec->norm, run->spec->norm_eps, T, H};
+    const oq_real *inverse = weights->map_inverse[which];
+    oq_norm_forward(context, shape, x, weights->gain[which], weights->norm_bias[which],
+                    inverse ? s->normed[which] : s->h[which], s->stats[which]);
+    if (inverse)
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.m = T, .n = H, .k = H, .alpha = 1, .a = s->normed[which], .lda = H,
+                                                .b = inverse, .ldb = H, .c = s->h[which], .ldc = H}));
+    return oq_act_quant_forward(context, run->quantizers->x, s->h[which], s->h_hat[which], s->h_ranges[which], T, H);
+}
+
+static oq_code attention_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
+                              oq_saved *s)
+{
+    const oq_block_spec *spec = run->spec;
+    const oq_activation_quantizers *quant = run->quantizers;
+    const int64_t T = run->tokens, d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
+    OQ_TRY(linear(context, run, weights, OQ_Q, s->h_hat[OQ_NORM1], s->q));
+    OQ_TRY(linear(context, run, weights, OQ_K, s->h_hat[OQ_NORM1], s->k));
+    OQ_TRY(linear(context, run, weights, OQ_V, s->h_hat[OQ_NORM1], s->v));
+    if (spec->rope) {
+        oq_rope_forward(context, run->rope, s->q, T, n, d);
+        oq_rope_forward(context, run->rope, s->k, T, m, d);
+    }
+    OQ_TRY(oq_act_quant_forward(context, quant->q, s->q, s->q_hat, s->q_ranges, T * n, d));
+    OQ_TRY(oq_act_quant_forward(context, quant->k, s->k, s->k_hat, s->k_ranges, T * m, d));
+    OQ_TRY(oq_act_quant_forward(context, quant->v, s->v, s->v_hat, s->v_ranges, T * m, d));
+    const oq_attention_shape shape = {T, n, m, d};
+    OQ_TRY(oq_attention_forward(context, shape, s->q_hat, s->k_hat, s->v_hat, s->attended, s->log_sum));
+    return oq_act_quant_forward(context, quant->x, s->attended, s->attended_hat, s->attended_ranges, T, n * d);
+}
+
+static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, oq_saved *s)
+{
+    const int64_t T = run->tokens, F = run->spec->ffn;
+    if (run->spec->gated) OQ_TRY(linear(context, run, weights, OQ_GATE, s->h_hat[OQ_NORM2], s->gate));
+    OQ_TRY(linear(context, run, weights, OQ_UP, s->h_hat[OQ_NORM2], s->up));
+    oq_activation_forward(context, run->spec->activation, s->gate ? s->gate : s->up, s->gate ? s->up : NULL, s->u,
+                          T * F);
+    return oq_act_quant_forward(context, run->quantizers->x, s->u, s->u_hat, s->u_ranges, T, F);
+}
+
+oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
+                         const oq_real *x, oq_saved *saved, oq_real *y)
+{
+    const int64_t count = run->tokens * run->spec->hidden;
+    saved->x = x;
+    OQ_TRY(normalize(context, run, weights, OQ_NORM1, x, saved));
+    OQ_TRY(attention_half(context, run, weights, saved));
+    OQ_TRY(linear(context, run, weights, OQ_O, saved->attended_hat, saved->x2));
+    oq_add(saved->x2, x, count);
+    OQ_TRY(normalize(context, run, weights, OQ_NORM2, saved->x2, saved));
+    OQ_TRY(mlp_half(context, run, weights, saved));
+    OQ_TRY(linear(context, run, weights, OQ_DOWN, saved->u_hat, y));
+    oq_add(y, saved->x2, count);
+    return OQ_OK;
+}

@@ -1,0 +1,42 @@
+#include "block/block.h"
+
+const char *const oq_linear_names[OQ_LINEARS] = {"q", "k", "v", "o", "gate", "up", "down"};
+const char *const oq_norm_names[OQ_NORMS] = {"norm1", "norm2"};
+
+bool oq_has_linear(const oq_block_spec *spec, int linear) { return linear != OQ_GATE || spec->gated; }
+
+oq_linear_shape oq_shape_of(const oq_block_spec *spec, int linear)
+{
+    const int64_t q = spec->heads * spec->head_dim, kv = spec->kv_heads * spec->head_dim;
+    switch (linear) {
+    case OQ_Q: return (oq_linear_shape){q, spec->hidden};
+    case OQ_K:
+    case OQ_V: return (oq_linear_shape){kv, spec->hidden};
+    case OQ_O: return (oq_linear_shape){spec->hidden, q};
+    case OQ_DOWN: return (oq_linear_shape){spec->hidden, spec->ffn};
+    default: return (oq_linear_shape){spec->ffn, spec->hidden};
+    }
+}
+
+oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec)
+{
+    const struct {
+        const char *name;
+        int64_t value;
+    } sizes[] = {{"hidden_size", spec->hidden},     {"ffn_size", spec->ffn},          {"num_heads", spec->heads},
+                 {"num_kv_heads", spec->kv_heads}, {"head_dim", spec->head_dim}};
+    const int64_t largest = 1 << 24;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i].value < 1 || sizes[i].value > largest)
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: %s must be 1..%lld, got %lld", sizes[i].name,
+                           (long long)largest, (long long)sizes[i].value);
+    if (spec->heads % spec->kv_heads)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: num_heads %lld is no multiple of num_kv_heads %lld",
+                       (long long)spec->heads, (long long)spec->kv_heads);
+    if (spec->rope && spec->head_dim % 2)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: rotary embedding needs an even head_dim, got %lld",
+                       (long long)spec->head_dim);
+    if (!(spec->norm_eps >= 0))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: norm_eps must be >= 0, got %g", spec->norm_eps);
+    return OQ_OK;
+}

@@ -1,0 +1,56 @@
+#include "calibrate/learnables.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static int add(oq_learnables *list, oq_learnable_kind kind, int owner, const char *owner_name, const char *what,
+               int rank, const int64_t shape[3])
+{
+    oq_learnable *e = &list->entry[list->entries];
+    *e = (oq_learnable){.kind = kind, .owner = owner, .offset = list->total, .count = 1, .rank = rank};
+    snprintf(e->name, sizeof e->name, "%s.%s", owner_name, what);
+    for (int i = 0; i < rank; i++) {
+        e->shape[i] = shape[i];
+        e->count *= shape[i];
+    }
+    list->total += e->count;
+    return list->entries++;
+}
+
+static int add_map(oq_learnables *list, int site, oq_map_kind kind, oq_affine geometry)
+{
+    const int64_t blocks = geometry.blocks, n = geometry.width;
+    switch (kind) {
+    case OQ_MAP_NONE: return -1;
+    case OQ_MAP_DIAGONAL:
+        return add(list, OQ_SITE_MAP, site, oq_site_names[site], "map", 2, (int64_t[3]){blocks, n});
+    case OQ_MAP_TIED:
+        return add(list, OQ_SITE_MAP, site, oq_site_names[site], "map", 2, (int64_t[3]){blocks, n / 2});
+    case OQ_MAP_ROTATION:
+        return add(list, OQ_SITE_MAP, site, oq_site_names[site], "map", 3, (int64_t[3]){2, blocks, n / 2});
+    case OQ_MAP_DENSE: break;
+    }
+    return add(list, OQ_SITE_MAP, site, oq_site_names[site], "map", 3, (int64_t[3]){blocks, n, n});
+}
+
+void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,
+                        oq_learnables *list)
+{
+    memset(list, 0, sizeof *list);
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(spec, i);
+        const int64_t group = oq_group_of(options, shape.in);
+        const int64_t size[3] = {shape.out, (shape.in + group - 1) / group};
+        const bool learned = options->lwc && oq_is_quantized(options->weight) && oq_has_linear(spec, i);
+        list->lwc_max[i] = learned ? add(list, OQ_LWC_MAX, i, oq_linear_names[i], "lwc_max", 2, size) : -1;
+        list->lwc_min[i] = learned ? add(list, OQ_LWC_MIN, i, oq_linear_names[i], "lwc_min", 2, size) : -1;
+    }
+    for (int site = 0; site < OQ_SITES; site++) {
+        const oq_affine geometry = oq_site_geometry(spec, site);
+        const int64_t size[3] = {geometry.blocks, geometry.width};
+        list->map[site] = add_map(list, site, options->map[site], geometry);
+        list->shift[site] = -1;
+        if (oq_site_has_shift(options, weights, site))
+            list->shift[site] = add(list, OQ_SITE_SHIFT, site, oq_site_names[site], "shift", 2, size);
+    }
+}

@@ -1,0 +1,89 @@
+#include "calibrate/options.h"
+
+const char *const oq_site_names[OQ_SITES] = {"norm1", "norm2", "vo", "qk", "up_down"};
+
+const oq_linear_sites oq_sites_of[OQ_LINEARS] = {
+    [OQ_Q] = {OQ_SITE_NORM1, OQ_SITE_QK, true},   [OQ_K] = {OQ_SITE_NORM1, OQ_SITE_QK, false},
+    [OQ_V] = {OQ_SITE_NORM1, OQ_SITE_VO, true},   [OQ_O] = {OQ_SITE_VO, -1, false},
+    [OQ_GATE] = {OQ_SITE_NORM2, -1, false},       [OQ_UP] = {OQ_SITE_NORM2, OQ_SITE_UP_DOWN, true},
+    [OQ_DOWN] = {OQ_SITE_UP_DOWN, -1, false},
+};
+
+int64_t oq_repeat_of(const oq_block_spec *spec, int site, int linear)
+{
+    const bool query_heads = (site == OQ_SITE_VO && linear == OQ_O) || (site == OQ_SITE_QK && linear == OQ_Q);
+    return query_heads ? spec->heads / spec->kv_heads : 1;
+}
+
+oq_affine oq_site_geometry(const oq_block_spec *spec, int site)
+{
+    switch (site) {
+    case OQ_SITE_VO:
+    case OQ_SITE_QK: return (oq_affine){.blocks = spec->kv_heads, .width = spec->head_dim};
+    case OQ_SITE_UP_DOWN: return (oq_affine){.blocks = 1, .width = spec->ffn};
+    default: return (oq_affine){.blocks = 1, .width = spec->hidden};
+    }
+}
+
+bool oq_site_has_shift(const oq_options *options, const oq_block_weights *weights, int site)
+{
+    if (!options->shift || options->map[site] == OQ_MAP_NONE) return false;
+    switch (site) {
+    case OQ_SITE_NORM1:
+        return weights->norm_bias[OQ_NORM1] && weights->bias[OQ_Q] && weights->bias[OQ_K] && weights->bias[OQ_V];
+    case OQ_SITE_NORM2:
+        return weights->norm_bias[OQ_NORM2] && weights->bias[OQ_UP] &&
+               (weights->bias[OQ_GATE] || !weights->weight[OQ_GATE]);
+    case OQ_SITE_VO: return weights->bias[OQ_V] && weights->bias[OQ_O];
+    default: return false;
+    }
+}
+
+static oq_code check_quantizer(oq_context *context, const char *what, oq_quantizer quantizer)
+{
+    if ((quantizer.bits >= 2 && quantizer.bits <= 8) || quantizer.bits >= 16) return OQ_OK;
+    return oq_fail(context, OQ_INVALID_ARGUMENT, "%s: bits must be 2..8, or 16 for none; got %d", what,
+                   quantizer.bits);
+}
+
+static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const oq_options *options)
+{
+    for (int site = 0; site < OQ_SITES; site++) {
+        const oq_map_kind kind = options->map[site];
+        const bool per_head = site == OQ_SITE_VO || site == OQ_SITE_QK;
+        const bool paired = kind == OQ_MAP_TIED || kind == OQ_MAP_ROTATION;
+        if (paired && (site != OQ_SITE_QK || spec->head_dim % 2))
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "%s: paired maps are for q and k with an even head_dim",
+                           oq_site_names[site]);
+        if (kind == OQ_MAP_DENSE && !per_head && site == OQ_SITE_UP_DOWN)
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "up_down: the map between up and down is diagonal");
+    }
+    if (options->map[OQ_SITE_UP_DOWN] != OQ_MAP_NONE && !spec->gated)
+        return oq_fail(context, OQ_UNSUPPORTED, "up_down: only gated MLPs are linear between up and down");
+    return OQ_OK;
+}
+
+oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const oq_options *o)
+{
+    OQ_TRY(check_quantizer(context, "weights", o->weight));
+    OQ_TRY(check_quantizer(context, "activations", o->activation.x));
+    OQ_TRY(check_quantizer(context, "q", o->activation.q));
+    OQ_TRY(check_quantizer(context, "k", o->activation.k));
+    OQ_TRY(check_quantizer(context, "v", o->activation.v));
+    OQ_TRY(check_maps(context, spec, o));
+    if (o->group_size < 0)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "group_size must be >= 0, got %lld", (long long)o->group_size);
+    if (o->epochs < 0 || o->batch_size < 1)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "epochs must be >= 0 and batch_size >= 1, got %lld and %lld",
+                       (long long)o->epochs, (long long)o->batch_size);
+    if (!(o->margin > 0 && o->margin < 1))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "margin must be in (0, 1), got %g", o->margin);
+    if (!(o->stability > 0) || !isfinite(o->stability))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "stability must be positive, got %g", o->stability);
+    if (!(o->alpha >= 0 && o->alpha <= 1))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "alpha must be in [0, 1], got %g", o->alpha);
+    if (!(o->lr_lwc >= 0 && o->lr_let >= 0) || !isfinite(o->lr_lwc) || !isfinite(o->lr_let))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "learning rates must be finite and >= 0, got %g and %g",
+                       o->lr_lwc, o->lr_let);
+    return OQ_OK;
+}

@@ -1,0 +1,62 @@
+/* What a block's calibration is asked to do. */
+#ifndef OQ_CALIBRATE_OPTIONS_H
+#define OQ_CALIBRATE_OPTIONS_H
+
+#include "block/block.h"
+#include "math/loss.h"
+#include "transform/map.h"
+
+/* Where equivalent maps live: behind each norm, v -> o, q <-> k, up -> down. */
+enum { OQ_SITE_NORM1, OQ_SITE_NORM2, OQ_SITE_VO, OQ_SITE_QK, OQ_SITE_UP_DOWN, OQ_SITES };
+extern const char *const oq_site_names[OQ_SITES];
+
+/* What to do with an affine map that would lose strict diagonal dominance. */
+typedef enum {
+    OQ_DOMINANCE_PROJECT, /* shrink the row's off-diagonals to the target margin */
+    OQ_DOMINANCE_REJECT,  /* undo the step, halve the site's learning rate */
+    OQ_DOMINANCE_RAISE,   /* stop with OQ_NOT_DOMINANT */
+    OQ_DOMINANCE_MONITOR  /* report, repair nothing */
+} oq_dominance_policy;
+
+typedef struct {
+    int64_t block; /* index, for messages and the order of samples */
+    uint64_t seed;
+    oq_quantizer weight;
+    int64_t group_size; /* 0: one group a row */
+    oq_activation_quantizers activation;
+    bool lwc;
+    oq_map_kind map[OQ_SITES]; /* dense at a norm is the online map */
+    bool shift;                /* only taken where producer and consumers carry bias slots */
+    oq_parametrization parametrization;
+    oq_dominance_policy dominance;
+    double margin;    /* tau of the projection */
+    double stability; /* alpha_s of the gradual mask */
+    double alpha;     /* of SmoothQuant's initialisation */
+    int64_t epochs, batch_size;
+    double lr_lwc, lr_let;
+    bool cosine, shuffle, best_iterate;
+    oq_loss_kind loss;
+} oq_options;
+
+/* Sites whose map a linear feels: on its columns (from its input's side), on its rows; -1: none.
+ * inverse: the rows take A^-T (q, v, up) instead of A (k). */
+typedef struct {
+    int columns, rows;
+    bool inverse;
+} oq_linear_sites;
+extern const oq_linear_sites oq_sites_of[OQ_LINEARS];
+
+/* Heads that share each block of the site's map on this linear (grouped-query attention). */
+int64_t oq_repeat_of(const oq_block_spec *spec, int site, int linear);
+/* Blocks and width of the site's map. */
+oq_affine oq_site_geometry(const oq_block_spec *spec, int site);
+bool oq_site_has_shift(const oq_options *options, const oq_block_weights *weights, int site);
+
+oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const oq_options *options);
+
+static inline int64_t oq_group_of(const oq_options *options, int64_t in)
+{
+    return options->group_size > 0 && options->group_size < in ? options->group_size : in;
+}
+
+#endif

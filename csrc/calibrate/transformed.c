@@ -1,0 +1,303 @@
+#include "calibrate/transformed.h"
+
+#include <string.h>
+
+#include "calibrate/shift.h"
+
+oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear)
+{
+    const oq_linear_shape shape = oq_shape_of(spec, linear);
+    return (oq_groups){shape.out, shape.in, oq_group_of(options, shape.in), options->weight};
+}
+
+oq_clip oq_weight_clip(const oq_learnables *list, int linear, const oq_real *theta)
+{
+    return (oq_clip){oq_part_const(list, list->lwc_max[linear], theta),
+                     oq_part_const(list, list->lwc_min[linear], theta)};
+}
+
+static bool has_columns_map(const oq_transformed *t, int linear)
+{
+    return t->map[oq_sites_of[linear].columns].kind != OQ_MAP_NONE;
+}
+
+static bool has_rows_map(const oq_transformed *t, int linear)
+{
+    return oq_sites_of[linear].rows >= 0 && t->map[oq_sites_of[linear].rows].kind != OQ_MAP_NONE;
+}
+
+/* ---- create ------------------------------------------------------------- */
+
+static oq_code create_maps(oq_context *context, oq_transformed *t)
+{
+    for (int site = 0; site < OQ_SITES; site++) {
+        oq_affine affine = oq_site_geometry(t->spec, site);
+        affine.parametrization = t->options->parametrization;
+        affine.mask = (oq_mask){.band = affine.width - 1, .stability = t->options->stability};
+        OQ_TRY(oq_map_create(context, &t->map[site], t->options->map[site], affine,
+                             t->options->dominance == OQ_DOMINANCE_MONITOR));
+    }
+    return OQ_OK;
+}
+
+static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
+{
+    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
+    const int64_t count = shape.out * shape.in;
+    const bool quantized = oq_is_quantized(t->options->weight);
+    const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || t->list->lwc_max[linear] >= 0;
+    if (has_columns_map(t, linear)) OQ_NEW(context, t->after_columns[linear], count);
+    if (has_rows_map(t, linear)) OQ_NEW(context, t->after_rows[linear], count);
+    if (quantized) {
+        const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
+        OQ_NEW(context, t->quantized[linear], count);
+        OQ_NEW(context, t->ranges[linear], shape.out * oq_groups_per_row(&groups));
+    }
+    if (learned) OQ_NEW(context, t->dweight[linear], count);
+    if (!t->original->bias[linear]) return OQ_OK;
+    OQ_NEW(context, t->bias_before_rows[linear], shape.out);
+    OQ_NEW(context, t->bias[linear], shape.out);
+    if (learned) OQ_NEW(context, t->dbias[linear], shape.out);
+    return OQ_OK;
+}
+
+static oq_code create_norm(oq_context *context, oq_transformed *t, int norm)
+{
+    const int site = norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
+    const bool learned = t->map[site].kind != OQ_MAP_NONE;
+    const int64_t H = t->spec->hidden;
+    OQ_NEW(context, t->gain[norm], H);
+    if (learned) OQ_NEW(context, t->dgain[norm], H);
+    if (!t->original->norm_bias[norm]) return OQ_OK;
+    OQ_NEW(context, t->norm_bias[norm], H);
+    if (learned) OQ_NEW(context, t->dnorm_bias[norm], H);
+    return OQ_OK;
+}
+
+oq_code oq_transformed_create(oq_context *context, oq_transformed *t, const oq_block_spec *spec,
+                              const oq_options *options, const oq_block_weights *original,
+                              const oq_learnables *list)
+{
+    memset(t, 0, sizeof *t);
+    t->spec = spec;
+    t->options = options;
+    t->original = original;
+    t->list = list;
+    OQ_TRY(create_maps(context, t));
+    for (int i = 0; i < OQ_LINEARS; i++)
+        if (oq_has_linear(spec, i)) OQ_TRY(create_linear(context, t, i));
+    for (int i = 0; i < OQ_NORMS; i++) OQ_TRY(create_norm(context, t, i));
+    return OQ_OK;
+}
+
+/* ---- forward ------------------------------------------------------------ */
+
+const oq_real *oq_transformed_weight(const oq_transformed *t, int linear)
+{
+    if (t->after_rows[linear]) return t->after_rows[linear];
+    return t->after_columns[linear] ? t->after_columns[linear] : t->original->weight[linear];
+}
+
+static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int linear)
+{
+    const oq_linear_sites sites = oq_sites_of[linear];
+    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
+    const oq_real *w = t->original->weight[linear];
+    if (t->after_columns[linear]) {
+        OQ_TRY(oq_map_columns(context, &t->map[sites.columns], oq_repeat_of(t->spec, sites.columns, linear), w,
+                              t->after_columns[linear], shape.out));
+        w = t->after_columns[linear];
+    }
+    if (t->after_rows[linear])
+        OQ_TRY(oq_map_rows(context, &t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear), w,
+                           t->after_rows[linear], shape.in));
+    if (!t->quantized[linear]) return OQ_OK;
+    const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
+    return oq_fake_quantize_forward(context, &groups, oq_weight_clip(t->list, linear, theta),
+                                    oq_transformed_weight(t, linear), t->quantized[linear], t->ranges[linear]);
+}
+
+static oq_code bias_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int linear)
+{
+    const int rows = oq_sites_of[linear].rows;
+    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
+    if (!t->bias[linear]) return OQ_OK;
+    oq_shift_bias_forward(t, theta, linear, t->bias_before_rows[linear]);
+    if (has_rows_map(t, linear))
+        return oq_map_rows(context, &t->map[rows], oq_sites_of[linear].inverse, oq_repeat_of(t->spec, rows, linear),
+                           t->bias_before_rows[linear], t->bias[linear], 1);
+    memcpy(t->bias[linear], t->bias_before_rows[linear], sizeof *t->bias[linear] * (size_t)shape.out);
+    return OQ_OK;
+}
+
+/* g~ = g / s and b~ = (b - delta) / s for a diagonal map; an online map leaves g and divides nothing. */
+static void norm_forward(oq_transformed *t, const oq_real *theta, int norm)
+{
+    const int site = norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
+    const oq_map *map = &t->map[site];
+    const oq_real *shift = oq_part_const(t->list, t->list->shift[site], theta);
+    for (int64_t i = 0; i < t->spec->hidden; i++) {
+        const oq_real factor = map->kind == OQ_MAP_DIAGONAL ? map->inverse[i] : 1;
+        t->gain[norm][i] = t->original->gain[norm][i] * factor;
+        if (t->norm_bias[norm])
+            t->norm_bias[norm][i] = (t->original->norm_bias[norm][i] - (shift ? shift[i] : 0)) * factor;
+    }
+}
+
+static void zero(oq_real *x, int64_t count)
+{
+    if (x) memset(x, 0, sizeof *x * (size_t)count);
+}
+
+static void zero_gradients(oq_transformed *t)
+{
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(t->spec, i);
+        zero(t->dweight[i], shape.out * shape.in);
+        zero(t->dbias[i], shape.out);
+    }
+    for (int i = 0; i < OQ_NORMS; i++) {
+        zero(t->dgain[i], t->spec->hidden);
+        zero(t->dnorm_bias[i], t->spec->hidden);
+    }
+}
+
+oq_code oq_transformed_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int64_t epoch)
+{
+    for (int site = 0; site < OQ_SITES; site++) {
+        oq_affine *affine = &t->map[site].affine;
+        if (t->map[site].kind == OQ_MAP_NONE) continue;
+        affine->mask.band = oq_mask_band(affine->width, epoch, t->options->epochs);
+        OQ_TRY(oq_map_forward(context, &t->map[site], oq_part_const(t->list, t->list->map[site], theta),
+                              oq_site_names[site]));
+    }
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        if (!oq_has_linear(t->spec, i)) continue;
+        OQ_TRY(linear_forward(context, t, theta, i));
+        OQ_TRY(bias_forward(context, t, theta, i));
+    }
+    for (int i = 0; i < OQ_NORMS; i++) norm_forward(t, theta, i);
+    zero_gradients(t);
+    return OQ_OK;
+}
+
+/* ---- backward ----------------------------------------------------------- */
+
+static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta,
+                               int linear)
+{
+    const oq_linear_sites sites = oq_sites_of[linear];
+    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
+    const bool columns = t->after_columns[linear], rows = t->after_rows[linear];
+    oq_real *dw = t->dweight[linear]; /* gradient of W^, then of W~, then of the columns' stage, in place */
+    if (!dw) return OQ_OK;
+    if (t->quantized[linear]) {
+        const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
+        OQ_TRY(oq_fake_quantize_backward(context, &groups, oq_weight_clip(t->list, linear, theta),
+                                         oq_transformed_weight(t, linear), t->ranges[linear], dw,
+                                         columns || rows ? dw : NULL, oq_part(t->list, t->list->lwc_max[linear], dtheta),
+                                         oq_part(t->list, t->list->lwc_min[linear], dtheta)));
+    }
+    const oq_mark mark = oq_arena_mark(context->arena);
+    if (rows) {
+        oq_real *dbefore = NULL;
+        if (columns) OQ_NEW(context, dbefore, shape.out * shape.in);
+        OQ_TRY(oq_map_rows_backward(context, &t->map[sites.rows], sites.inverse,
+                                    oq_repeat_of(t->spec, sites.rows, linear),
+                                    columns ? t->after_columns[linear] : t->original->weight[linear], dw, dbefore,
+                                    shape.in));
+        dw = dbefore;
+    }
+    if (columns)
+        OQ_TRY(oq_map_columns_backward(context, &t->map[sites.columns], oq_repeat_of(t->spec, sites.columns, linear),
+                                       t->original->weight[linear], dw, shape.out));
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}
+
+static oq_code bias_backward(oq_context *context, oq_transformed *t, oq_real *dtheta, int linear)
+{
+    const oq_linear_sites sites = oq_sites_of[linear];
+    oq_real *db = t->dbias[linear];
+    if (!db) return OQ_OK;
+    const oq_mark mark = oq_arena_mark(context->arena);
+    if (has_rows_map(t, linear)) {
+        oq_real *dbefore;
+        OQ_NEW(context, dbefore, oq_shape_of(t->spec, linear).out);
+        OQ_TRY(oq_map_rows_backward(context, &t->map[sites.rows], sites.inverse,
+                                    oq_repeat_of(t->spec, sites.rows, linear), t->bias_before_rows[linear], db,
+                                    dbefore, 1));
+        db = dbefore;
+    }
+    oq_shift_bias_backward(t, dtheta, linear, db);
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}
+
+static void norm_backward(oq_transformed *t, const oq_real *theta, oq_real *dtheta, int norm)
+{
+    const int site = norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
+    oq_map *map = &t->map[site];
+    const oq_real *shift = oq_part_const(t->list, t->list->shift[site], theta);
+    oq_real *dshift = oq_part(t->list, t->list->shift[site], dtheta);
+    if (map->kind == OQ_MAP_NONE) return;
+    for (int64_t i = 0; i < t->spec->hidden; i++) {
+        const oq_real factor = map->kind == OQ_MAP_DIAGONAL ? map->inverse[i] : 1;
+        if (map->kind == OQ_MAP_DIAGONAL) {
+            map->dinverse[i] += t->dgain[norm][i] * t->original->gain[norm][i];
+            if (t->dnorm_bias[norm])
+                map->dinverse[i] +=
+                    t->dnorm_bias[norm][i] * (t->original->norm_bias[norm][i] - (shift ? shift[i] : 0));
+        }
+        if (dshift) dshift[i] -= t->dnorm_bias[norm][i] * factor;
+    }
+}
+
+oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta)
+{
+    for (int i = 0; i < OQ_NORMS; i++) norm_backward(t, theta, dtheta, i);
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        if (!oq_has_linear(t->spec, i)) continue;
+        OQ_TRY(linear_backward(context, t, theta, dtheta, i));
+        OQ_TRY(bias_backward(context, t, dtheta, i));
+    }
+    for (int site = 0; site < OQ_SITES; site++)
+        OQ_TRY(oq_map_backward(context, &t->map[site], oq_part_const(t->list, t->list->map[site], theta),
+                               oq_part(t->list, t->list->map[site], dtheta)));
+    return OQ_OK;
+}
+
+/* ---- views -------------------------------------------------------------- */
+
+oq_block_weights oq_transformed_weights(const oq_transformed *t)
+{
+    oq_block_weights weights = {0};
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        if (!oq_has_linear(t->spec, i)) continue;
+        weights.weight[i] = t->quantized[i] ? t->quantized[i] : oq_transformed_weight(t, i);
+        weights.bias[i] = t->bias[i];
+    }
+    for (int i = 0; i < OQ_NORMS; i++) {
+        const oq_map *map = &t->map[i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2];
+        weights.gain[i] = t->gain[i];
+        weights.norm_bias[i] = t->norm_bias[i];
+        weights.map_inverse[i] = map->kind == OQ_MAP_DENSE ? map->inverse : NULL;
+    }
+    return weights;
+}
+
+oq_block_gradients oq_transformed_gradients(const oq_transformed *t)
+{
+    oq_block_gradients gradients = {0};
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        gradients.weight[i] = t->dweight[i];
+        gradients.bias[i] = t->dbias[i];
+    }
+    for (int i = 0; i < OQ_NORMS; i++) {
+        const oq_map *map = &t->map[i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2];
+        gradients.gain[i] = t->dgain[i];
+        gradients.norm_bias[i] = t->dnorm_bias[i];
+        gradients.map_inverse[i] = map->kind == OQ_MAP_DENSE ? map->dinverse : NULL;
+    }
+    return gradients;
+}

@@ -1,0 +1,43 @@
+/* A block under its learnables: maps, transformed weights and biases, fake-quantized weights, and the
+ * way back from their gradients to the learnables'.
+ *
+ *   W --columns map--> --rows map--> W~ --LWC quantizer--> W^         one linear
+ *   g --/ s--> g~                                                     a norm with a diagonal map      */
+#ifndef OQ_CALIBRATE_TRANSFORMED_H
+#define OQ_CALIBRATE_TRANSFORMED_H
+
+#include "calibrate/learnables.h"
+#include "quant/fake_quantize.h"
+
+typedef struct {
+    const oq_block_spec *spec;
+    const oq_options *options;
+    const oq_block_weights *original;
+    const oq_learnables *list;
+    oq_map map[OQ_SITES];
+    /* NULL where a stage changes nothing; see oq_transformed_weight. */
+    oq_real *after_columns[OQ_LINEARS], *after_rows[OQ_LINEARS], *quantized[OQ_LINEARS];
+    oq_range *ranges[OQ_LINEARS];
+    oq_real *bias_before_rows[OQ_LINEARS], *bias[OQ_LINEARS];
+    oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
+    oq_real *dweight[OQ_LINEARS], *dbias[OQ_LINEARS]; /* gradients of W^ and b~; NULL where nothing learns */
+    oq_real *dgain[OQ_NORMS], *dnorm_bias[OQ_NORMS];
+} oq_transformed;
+
+oq_code oq_transformed_create(oq_context *context, oq_transformed *t, const oq_block_spec *spec,
+                              const oq_options *options, const oq_block_weights *original,
+                              const oq_learnables *list);
+/* Apply the learnables theta under a mask; zeroes the gradients. */
+oq_code oq_transformed_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int64_t epoch);
+/* dtheta += from the gradients gathered by oq_block_backward. */
+oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta);
+
+/* Views for the block. */
+oq_block_weights oq_transformed_weights(const oq_transformed *t);
+oq_block_gradients oq_transformed_gradients(const oq_transformed *t);
+/* W~ of a linear: transformed, not yet quantized. */
+const oq_real *oq_transformed_weight(const oq_transformed *t, int linear);
+oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear);
+oq_clip oq_weight_clip(const oq_learnables *list, int linear, const oq_real *theta);
+
+#endif

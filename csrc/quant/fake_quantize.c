@@ -1,0 +1,274 @@
+#include "quant/fake_quantize.h"
+
+#include "base/parallel.h"
+#include "quant/lwc.h"
+#include "quant/ste_tape.h"
+
+#define LANES 16   /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
+#define ROW_CHUNK 32
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+typedef struct {
+    const oq_groups *groups;
+    oq_clip clip;
+    const oq_real *x, *dout;
+    oq_real *out, *dmax_logit, *dmin_logit;
+    oq_range *ranges;
+    const oq_range *saved_ranges;
+    uint8_t *codes, *zero_out;
+    const uint8_t *codes_in, *zero_in;
+    oq_real *scale_out;
+    const oq_real *scale_in;
+    double *tape; /* [rows, width, 2], double build alone */
+} job;
+
+/* ---- one group ---------------------------------------------------------- */
+
+/* Zero is in every range, so the accumulators start there. */
+INLINE oq_range find_range(const oq_real *x, int64_t n)
+{
+    oq_real lo[LANES] = {0}, hi[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) {
+            lo[j] = oq_min(x[i + j], lo[j]);
+            hi[j] = oq_max(x[i + j], hi[j]);
+        }
+    for (; i < n; i++) {
+        lo[0] = oq_min(x[i], lo[0]);
+        hi[0] = oq_max(x[i], hi[0]);
+    }
+    for (int j = 1; j < LANES; j++) {
+        lo[0] = oq_min(lo[0], lo[j]);
+        hi[0] = oq_max(hi[0], hi[j]);
+    }
+    return (oq_range){.lo = lo[0], .hi = hi[0]};
+}
+
+INLINE oq_real clamp_code(oq_real q, oq_real top) { return oq_min(oq_max(q, 0), top); }
+
+INLINE void fake_quantize_run(const oq_real *x, oq_real *out, int64_t n, oq_grid grid)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const oq_real q = clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top);
+        out[i] = (q - grid.zero) * grid.scale;
+    }
+}
+
+/* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL). */
+INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *dout, oq_real *dx, int64_t n, oq_grid grid)
+{
+    oq_real sums[LANES] = {0};
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int lanes = n - i < LANES ? (int)(n - i) : LANES;
+        for (int j = 0; j < lanes; j++) {
+            const oq_real u = x[i + j] / grid.scale, raw = oq_rint(u) + grid.zero;
+            const oq_real q = clamp_code(raw, grid.top), d = dout[i + j];
+            const bool inside = raw == q;
+            sums[j] += d * ((q - grid.zero) - (inside ? u : 0));
+            if (dx) dx[i + j] = inside ? d : 0;
+        }
+    }
+    double total = 0;
+    for (int j = 0; j < LANES; j++) total += (double)sums[j];
+    return total;
+}
+
+/* A gradient of the extreme value is shared equally by the elements that attain it; an extreme of
+ * exactly 0 is the included zero, which is no element's. */
+INLINE void spread_to_extreme(const oq_real *x, oq_real *dx, int64_t n, oq_real extreme, oq_real gradient)
+{
+    if (extreme == 0 || gradient == 0) return;
+    int64_t ties = 0;
+    for (int64_t i = 0; i < n; i++) ties += x[i] == extreme;
+    const oq_real share = gradient / (oq_real)ties;
+    for (int64_t i = 0; i < n; i++) dx[i] += x[i] == extreme ? share : 0;
+}
+
+/* ---- rows --------------------------------------------------------------- */
+
+INLINE oq_range clipped(const job *j, oq_range range, int64_t index)
+{
+    return j->clip.max_logit ? oq_lwc_forward(range, j->clip.max_logit[index], j->clip.min_logit[index]) : range;
+}
+
+INLINE int64_t group_length(const oq_groups *g, int64_t begin)
+{
+    return g->width - begin < g->group ? g->width - begin : g->group;
+}
+
+#ifdef OQ_DOUBLE
+/* Record or replay one group of the surrogate: see ste_tape.h. */
+static void taped_run(const oq_real *x, oq_real *out, int64_t n, oq_grid grid, double *tape)
+{
+    const bool record = oq_tape_state() == OQ_TAPE_RECORD;
+    for (int64_t i = 0; i < n; i++) {
+        const oq_real u = x[i] / grid.scale, raw = oq_rint(u) + grid.zero, q = clamp_code(raw, grid.top);
+        if (record) {
+            tape[2 * i] = raw == q;
+            tape[2 * i + 1] = (q - grid.zero) - (raw == q ? u : 0);
+        }
+        out[i] = (tape[2 * i] * u + tape[2 * i + 1]) * grid.scale;
+    }
+}
+#endif
+
+OQ_VECTORIZED static void forward_rows(const job *j, int64_t row_begin, int64_t row_end)
+{
+    const oq_groups *g = j->groups;
+    const int64_t per_row = oq_groups_per_row(g);
+    for (int64_t row = row_begin; row < row_end; row++)
+        for (int64_t k = 0; k < per_row; k++) {
+            const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
+            const int64_t offset = row * g->width + begin;
+            const oq_range range = find_range(j->x + offset, n);
+            const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, range, index));
+            j->ranges[index] = range;
+#ifdef OQ_DOUBLE
+            if (j->tape) {
+                taped_run(j->x + offset, j->out + offset, n, grid, j->tape + 2 * offset);
+                continue;
+            }
+#endif
+            fake_quantize_run(j->x + offset, j->out + offset, n, grid);
+        }
+}
+
+INLINE void backward_group(const job *j, int64_t index, const oq_real *x, const oq_real *dout, oq_real *dx, int64_t n)
+{
+    const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
+    const oq_grid grid = oq_grid_from_range(j->groups->quantizer, clip_range);
+    const double dscale = fake_quantize_run_backward(x, dout, dx, n, grid);
+    oq_range drange = {0, 0};
+    oq_grid_backward(j->groups->quantizer, clip_range, dscale, &drange);
+    if (j->clip.max_logit)
+        drange = oq_lwc_backward(range, j->clip.max_logit[index], j->clip.min_logit[index], drange,
+                                 &j->dmax_logit[index], &j->dmin_logit[index]);
+    if (dx) {
+        spread_to_extreme(x, dx, n, range.hi, drange.hi);
+        spread_to_extreme(x, dx, n, range.lo, drange.lo);
+    }
+}
+
+OQ_VECTORIZED static void backward_rows(const job *j, int64_t row_begin, int64_t row_end)
+{
+    const oq_groups *g = j->groups;
+    const int64_t per_row = oq_groups_per_row(g);
+    for (int64_t row = row_begin; row < row_end; row++)
+        for (int64_t k = 0; k < per_row; k++) {
+            const int64_t begin = k * g->group, offset = row * g->width + begin;
+            backward_group(j, row * per_row + k, j->x + offset, j->dout + offset, j->out ? j->out + offset : NULL,
+                           group_length(g, begin));
+        }
+}
+
+OQ_VECTORIZED static void quantize_rows(const job *j, int64_t row_begin, int64_t row_end)
+{
+    const oq_groups *g = j->groups;
+    const int64_t per_row = oq_groups_per_row(g);
+    for (int64_t row = row_begin; row < row_end; row++)
+        for (int64_t k = 0; k < per_row; k++) {
+            const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
+            const oq_real *x = j->x + row * g->width + begin;
+            uint8_t *codes = j->codes + row * g->width + begin;
+            const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, find_range(x, n), index));
+            j->scale_out[index] = grid.scale;
+            j->zero_out[index] = (uint8_t)grid.zero;
+            for (int64_t i = 0; i < n; i++)
+                codes[i] = (uint8_t)clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top);
+        }
+}
+
+OQ_VECTORIZED static void dequantize_rows(const job *j, int64_t row_begin, int64_t row_end)
+{
+    const oq_groups *g = j->groups;
+    const int64_t per_row = oq_groups_per_row(g);
+    for (int64_t row = row_begin; row < row_end; row++)
+        for (int64_t k = 0; k < per_row; k++) {
+            const int64_t begin = k * g->group, n = group_length(g, begin);
+            const uint8_t *codes = j->codes_in + row * g->width + begin;
+            oq_real *out = j->out + row * g->width + begin;
+            const oq_real scale = j->scale_in[row * per_row + k];
+            const int zero = j->zero_in[row * per_row + k];
+            for (int64_t i = 0; i < n; i++) out[i] = (oq_real)((int)codes[i] - zero) * scale;
+        }
+}
+
+/* ---- matrices ----------------------------------------------------------- */
+
+typedef struct {
+    const job *job;
+    void (*rows)(const job *, int64_t, int64_t);
+} row_task;
+
+static void run_chunk(void *user, int64_t item, int worker)
+{
+    const row_task *task = user;
+    const int64_t rows = task->job->groups->rows, begin = item * ROW_CHUNK;
+    (void)worker;
+    task->rows(task->job, begin, begin + ROW_CHUNK < rows ? begin + ROW_CHUNK : rows);
+}
+
+static void over_rows(const oq_context *context, const job *j, void (*rows)(const job *, int64_t, int64_t))
+{
+    const row_task task = {.job = j, .rows = rows};
+    oq_parallel_for(context->threads, (j->groups->rows + ROW_CHUNK - 1) / ROW_CHUNK, run_chunk, (void *)&task);
+}
+
+static oq_code check_groups(oq_context *context, const oq_groups *g)
+{
+    if (g->quantizer.bits < 2 || g->quantizer.bits > 8)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "bits must be 2..8, got %d", g->quantizer.bits);
+    if (g->rows < 0 || g->width < 0 || g->group < 1)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "group size %lld does not fit a matrix of %lld x %lld",
+                       (long long)g->group, (long long)g->rows, (long long)g->width);
+    return OQ_OK;
+}
+
+oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
+                                 oq_real *out, oq_range *ranges)
+{
+    OQ_TRY(check_groups(context, groups));
+    job j = {.groups = groups, .clip = clip, .x = x, .out = out, .ranges = ranges};
+#ifdef OQ_DOUBLE
+    if (oq_tape_state() != OQ_TAPE_OFF && !(j.tape = oq_tape_next(groups->rows * groups->width)))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "the recorded surrogate does not fit this replay");
+#endif
+    over_rows(context, &j, forward_rows);
+    return OQ_OK;
+}
+
+oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
+                                  const oq_range *ranges, const oq_real *dout, oq_real *dx, oq_real *dmax_logit,
+                                  oq_real *dmin_logit)
+{
+    OQ_TRY(check_groups(context, groups));
+    const job j = {.groups = groups, .clip = clip, .x = x, .dout = dout, .out = dx, .saved_ranges = ranges,
+                   .dmax_logit = dmax_logit, .dmin_logit = dmin_logit};
+    over_rows(context, &j, backward_rows);
+    return OQ_OK;
+}
+
+oq_code oq_quantize(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x, uint8_t *codes,
+                    oq_real *scale, uint8_t *zero_point)
+{
+    OQ_TRY(check_groups(context, groups));
+    const job j = {.groups = groups, .clip = clip, .x = x, .codes = codes, .scale_out = scale,
+                   .zero_out = zero_point};
+    over_rows(context, &j, quantize_rows);
+    return OQ_OK;
+}
+
+oq_code oq_dequantize(oq_context *context, const oq_groups *groups, const uint8_t *codes, const oq_real *scale,
+                      const uint8_t *zero_point, oq_real *out)
+{
+    OQ_TRY(check_groups(context, groups));
+    const job j = {.groups = groups, .codes_in = codes, .scale_in = scale, .zero_in = zero_point, .out = out};
+    over_rows(context, &j, dequantize_rows);
+    return OQ_OK;
+}

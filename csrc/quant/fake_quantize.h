@@ -1,0 +1,44 @@
+/* Fake quantization of a matrix in groups, with straight-through gradients:
+ * weights (rows = output channels, LWC), activations (rows = tokens, min-max)
+ * and Q, K, V (rows = tokens of one head) alike. */
+#ifndef OQ_QUANT_FAKE_QUANTIZE_H
+#define OQ_QUANT_FAKE_QUANTIZE_H
+
+#include "base/context.h"
+#include "quant/quantizer.h"
+
+typedef struct {
+    int64_t rows, width;
+    int64_t group; /* consecutive values of a row that share a grid; the last group may be shorter */
+    oq_quantizer quantizer;
+} oq_groups;
+
+static inline int64_t oq_groups_per_row(const oq_groups *groups)
+{
+    return (groups->width + groups->group - 1) / groups->group;
+}
+
+/* LWC's logits, [rows, groups] each; both NULL: plain min-max. */
+typedef struct {
+    const oq_real *max_logit, *min_logit;
+} oq_clip;
+
+/* out [rows, width] = fake_quantize(x); ranges [rows, groups] keeps each group's min and max for the
+ * backward pass. out may be x. */
+oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
+                                 oq_real *out, oq_range *ranges);
+
+/* dx [rows, width] = gradient of x from dout; dx may be dout, or NULL when only the logits are learned.
+ * dmax_logit, dmin_logit [rows, groups] are added to; NULL without LWC. */
+oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
+                                  const oq_range *ranges, const oq_real *dout, oq_real *dx, oq_real *dmax_logit,
+                                  oq_real *dmin_logit);
+
+/* codes [rows, width] 0..2^n - 1, scale and zero_point [rows, groups]. */
+oq_code oq_quantize(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x, uint8_t *codes,
+                    oq_real *scale, uint8_t *zero_point);
+/* out = (q - z) h, the very bits oq_fake_quantize_forward gives. */
+oq_code oq_dequantize(oq_context *context, const oq_groups *groups, const uint8_t *codes, const oq_real *scale,
+                      const uint8_t *zero_point, oq_real *out);
+
+#endif

@@ -1,0 +1,127 @@
+"""A `tokenizers.Tokenizer` from the metadata of a GGUF file (byte-level BPE, `tokenizer.ggml.model` gpt2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from omniquant.checkpoint.errors import UnsupportedCheckpointError
+from omniquant.checkpoint.fields import Fields
+from omniquant.checkpoint.gguf_header import StringArray
+from omniquant.checkpoint.text import one_line, shown
+from omniquant.errors import CheckpointError
+
+_KEY = "tokenizer.ggml."
+_CONTROL, _USER_DEFINED = 3, 4
+
+# GPT-2's word pattern (Radford et al. 2019, encoder.py).
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# LLaMA 3's pattern; Qwen2's differs in the length of digit runs alone.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+# tokenizer.ggml.pre -> the patterns that cut text into words, applied one after the other.
+_PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    "gpt-2": (_GPT2,),
+    "llama-bpe": (_LLAMA3,),
+    "qwen2": (_QWEN2,),
+    "smollm": (r"\p{N}", _GPT2),
+}
+# These look a whole word up in the vocabulary before merging.
+_IGNORE_MERGES = frozenset({"llama-bpe"})
+_NFC = frozenset({"qwen2"})
+
+
+def _strings(fields: Fields, name: str) -> StringArray:
+    value = fields.values.get(_KEY + name)
+    if not isinstance(value, StringArray):
+        raise fields.fail(_KEY + name, "an array of strings")
+    return value
+
+
+def _vocabulary(fields: Fields) -> dict[str, int]:
+    tokens = _strings(fields, "tokens")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        twice = next(token for index, token in enumerate(tokens) if vocabulary[token] != index)
+        raise CheckpointError(f"{fields.where}: {_KEY}tokens holds {shown(twice)} twice")
+    return vocabulary
+
+
+def _merge(fields: Fields, line: str) -> tuple[str, str]:
+    # The first half is never empty, so a token may start with the separator.
+    cut = line.find(" ", 1)
+    if cut < 0:
+        raise CheckpointError(f"{fields.where}: {_KEY}merges holds {shown(line)}, expected two tokens")
+    return line[:cut], line[cut + 1 :]
+
+
+def _added_tokens(fields: Fields, vocabulary: dict[str, int]) -> list[AddedToken]:
+    kinds = fields.values.get(_KEY + "token_type")
+    if kinds is None:
+        return []
+    if not isinstance(kinds, np.ndarray) or len(kinds) != len(vocabulary):
+        found = len(kinds) if isinstance(kinds, Sequence | np.ndarray) else shown(kinds)
+        raise CheckpointError(
+            f"{fields.where}: {_KEY}token_type has {found} entries for {len(vocabulary)} tokens"
+        )
+    return [
+        AddedToken(token, special=kind == _CONTROL, normalized=False)
+        for token, kind in zip(vocabulary, kinds.tolist(), strict=True)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+
+
+def _pre_tokenizer(patterns: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
+    splits: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns]
+    return pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+def _assemble(fields: Fields, pre: str) -> Tokenizer:
+    vocabulary = _vocabulary(fields)
+    merges = [_merge(fields, line) for line in _strings(fields, "merges")]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _IGNORE_MERGES))
+    if pre in _NFC:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _pre_tokenizer(_PRE_TOKENIZERS[pre])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(_added_tokens(fields, vocabulary))
+    return tokenizer
+
+
+def tokenizer_from_gguf(fields: Fields) -> Tokenizer:
+    """Build the tokenizer a GGUF file describes.
+
+    Parameters
+    ----------
+    fields
+        The metadata of the file.
+
+    Raises
+    ------
+    UnsupportedCheckpointError
+        If the model is not byte-level BPE or its pre-tokenizer is not known here, by name.
+    CheckpointError
+        If the tokens, merges and token types do not fit together.
+    """
+    model = fields.text(_KEY + "model")
+    if model != "gpt2":
+        raise UnsupportedCheckpointError(f"{fields.where}: {_KEY}model is {shown(model)}, only gpt2 is read")
+    pre = fields.text(_KEY + "pre", "default")
+    if pre not in _PRE_TOKENIZERS:
+        known = ", ".join(_PRE_TOKENIZERS)
+        raise UnsupportedCheckpointError(f"{fields.where}: {_KEY}pre is {shown(pre)}, known are {known}")
+    try:
+        return _assemble(fields, pre)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointError(f"{fields.where}: tokenizer: {one_line(error)}") from error

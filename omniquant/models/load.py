@@ -1,0 +1,91 @@
+"""From a path or name to a :class:`Model`."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from omniquant.checkpoint.fields import Fields
+from omniquant.checkpoint.gguf_reader import GgufFile
+from omniquant.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from omniquant.checkpoint.json_file import read_json_object
+from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
+from omniquant.checkpoint.tokenizer_file import read_tokenizer
+from omniquant.errors import CheckpointError
+from omniquant.models.model import Model
+from omniquant.models.registry import adapter_for_gguf, adapter_for_model_type
+
+EMBEDDED_NAME = "omniquant-tiny"
+
+
+def load_model(source: str | os.PathLike[str]) -> Model:
+    """Open a model; only what is asked for later is read.
+
+    Parameters
+    ----------
+    source
+        A Hugging Face folder (config.json, safetensors, tokenizer.json), a ``.gguf`` file, or
+        "omniquant-tiny", the model inside this package.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing, damaged, lies about its sizes or is not supported; one line that names the file.
+    """
+    if str(source) == EMBEDDED_NAME:
+        return _load_folder(_embedded_folder(), EMBEDDED_NAME)
+    path = Path(source)
+    # An unusable path (a NUL inside, a name too long) is simply not there.
+    if _is(path, "is_dir"):
+        return _load_folder(path, path.resolve().name)
+    if not _is(path, "is_file"):
+        raise CheckpointError(f"{str(path)!r}: no such folder or file, and not {EMBEDDED_NAME}")
+    if path.suffix == ".gguf":
+        return _load_gguf(path)
+    raise CheckpointError(f"{path}: expected a .gguf file or a folder with config.json")
+
+
+def _is(path: Path, kind: str) -> bool:
+    try:
+        return bool(getattr(path, kind)())
+    except (OSError, ValueError):
+        return False
+
+
+def _embedded_folder() -> Path:
+    # Imported late: most users bring their own model.
+    from omniquant.embedded import embedded_model_path
+
+    try:
+        return embedded_model_path()
+    except OSError as error:
+        raise CheckpointError(f"{EMBEDDED_NAME}: {error}") from error
+
+
+def _load_folder(folder: Path, name: str) -> Model:
+    config_path = folder / "config.json"
+    config = Fields(read_json_object(config_path), str(config_path))
+    adapter = adapter_for_model_type(config.text("model_type"), config.where)
+    return Model(
+        name=name,
+        adapter=adapter,
+        architecture=adapter.architecture(config),
+        config=config.values,
+        source=SafetensorsFolder(folder),
+        read_tokenizer=partial(read_tokenizer, folder / "tokenizer.json"),
+    )
+
+
+def _load_gguf(path: Path) -> Model:
+    source = GgufFile(path)
+    adapter = adapter_for_gguf(source.fields.text("general.architecture"), source.fields.where)
+    config = Fields(adapter.config_from_gguf(source.fields, source), source.fields.where)
+    return Model(
+        name=path.stem,
+        adapter=adapter,
+        architecture=adapter.architecture(config),
+        config=config.values,
+        source=source,
+        read_tokenizer=partial(tokenizer_from_gguf, source.fields),
+    )

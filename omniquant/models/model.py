@@ -1,0 +1,264 @@
+"""A model as the rest of the package sees it: blocks of named float32 arrays, read when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from omniquant.checkpoint.source import F32, TensorSource
+from omniquant.checkpoint.text import one_line, shown
+from omniquant.checkpoint.tokenizer_file import fitted
+from omniquant.errors import CheckpointError, ConfigError, DataError
+from omniquant.models.adapter import Architecture, FamilyAdapter, TensorRef
+from omniquant.models.rope import rope_tables
+from omniquant.models.spec import BlockSpec
+
+
+class Model:
+    """A language model on disk. Made by :func:`omniquant.models.load.load_model`; never changed.
+
+    Parameters
+    ----------
+    name
+        For people: the folder's or file's name.
+    adapter
+        The family.
+    architecture
+        What the configuration says.
+    config
+        The raw configuration.
+    source
+        The tensors.
+    read_tokenizer
+        Called once, when the tokenizer is first needed.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing or has another shape than the configuration says (both are named), or the
+        checkpoint has more layers than that.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        adapter: FamilyAdapter,
+        architecture: Architecture,
+        config: Mapping[str, object],
+        source: TensorSource,
+        read_tokenizer: Callable[[], Tokenizer],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.architecture = architecture
+        self._adapter = adapter
+        self._source = source
+        self._read_tokenizer = read_tokenizer
+        self._outer = adapter.outer_tensors(architecture, source.layout)
+        _check_tensors(adapter, architecture, source)
+
+    @property
+    def family(self) -> str:
+        """The family's name, such as "llama"."""
+        return self._adapter.name
+
+    @property
+    def spec(self) -> BlockSpec:
+        """The shape of every block."""
+        return self.architecture.spec
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks."""
+        return self.architecture.num_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the embedding, V."""
+        return self.architecture.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence the model was made for."""
+        return self.architecture.max_positions
+
+    @property
+    def source(self) -> str:
+        """Where the numbers come from, as in "safetensors float32" or "GGUF, dequantized (linears Q4_1)"."""
+        return self._source.description
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read at first use and without truncation or padding.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing, damaged, or has tokens the model has no embedding for.
+        """
+        return fitted(self._read_tokenizer(), self.vocab_size, self.name)
+
+    def files(self) -> list[Path]:
+        """Return the files the weights are read from, sorted."""
+        return self._source.files()
+
+    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embeddings of token ids.
+
+        Parameters
+        ----------
+        tokens
+            Integers [N, T] (or any shape).
+
+        Returns
+        -------
+        float32 [N, T, H]
+
+        Raises
+        ------
+        DataError
+            Naming the first id outside the vocabulary and its position.
+        """
+        ids = np.asarray(tokens)
+        check_token_ids(ids, self.vocab_size, "tokens")
+        # Each row once: quantized embeddings are costly to read.
+        distinct, where = np.unique(ids, return_inverse=True)
+        ref = self._outer["embedding.weight"]
+        rows = self._source.load_rows(ref.key, distinct.astype(np.int64))
+        converted = rows if ref.convert is None else ref.convert(rows)
+        return converted[where.reshape(ids.shape)]
+
+    def block(self, index: int) -> dict[str, F32]:
+        """Return the tensors of one block, float32 and C-contiguous; views of the file are read-only.
+
+        Keys: "norm1.weight" [H], "q.weight" [n d, H], "k.weight" and "v.weight" [n_kv d, H],
+        "o.weight" [H, n d], "norm2.weight" [H], "gate.weight" and "up.weight" [F, H],
+        "down.weight" [H, F], and "*.bias" where the family has them; no "gate" in a plain MLP.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such block.
+        """
+        if not 0 <= index < self.num_layers:
+            raise ConfigError(
+                f"block {index} does not exist: {self.name} has blocks 0 to {self.num_layers - 1}"
+            )
+        refs = self._adapter.block_tensors(self.architecture, index, self._source.layout)
+        return {ours: self._load(ref) for ours, ref in refs.items()}
+
+    def final_norm(self) -> dict[str, F32]:
+        """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""
+        prefix = "final_norm."
+        return {
+            ours.removeprefix(prefix): self._load(r)
+            for ours, r in self._outer.items()
+            if ours.startswith(prefix)
+        }
+
+    def lm_head(self) -> F32:
+        """Return the output matrix, float32 [V, H]; of tied models the embedding.
+
+        Nothing is cached: keep it if it is needed again, dequantizing it takes time.
+        """
+        return self._load(self._outer.get("lm_head.weight", self._outer["embedding.weight"]))
+
+    def rope_tables(self, positions: int) -> tuple[F32, F32]:
+        """Return cos and sin for positions 0 to positions - 1, float32 [positions, head_dim / 2] each.
+
+        Raises
+        ------
+        DataError
+            If that is more positions than the model was made for.
+        ConfigError
+            If the family has no rotary positions.
+        """
+        if self.architecture.rope is None:
+            raise ConfigError(f"{self.name} has no rotary positions")
+        self.check_seqlen(positions)
+        return rope_tables(self.architecture.rope.inverse_frequencies(self.spec.head_dim), positions)
+
+    def check_seqlen(self, seqlen: int) -> None:
+        """Raise DataError unless sequences of this many tokens fit the model."""
+        if not 1 <= seqlen <= self.max_positions:
+            raise DataError(f"{seqlen} tokens in a sequence: {self.name} takes 1 to {self.max_positions}")
+
+    def fingerprint(self) -> str:
+        """Return a sha256 of the configuration, every tensor's name, type and shape, and the files' content.
+
+        It does not depend on where the files lie. Computed once; reads the whole checkpoint.
+        """
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name in self._source.names():
+            entry = [name, self._source.dtype(name), self._source.shape(name)]
+            digest.update(json.dumps(entry).encode())
+        for path in self.files():
+            digest.update(_content_digest(path))
+        return digest.hexdigest()
+
+    def _load(self, ref: TensorRef) -> F32:
+        values = self._source.load(ref.key)
+        return values if ref.convert is None else ref.convert(values)
+
+
+def _content_digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {one_line(error)}") from error
+
+
+def _check_ref(source: TensorSource, ref: TensorRef, files: str) -> None:
+    found = source.shape(ref.key)
+    if found != ref.shape:
+        raise CheckpointError(
+            f"{files}: tensor {ref.key} is {list(found)}, the configuration says {list(ref.shape)}"
+        )
+
+
+def _check_tensors(adapter: FamilyAdapter, architecture: Architecture, source: TensorSource) -> None:
+    files = str(source.files()[0]) if source.files() else "the checkpoint"
+    for ref in adapter.outer_tensors(architecture, source.layout).values():
+        _check_ref(source, ref, files)
+    for layer in range(architecture.num_layers):
+        for ref in adapter.block_tensors(architecture, layer, source.layout).values():
+            _check_ref(source, ref, files)
+    for name in source.names():
+        layer_of_name = adapter.layer_of(name, source.layout)
+        if layer_of_name is not None and layer_of_name >= architecture.num_layers:
+            raise CheckpointError(
+                f"{files}: tensor {shown(name)}, but the configuration says {architecture.num_layers} layers"
+            )
+
+
+def check_token_ids(ids: npt.NDArray[Any], vocab_size: int, where: str) -> None:
+    """Check that ids are integers of the vocabulary.
+
+    Raises
+    ------
+    DataError
+        Naming the type, or the first id outside [0, vocab_size) and its position.
+    """
+    if ids.dtype.kind not in "iu":
+        raise DataError(f"{where}: token ids are {ids.dtype}, expected integers")
+    outside = (ids < 0) | (ids >= vocab_size)
+    if outside.any():
+        position = np.unravel_index(int(np.argmax(outside)), ids.shape)
+        index = ", ".join(str(int(axis)) for axis in position)
+        raise DataError(
+            f"{where}: token id {ids[position]} at [{index}] is outside the vocabulary of {vocab_size}"
+        )

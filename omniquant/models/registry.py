@@ -1,0 +1,36 @@
+"""The table of model families: one row each."""
+
+from __future__ import annotations
+
+from omniquant.checkpoint.errors import UnsupportedCheckpointError
+from omniquant.checkpoint.text import shown
+from omniquant.models.adapter import FamilyAdapter
+from omniquant.models.llama import LlamaAdapter
+
+ADAPTERS: tuple[FamilyAdapter, ...] = (LlamaAdapter(),)
+
+
+def adapter_for_model_type(model_type: str, where: str) -> FamilyAdapter:
+    """Return the adapter of a Hugging Face model_type.
+
+    Raises
+    ------
+    UnsupportedCheckpointError
+        Naming the type, the file it came from and the types that are supported.
+    """
+    for adapter in ADAPTERS:
+        if model_type in adapter.model_types:
+            return adapter
+    known = ", ".join(kind for adapter in ADAPTERS for kind in adapter.model_types)
+    raise UnsupportedCheckpointError(f"{where}: model_type is {shown(model_type)}, supported are {known}")
+
+
+def adapter_for_gguf(architecture: str, where: str) -> FamilyAdapter:
+    """Return the adapter of a GGUF general.architecture; raises as :func:`adapter_for_model_type`."""
+    for adapter in ADAPTERS:
+        if architecture in adapter.gguf_architectures:
+            return adapter
+    known = ", ".join(kind for adapter in ADAPTERS for kind in adapter.gguf_architectures)
+    raise UnsupportedCheckpointError(
+        f"{where}: general.architecture is {shown(architecture)}, supported are {known}"
+    )

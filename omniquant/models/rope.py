@@ -1,0 +1,125 @@
+"""Rotary position embeddings (Su et al. 2021): inverse frequencies and their cos and sin tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant.checkpoint.errors import UnsupportedCheckpointError
+from omniquant.checkpoint.fields import Fields
+from omniquant.checkpoint.source import F32
+from omniquant.checkpoint.text import shown
+from omniquant.errors import CheckpointError
+
+F64 = npt.NDArray[np.float64]
+
+_DEFAULT_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """The wavelength-dependent stretching of LLaMA 3.1."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_positions: int
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of a model.
+
+    Parameters
+    ----------
+    theta
+        The base of the geometric row of frequencies.
+    scaling
+        None, a factor that divides every frequency (linear), or LLaMA 3's rule.
+    """
+
+    theta: float = _DEFAULT_THETA
+    scaling: float | Llama3Scaling | None = None
+
+    def inverse_frequencies(self, head_dim: int) -> F64:
+        """Return the angle a position advances each of the d/2 pairs by: float64 [head_dim / 2]."""
+        plain = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        if self.scaling is None:
+            return plain
+        if isinstance(self.scaling, Llama3Scaling):
+            return _llama3(plain, self.scaling)
+        return plain / self.scaling
+
+
+def _llama3(frequencies: F64, scaling: Llama3Scaling) -> F64:
+    # Fast pairs stay, slow ones are stretched by the factor, in between the two are mixed.
+    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    keep = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+
+
+def rope_tables(inverse_frequencies: F64, positions: int) -> tuple[F32, F32]:
+    """Return cos and sin of position times frequency, computed in double: float32 [positions, d / 2]."""
+    angles = np.arange(positions, dtype=np.float64)[:, None] * inverse_frequencies[None, :]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _llama3_scaling(section: Fields, max_positions: int) -> Llama3Scaling:
+    scaling = Llama3Scaling(
+        factor=section.positive("factor"),
+        low_freq_factor=section.positive("low_freq_factor"),
+        high_freq_factor=section.positive("high_freq_factor"),
+        original_positions=section.integer("original_max_position_embeddings", max_positions),
+    )
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise CheckpointError(
+            f"{section.where}: high_freq_factor is {scaling.high_freq_factor}, "
+            f"not above low_freq_factor {scaling.low_freq_factor}"
+        )
+    return scaling
+
+
+def _scaling(section: Fields, max_positions: int) -> float | Llama3Scaling | None:
+    # Older configurations call the kind `type`.
+    kind = section.text("rope_type", section.text("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return section.positive("factor")
+    if kind == "llama3":
+        return _llama3_scaling(section, max_positions)
+    raise UnsupportedCheckpointError(
+        f"{section.where}: rope_type is {shown(kind)}, supported are default, linear and llama3"
+    )
+
+
+def rope_from_config(config: Fields, max_positions: int) -> Rope:
+    """Read the rotary positions of a config.json.
+
+    Newer ones hold everything in ``rope_parameters``, older ones ``rope_theta`` at the top and the rest
+    in ``rope_scaling``; 10000 is the base where none is named.
+
+    Raises
+    ------
+    UnsupportedCheckpointError
+        If the scaling is of another kind than linear or llama3, or covers a part of each head.
+    CheckpointError
+        If a field is missing or impossible, or the two places name different bases.
+    """
+    newer = config.section("rope_parameters")
+    section = newer or config.section("rope_scaling") or Fields({}, config.where)
+    thetas = [place.positive("rope_theta") for place in (config, newer) if place and place.has("rope_theta")]
+    if len(set(thetas)) > 1:
+        raise CheckpointError(
+            f"{config.where}: rope_theta is {thetas[0]} at the top but {thetas[1]} in rope_parameters"
+        )
+    for place in (config, section):
+        if place.positive("partial_rotary_factor", 1.0) != 1.0:
+            raise UnsupportedCheckpointError(
+                f"{place.where}: partial_rotary_factor other than 1 is not supported"
+            )
+    return Rope(thetas[0] if thetas else _DEFAULT_THETA, _scaling(section, max_positions))

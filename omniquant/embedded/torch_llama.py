@@ -44,6 +44,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Normalize (..., size) over the last axis."""
         return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
@@ -66,6 +67,7 @@ class Attention(nn.Module):
         return tensor.view(batch, length, -1, self.arch.head_dim).transpose(1, 2)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attend within (batch, length, hidden); the tables hold one row per position."""
         hidden = self.hook(hidden)
         query = self.hook(rotate(self._heads(self.q_proj(hidden)), cos, sin))
         key = self.hook(rotate(self._heads(self.k_proj(hidden)), cos, sin))
@@ -92,6 +94,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(arch.intermediate_size, arch.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Transform (..., hidden) position by position."""
         hidden = self.hook(hidden)
         gated = functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
         output: Tensor = self.down_proj(self.hook(gated))
@@ -113,6 +116,7 @@ class Block(nn.Module):
         return functional.dropout(tensor, self.dropout, self.training)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Add the outputs of both sublayers to the residual stream (batch, length, hidden)."""
         hidden = hidden + self._drop(self.self_attn(self.input_layernorm(hidden), cos, sin))
         return hidden + self._drop(self.mlp(self.post_attention_layernorm(hidden)))
 
@@ -130,6 +134,7 @@ class Decoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return normalized hidden states (batch, length, hidden) for token ids (batch, length)."""
         length = tokens.shape[1]
         hidden = self.embed_tokens(tokens)
         for layer in self.layers:

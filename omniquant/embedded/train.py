@@ -96,13 +96,16 @@ def _trained_or_stored(
 
     if args.checkpoint is not None and args.checkpoint.is_file():
         stored = torch.load(args.checkpoint, weights_only=True)
+        if stored["tokenizer"] != tokenizer.to_str():
+            raise SystemExit("the checkpoint was trained on the texts of another Python version")
         model = CausalLM(arch)
         model.load_state_dict(stored["weights"])
         return model, TrainingRun(**stored["run"])
     schedule = Schedule() if args.steps is None else Schedule(steps=args.steps)
     model, run = _train(arch, schedule, tokenizer, evaluation, args.seed)
     if args.checkpoint is not None:
-        torch.save({"weights": model.state_dict(), "run": vars(run)}, args.checkpoint)
+        stored = {"weights": model.state_dict(), "run": vars(run), "tokenizer": tokenizer.to_str()}
+        torch.save(stored, args.checkpoint)
     return model, run
 
 

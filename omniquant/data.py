@@ -146,12 +146,12 @@ def _checked(ids: npt.NDArray[np.generic], model: Model, where: str) -> Tokens:
 def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {one_line(error)}") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
         ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise DataError(f"{path}: cannot read: {one_line(error)}") from error
 
 
 def _read_npy(path: Path) -> npt.NDArray[np.generic]:
@@ -160,7 +160,7 @@ def _read_npy(path: Path) -> npt.NDArray[np.generic]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot read: {one_line(error)}") from error
-    except (ValueError, EOFError, OverflowError, MemoryError) as error:
+    except Exception as error:  # a damaged header gives ValueError, EOFError, TokenError, OverflowError...
         raise DataError(f"{path}: not an array of integers: {one_line(error)}") from error
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: not an array of integers")

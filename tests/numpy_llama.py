@@ -15,7 +15,7 @@ Weights = dict[str, F64]
 
 def rms_norm(x: F64, weight: F64, eps: float) -> F64:
     """Return x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight)
 
 
 def linear(x: F64, weights: Weights, name: str) -> F64:
@@ -33,7 +33,7 @@ def rotate(x: F64, cos: F64, sin: F64) -> F64:
 def softmax(scores: F64) -> F64:
     """Return the softmax over the last axis."""
     exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
 def attention(x: F64, weights: Weights, spec: BlockSpec, cos: F64, sin: F64) -> F64:

@@ -132,6 +132,10 @@ class GgufFile:
         """Return the file, as a list."""
         return [self.path]
 
+    def file_of(self, name: str) -> Path:
+        """Return the file, whatever the tensor."""
+        return self.path
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, rows first (llama.cpp writes it the other way round)."""
         return self._find(name).shape

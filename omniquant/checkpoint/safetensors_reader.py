@@ -168,6 +168,10 @@ class SafetensorsFolder:
         """Return the files the tensors are read from, sorted."""
         return sorted({tensor.path for tensor in self._tensors.values()})
 
+    def file_of(self, name: str) -> Path:
+        """Return the file, or shard, a tensor lies in."""
+        return self._find(name).path
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, rows first."""
         return self._find(name).shape

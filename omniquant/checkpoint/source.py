@@ -31,6 +31,9 @@ class TensorSource(Protocol):
     def files(self) -> list[Path]:
         """Return the files the tensors are read from, sorted."""
 
+    def file_of(self, name: str) -> Path:
+        """Return the file a tensor lies in."""
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, rows first."""
 

@@ -6,12 +6,14 @@ import os
 from functools import partial
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.gguf_reader import GgufFile
 from omniquant.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
-from omniquant.checkpoint.tokenizer_file import read_tokenizer
+from omniquant.checkpoint.tokenizer_file import fitted, read_tokenizer
 from omniquant.errors import CheckpointError
 from omniquant.models.model import Model
 from omniquant.models.registry import adapter_for_gguf, adapter_for_model_type
@@ -67,13 +69,14 @@ def _load_folder(folder: Path, name: str) -> Model:
     config_path = folder / "config.json"
     config = Fields(read_json_object(config_path), str(config_path))
     adapter = adapter_for_model_type(config.text("model_type"), config.where)
+    architecture = adapter.architecture(config)
     return Model(
         name=name,
         adapter=adapter,
-        architecture=adapter.architecture(config),
+        architecture=architecture,
         config=config.values,
         source=SafetensorsFolder(folder),
-        read_tokenizer=partial(read_tokenizer, folder / "tokenizer.json"),
+        read_tokenizer=partial(_folder_tokenizer, folder / "tokenizer.json", architecture.vocab_size),
     )
 
 
@@ -81,11 +84,20 @@ def _load_gguf(path: Path) -> Model:
     source = GgufFile(path)
     adapter = adapter_for_gguf(source.fields.text("general.architecture"), source.fields.where)
     config = Fields(adapter.config_from_gguf(source.fields, source), source.fields.where)
+    architecture = adapter.architecture(config)
     return Model(
         name=path.stem,
         adapter=adapter,
-        architecture=adapter.architecture(config),
+        architecture=architecture,
         config=config.values,
         source=source,
-        read_tokenizer=partial(tokenizer_from_gguf, source.fields),
+        read_tokenizer=partial(_gguf_tokenizer, source.fields, architecture.vocab_size),
     )
+
+
+def _folder_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    return fitted(read_tokenizer(path), vocab_size, str(path))
+
+
+def _gguf_tokenizer(metadata: Fields, vocab_size: int) -> Tokenizer:
+    return fitted(tokenizer_from_gguf(metadata), vocab_size, metadata.where)

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 
 from omniquant.checkpoint.source import F32, TensorSource
 from omniquant.checkpoint.text import one_line, shown
-from omniquant.checkpoint.tokenizer_file import fitted
 from omniquant.errors import CheckpointError, ConfigError, DataError
 from omniquant.models.adapter import Architecture, FamilyAdapter, TensorRef
 from omniquant.models.rope import rope_tables
@@ -105,7 +104,7 @@ class Model:
         CheckpointError
             If it is missing, damaged, or has tokens the model has no embedding for.
         """
-        return fitted(self._read_tokenizer(), self.vocab_size, self.name)
+        return self._read_tokenizer()
 
     def files(self) -> list[Path]:
         """Return the files the weights are read from, sorted."""
@@ -222,26 +221,28 @@ def _content_digest(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot read: {one_line(error)}") from error
 
 
-def _check_ref(source: TensorSource, ref: TensorRef, files: str) -> None:
+def _check_ref(source: TensorSource, ref: TensorRef) -> None:
     found = source.shape(ref.key)
     if found != ref.shape:
         raise CheckpointError(
-            f"{files}: tensor {ref.key} is {list(found)}, the configuration says {list(ref.shape)}"
+            f"{source.file_of(ref.key)}: tensor {ref.key} is {list(found)}, "
+            f"the configuration says {list(ref.shape)}"
         )
 
 
 def _check_tensors(adapter: FamilyAdapter, architecture: Architecture, source: TensorSource) -> None:
-    files = str(source.files()[0]) if source.files() else "the checkpoint"
     for ref in adapter.outer_tensors(architecture, source.layout).values():
-        _check_ref(source, ref, files)
+        _check_ref(source, ref)
     for layer in range(architecture.num_layers):
         for ref in adapter.block_tensors(architecture, layer, source.layout).values():
-            _check_ref(source, ref, files)
+            _check_ref(source, ref)
+    # More layers than the configuration admits to: one of the two lies.
     for name in source.names():
         layer_of_name = adapter.layer_of(name, source.layout)
         if layer_of_name is not None and layer_of_name >= architecture.num_layers:
             raise CheckpointError(
-                f"{files}: tensor {shown(name)}, but the configuration says {architecture.num_layers} layers"
+                f"{source.file_of(name)}: tensor {shown(name)}, "
+                f"but the configuration says {architecture.num_layers} layers"
             )
 
 

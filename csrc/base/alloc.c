@@ -1,0 +1,50 @@
+#include "base/alloc.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#ifdef _WIN32
+#include <malloc.h>
+#endif
+
+#include "base/size.h"
+
+enum { ALIGNMENT = 64 };
+
+/* The test hook's state; all zero outside of tests. */
+static atomic_size_t calls;
+static atomic_size_t fail_at;
+static atomic_bool fail_after;
+
+static bool told_to_fail(void) {
+    const size_t call = atomic_fetch_add(&calls, 1) + 1;
+    const size_t n = atomic_load(&fail_at);
+    return n != 0 && (call == n || (call > n && atomic_load(&fail_after)));
+}
+
+void *oq_malloc(size_t bytes) {
+    size_t rounded;
+    if (told_to_fail()) return NULL;
+    if (!oq_size_align(bytes ? bytes : 1, ALIGNMENT, &rounded)) return NULL;
+#ifdef _WIN32
+    return _aligned_malloc(rounded, ALIGNMENT);
+#else
+    return aligned_alloc(ALIGNMENT, rounded);
+#endif
+}
+
+void oq_free(void *pointer) {
+#ifdef _WIN32
+    _aligned_free(pointer);
+#else
+    free(pointer);
+#endif
+}
+
+size_t oq_malloc_fail_at(size_t n, bool persistent) {
+    atomic_store(&fail_at, 0);
+    atomic_store(&fail_after, persistent);
+    const size_t made = atomic_exchange(&calls, 0);
+    atomic_store(&fail_at, n);
+    return made;
+}

@@ -1,0 +1,26 @@
+#include "python/call.h"
+
+#include <string.h>
+
+#include "base/parallel.h"
+#include "python/raise.h"
+
+int oq_call_begin(oq_context *context, int threads) {
+    memset(context, 0, sizeof *context);
+    if (threads < 0) {
+        PyErr_Format(PyExc_ValueError, "threads: expected at least 0 (0: all), got %d", threads);
+        return -1;
+    }
+    context->threads = threads ? threads : oq_parallel_default_threads();
+    context->arena = oq_arena_create();
+    if (context->arena) return 0;
+    PyErr_SetString(PyExc_MemoryError, "out of memory: no scratch memory");
+    return -1;
+}
+
+PyObject *oq_call_end(oq_context *context, oq_code code, PyObject *result) {
+    oq_arena_destroy(context->arena);
+    if (code == OQ_OK) return result;
+    Py_XDECREF(result);
+    return oq_raise(&context->error);
+}

@@ -54,6 +54,8 @@ class OutlierPlan:
 PLANS = (
     OutlierPlan((), ()),
     OutlierPlan((8, 8, 8), (2, 2)),
+    OutlierPlan((8, 8, 8, 8), (4, 2)),
+    OutlierPlan((8, 8, 8, 8, 8, 8), (4, 4)),
     OutlierPlan((16, 8, 8), (4, 2)),
     OutlierPlan((16, 16, 8, 8), (4, 4)),
     OutlierPlan((16, 16, 16, 8), (4, 4, 4)),

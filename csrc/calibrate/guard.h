@@ -1,0 +1,32 @@
+/* The Levy-Desplanques check of every affine map, after each step and before folding. */
+#ifndef OQ_CALIBRATE_GUARD_H
+#define OQ_CALIBRATE_GUARD_H
+
+#include "calibrate/adamw.h"
+#include "calibrate/transformed.h"
+
+typedef struct {
+    bool any_affine;      /* no dense map: the figures below mean nothing */
+    double min_margin;    /* smallest over all steps and rows */
+    int64_t rows_projected, steps_rejected;
+    int worst_site;       /* where min_margin was seen */
+    int64_t worst_head, worst_row;
+} oq_dominance_report;
+
+typedef struct {
+    oq_real *theta, *m, *v; /* the state before the step, for the policy reject */
+    oq_dominance_report report;
+} oq_guard;
+
+oq_code oq_guard_create(oq_context *context, oq_guard *guard, const oq_transformed *t);
+/* Keep the state before an optimiser step. */
+void oq_guard_remember(oq_guard *guard, const oq_transformed *t, const oq_adamw *adamw, const oq_real *theta);
+/* Floors, check and policy, on the parameters a step has just made. t holds the mask of the epoch. */
+oq_code oq_guard_after_step(oq_context *context, oq_guard *guard, oq_transformed *t, oq_adamw *adamw,
+                            oq_real *theta, int64_t epoch, int64_t step);
+/* The check before folding: the maps must be strictly dominant unless the policy is monitor.
+ * max_condition and varah_bound over all blocks of all maps, in the infinity norm. */
+oq_code oq_guard_before_fold(oq_context *context, oq_guard *guard, oq_transformed *t, double *max_condition,
+                             double *varah_bound);
+
+#endif

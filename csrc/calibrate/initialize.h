@@ -1,0 +1,21 @@
+/* Where the learnables start: LWC at sigma(4), maps at SmoothQuant's scales, q <-> k at the identity. */
+#ifndef OQ_CALIBRATE_INITIALIZE_H
+#define OQ_CALIBRATE_INITIALIZE_H
+
+#include "calibrate/transformed.h"
+
+/* Extremes of each channel of the inputs of the sites, over the full-precision stream. */
+typedef struct {
+    oq_real *lo[OQ_SITES], *hi[OQ_SITES]; /* [blocks * width]; NULL at q <-> k, which starts at 1 */
+} oq_channel_stats;
+
+oq_code oq_channel_stats_create(oq_context *context, oq_channel_stats *stats, const oq_block_spec *spec);
+/* Take in one window, as the full-precision forward pass saved it. */
+void oq_channel_stats_add(oq_channel_stats *stats, const oq_block_run *run, const oq_saved *saved);
+
+/* theta [list->total] at its start. */
+oq_code oq_initialize(oq_context *context, const oq_transformed *t, const oq_channel_stats *stats, oq_real *theta);
+/* theta of plain round-to-nearest: no clipping, identity maps, no shifts. */
+void oq_initialize_rtn(const oq_transformed *t, oq_real *theta);
+
+#endif

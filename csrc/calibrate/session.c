@@ -1,0 +1,110 @@
+#include "calibrate/session.h"
+
+#include <string.h>
+
+#include "math/vector.h"
+
+static oq_code check_finite(oq_context *context, const oq_options *options, const char *what, const oq_real *x,
+                            int64_t rows, int64_t width)
+{
+    const int64_t at = x ? oq_find_not_finite(x, rows * width) : -1;
+    if (at < 0) return OQ_OK;
+    return oq_fail(context, OQ_NOT_FINITE, "block %lld %s row %lld column %lld: %g is not finite",
+                   (long long)options->block, what, (long long)(at / width), (long long)(at % width), (double)x[at]);
+}
+
+static oq_code check_inputs(oq_context *context, const oq_session *s)
+{
+    const int64_t H = s->spec->hidden, rows = s->data->samples * s->data->tokens;
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(s->spec, i);
+        if (!oq_has_linear(s->spec, i)) continue;
+        OQ_TRY(check_finite(context, s->options, oq_linear_names[i], s->original->weight[i], shape.out, shape.in));
+        OQ_TRY(check_finite(context, s->options, oq_linear_names[i], s->original->bias[i], 1, shape.out));
+    }
+    for (int i = 0; i < OQ_NORMS; i++) {
+        OQ_TRY(check_finite(context, s->options, oq_norm_names[i], s->original->gain[i], 1, H));
+        OQ_TRY(check_finite(context, s->options, oq_norm_names[i], s->original->norm_bias[i], 1, H));
+    }
+    OQ_TRY(check_finite(context, s->options, "x_fp", s->data->x_fp, rows, H));
+    OQ_TRY(check_finite(context, s->options, "x_q", s->data->x_q, rows, H));
+    OQ_TRY(check_finite(context, s->options, "targets", s->data->target, rows, H));
+    return check_finite(context, s->options, "aug_targets", s->data->aug_target, rows, H);
+}
+
+oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spec *spec,
+                          const oq_block_weights *weights, const oq_options *options,
+                          const oq_calibration_data *data)
+{
+    memset(s, 0, sizeof *s);
+    s->spec = spec;
+    s->options = options;
+    s->data = data;
+    s->original = weights;
+    OQ_TRY(oq_check_spec(context, spec));
+    OQ_TRY(oq_check_options(context, spec, options));
+    if (data->samples < 1 || data->tokens < 1)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "calibration needs at least one window and one token, got %lld x %lld",
+                       (long long)data->samples, (long long)data->tokens);
+    OQ_TRY(check_inputs(context, s));
+    oq_learnables_list(spec, options, weights, &s->list);
+    OQ_TRY(oq_transformed_create(context, &s->transformed, spec, options, weights, &s->list));
+    s->run = (oq_block_run){spec, &options->activation, data->rope, data->tokens};
+    OQ_TRY(oq_saved_create(context, &s->run, &s->saved));
+    const int64_t window = data->tokens * spec->hidden;
+    OQ_NEW(context, s->y, window);
+    OQ_NEW(context, s->dy, window);
+    OQ_NEW(context, s->token_weights, data->samples * data->tokens);
+    for (int64_t i = 0; i < data->samples; i++)
+        oq_loss_weights(options->loss, data->target + i * window, data->x_fp + i * window,
+                        s->token_weights + i * data->tokens, data->tokens, spec->hidden);
+    return OQ_OK;
+}
+
+oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, double share, bool learn, double *loss)
+{
+    const int64_t T = s->data->tokens, H = s->spec->hidden, offset = window * T * H;
+    const oq_block_weights weights = oq_transformed_weights(&s->transformed);
+    const double *token_weights = s->token_weights + window * T;
+    oq_real *dy = learn ? s->dy : NULL;
+    OQ_TRY(oq_block_forward(context, &s->run, &weights, s->data->x_q + offset, &s->saved, s->y));
+    if (learn) memset(dy, 0, sizeof *dy * (size_t)(T * H));
+    *loss = oq_loss(s->y, s->data->target + offset, token_weights, dy, T, H);
+    if (s->data->aug_target) *loss += oq_loss(s->y, s->data->aug_target + offset, token_weights, dy, T, H);
+    if (!learn) return OQ_OK;
+    if (share != 1)
+        for (int64_t i = 0; i < T * H; i++) dy[i] *= (oq_real)share;
+    const oq_block_gradients gradients = oq_transformed_gradients(&s->transformed);
+    return oq_block_backward(context, &s->run, &weights, &s->saved, dy, &gradients);
+}
+
+oq_code oq_session_evaluate(oq_context *context, oq_session *s, const oq_real *theta, int64_t epoch, double *loss)
+{
+    OQ_TRY(oq_transformed_forward(context, &s->transformed, theta, epoch));
+    *loss = 0;
+    for (int64_t i = 0; i < s->data->samples; i++) {
+        double one;
+        OQ_TRY(oq_check_cancel(context));
+        OQ_TRY(oq_session_window(context, s, i, 1, false, &one));
+        *loss += one / (double)s->data->samples;
+    }
+    return OQ_OK;
+}
+
+oq_code oq_block_loss(oq_context *context, const oq_block_spec *spec, const oq_block_weights *weights,
+                      const oq_options *options, const oq_calibration_data *data, const oq_real *theta,
+                      int64_t epoch, double *loss, oq_real *dtheta)
+{
+    oq_session s;
+    OQ_TRY(oq_session_create(context, &s, spec, weights, options, data));
+    if (!dtheta) return oq_session_evaluate(context, &s, theta, epoch, loss);
+    OQ_TRY(oq_transformed_forward(context, &s.transformed, theta, epoch));
+    *loss = 0;
+    memset(dtheta, 0, sizeof *dtheta * (size_t)s.list.total);
+    for (int64_t i = 0; i < data->samples; i++) {
+        double one;
+        OQ_TRY(oq_session_window(context, &s, i, 1 / (double)data->samples, true, &one));
+        *loss += one / (double)data->samples;
+    }
+    return oq_transformed_backward(context, &s.transformed, theta, dtheta);
+}

@@ -1,0 +1,30 @@
+/* What the training loop and the evaluation of a block share: one window forward, its loss, and back. */
+#ifndef OQ_CALIBRATE_SESSION_H
+#define OQ_CALIBRATE_SESSION_H
+
+#include "calibrate/calibrate_block.h"
+
+typedef struct {
+    const oq_block_spec *spec;
+    const oq_options *options;
+    const oq_calibration_data *data;
+    const oq_block_weights *original;
+    oq_learnables list;
+    oq_transformed transformed;
+    oq_block_run run;
+    oq_saved saved;
+    double *token_weights; /* [N, T] */
+    oq_real *y, *dy;       /* [T, H] */
+} oq_session;
+
+oq_code oq_session_create(oq_context *context, oq_session *session, const oq_block_spec *spec,
+                          const oq_block_weights *weights, const oq_options *options,
+                          const oq_calibration_data *data);
+/* Loss of one window under the transformed weights; gradients are added when learn is set. */
+oq_code oq_session_window(oq_context *context, oq_session *session, int64_t window, double share, bool learn,
+                          double *loss);
+/* Mean loss over all windows at theta. */
+oq_code oq_session_evaluate(oq_context *context, oq_session *session, const oq_real *theta, int64_t epoch,
+                            double *loss);
+
+#endif

@@ -1,0 +1,63 @@
+#include "math/cross_entropy.h"
+
+#include "base/parallel.h"
+#include "math/elementary.h"
+#include "math/gemm.h"
+
+#define CHUNK 128 /* tokens whose logits exist at a time */
+#define LANES 16
+
+typedef struct {
+    const oq_real *logits; /* [CHUNK, V] */
+    const int32_t *targets;
+    double *nll;
+    int64_t vocabulary;
+} job;
+
+/* log sum exp(logits) - logits[target] */
+OQ_VECTORIZED static double row_nll(const oq_real *row, int64_t n, int32_t target)
+{
+    oq_real tops[LANES], top;
+    for (int l = 0; l < LANES; l++) tops[l] = row[0];
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int lanes = n - i < LANES ? (int)(n - i) : LANES;
+        for (int l = 0; l < lanes; l++) tops[l] = oq_max(row[i + l], tops[l]);
+    }
+    top = tops[0];
+    for (int l = 1; l < LANES; l++) top = oq_max(tops[l], top);
+    double sums[LANES] = {0}, sum = 0;
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int lanes = n - i < LANES ? (int)(n - i) : LANES;
+        for (int l = 0; l < lanes; l++) sums[l] += (double)oq_exp(row[i + l] - top);
+    }
+    for (int l = 0; l < LANES; l++) sum += sums[l];
+    return log(sum) + (double)top - (double)row[target];
+}
+
+static void one_row(void *user, int64_t item, int worker)
+{
+    const job *j = user;
+    (void)worker;
+    j->nll[item] = row_nll(j->logits + item * j->vocabulary, j->vocabulary, j->targets[item]);
+}
+
+oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_real *head, const int32_t *targets,
+                         double *nll, int64_t tokens, int64_t width, int64_t vocabulary)
+{
+    const oq_mark mark = oq_arena_mark(context->arena);
+    oq_real *logits;
+    for (int64_t t = 0; t < tokens; t++)
+        if (targets[t] < 0 || targets[t] >= vocabulary)
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "token %d at position %lld is outside the vocabulary of %lld",
+                           (int)targets[t], (long long)t, (long long)vocabulary);
+    OQ_NEW(context, logits, (tokens < CHUNK ? tokens : CHUNK) * vocabulary);
+    for (int64_t begin = 0; begin < tokens; begin += CHUNK) {
+        const int64_t rows = tokens - begin < CHUNK ? tokens - begin : CHUNK;
+        OQ_TRY(oq_check_cancel(context));
+        OQ_TRY(oq_linear_forward(context, hidden + begin * width, head, logits, rows, width, vocabulary));
+        job j = {logits, targets + begin, nll + begin, vocabulary};
+        oq_parallel_for(context->threads, rows, one_row, &j);
+    }
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}

@@ -1,0 +1,12 @@
+/* Language-model head and the negative log-likelihood of the next token. */
+#ifndef OQ_MATH_CROSS_ENTROPY_H
+#define OQ_MATH_CROSS_ENTROPY_H
+
+#include "base/context.h"
+#include "base/real.h"
+
+/* hidden [T, H] (already normalised), head [V, H], targets [T] in 0..V-1 -> nll [T], nats. */
+oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_real *head, const int32_t *targets,
+                         double *nll, int64_t tokens, int64_t width, int64_t vocabulary);
+
+#endif

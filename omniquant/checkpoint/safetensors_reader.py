@@ -89,16 +89,24 @@ def _read_shard(path: Path) -> dict[str, _Tensor]:
     return {name: _tensor(path, data_start, name, entry) for name, entry in header.items()}
 
 
-def _shard_paths(index_path: Path, weight_map: dict[str, object]) -> dict[str, Path]:
-    shards: dict[str, Path] = {}
+def _is_plain_name(value: object) -> bool:
+    # An index must not reach outside its folder; NUL and lone surrogates are no printable characters.
+    if not isinstance(value, str) or not value.isprintable():
+        return False
+    return value == Path(value).name and value.endswith(".safetensors")
+
+
+def _shard_paths(index_path: Path, weight_map: dict[str, object]) -> list[Path]:
     for name, file_name in weight_map.items():
-        # Only plain names: an index must not reach outside its folder.
-        if not isinstance(file_name, str) or Path(file_name).name != file_name or "\0" in file_name:
+        if not _is_plain_name(file_name):
             raise CheckpointError(
-                f"{index_path}: tensor {shown(name)} lies in {shown(file_name)}, no file name"
+                f"{index_path}: tensor {shown(name)} lies in {shown(file_name)}, no name of a safetensors file"
             )
-        shards[file_name] = index_path.parent / file_name
-    return shards
+    paths = [index_path.parent / str(file_name) for file_name in sorted(set(map(str, weight_map.values())))]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: shard is missing, listed in {INDEX_NAME}")
+    return paths
 
 
 def _read_index(index_path: Path) -> dict[str, _Tensor]:
@@ -106,20 +114,17 @@ def _read_index(index_path: Path) -> dict[str, _Tensor]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index_path}: weight_map is {shown(weight_map)}, expected an object")
     tensors: dict[str, _Tensor] = {}
-    for file_name, path in sorted(_shard_paths(index_path, weight_map).items()):
-        if not path.is_file():
-            raise CheckpointError(f"{path}: shard is missing, listed in {INDEX_NAME}")
+    for path in _shard_paths(index_path, weight_map):
         for name, tensor in _read_shard(path).items():
             if name in tensors:
                 raise CheckpointError(f"{path}: tensor {shown(name)} lies in {tensors[name].path.name} too")
-            if weight_map.get(name) != file_name:
+            if weight_map.get(name) != path.name:
                 raise CheckpointError(f"{path}: tensor {shown(name)} is not listed for it in {INDEX_NAME}")
             tensors[name] = tensor
     absent = next((name for name in weight_map if name not in tensors), None)
     if absent is not None:
-        raise CheckpointError(
-            f"{index_path.parent / str(weight_map[absent])}: tensor {shown(absent)} is missing"
-        )
+        path = index_path.parent / str(weight_map[absent])
+        raise CheckpointError(f"{path}: tensor {shown(absent)} is missing")
     return tensors
 
 

@@ -1,0 +1,148 @@
+"""One calibrated block as tensors: packed codes, scales, zero points, norms, online maps, learnables.
+
+Names in a file: "q.codes" uint8 [out, ceil(in * bits / 8)] (a dense little-endian bit stream a row), "q.scale" f32
+[out, G], "q.zero_point" uint8 [out, G] and, where the model has one, "q.bias" f32 [out]; the same for k, v, o, gate, up
+and down; "q.weight" f32 instead where weights stay float; "norm1.weight", "norm2.weight" and their biases;
+"norm1.inverse", "norm2.inverse" f32 [H, H] for online maps; "learnable.*": what was learned, for inspection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from omniquant import _core
+from omniquant.bitstream import pack_rows, packed_width, unpack_rows
+from omniquant.checkpoint.text import one_line
+from omniquant.config import QuantConfig
+from omniquant.errors import CheckpointError
+from omniquant.forward import F32, Weights
+from omniquant.models.spec import BlockSpec
+
+Array = npt.NDArray[Any]
+
+_LEARNABLE = "learnable."
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """A calibrated block: the folded tensors as ``_core.fold_block`` returns them, and what was learned."""
+
+    folded: dict[str, Array]
+    learnables: dict[str, Array]
+
+
+def linear_shapes(spec: BlockSpec) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of every linear of a block."""
+    hidden, ffn = spec.hidden_size, spec.ffn_size
+    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    shapes = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
+    gate = {"gate": (ffn, hidden)} if spec.mlp == "gated" else {}
+    return shapes | gate | {"up": (ffn, hidden), "down": (hidden, ffn)}
+
+
+def to_tensors(state: BlockState, scheme: QuantConfig) -> dict[str, Array]:
+    """Return the tensors of a block's file."""
+    tensors = {}
+    for name, values in state.folded.items():
+        tensors[name] = pack_rows(values, scheme.w_bits) if name.endswith(".codes") else values
+    return tensors | {_LEARNABLE + name: np.asarray(values) for name, values in state.learnables.items()}
+
+
+def from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where: str) -> BlockState:
+    """Read a block's file, which nobody vouches for.
+
+    Raises
+    ------
+    CheckpointError
+        Naming file and tensor: no safetensors, a tensor missing, unknown or of another shape or type, a scale
+        that is not a positive finite number, a zero point outside the codes.
+    """
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: not a valid safetensors file: {one_line(error)}") from error
+    learnables = {k.removeprefix(_LEARNABLE): v for k, v in tensors.items() if k.startswith(_LEARNABLE)}
+    stored = {name: values for name, values in tensors.items() if not name.startswith(_LEARNABLE)}
+    expected = _expected(spec, scheme)
+    for name, layout in expected.items():
+        if name not in stored and not layout.optional:
+            raise CheckpointError(f"{where}: tensor {name!r} is missing")
+    for name, values in stored.items():
+        if name not in expected:
+            raise CheckpointError(f"{where}: tensor {name!r} is unknown")
+        _check_tensor(values, expected[name], scheme, f"{where}: {name}")
+    shapes = linear_shapes(spec)
+    folded = {
+        name: unpack_rows(values, scheme.w_bits, shapes[name.removesuffix(".codes")][1])
+        if name.endswith(".codes")
+        else values
+        for name, values in stored.items()
+    }
+    return BlockState(folded, learnables)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    dtype: type
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+def _expected(spec: BlockSpec, scheme: QuantConfig) -> dict[str, _Layout]:
+    layouts = {}
+    for name, (rows, columns) in linear_shapes(spec).items():
+        groups = (rows, scheme.groups(columns))
+        if scheme.quantizes_weights:
+            layouts[f"{name}.codes"] = _Layout(np.uint8, (rows, packed_width(columns, scheme.w_bits)))
+            layouts[f"{name}.scale"] = _Layout(np.float32, groups)
+            layouts[f"{name}.zero_point"] = _Layout(np.uint8, groups)
+        else:
+            layouts[f"{name}.weight"] = _Layout(np.float32, (rows, columns))
+        layouts[f"{name}.bias"] = _Layout(np.float32, (rows,), optional=True)
+    hidden = spec.hidden_size
+    for norm in ("norm1", "norm2"):
+        layouts[f"{norm}.weight"] = _Layout(np.float32, (hidden,))
+        layouts[f"{norm}.bias"] = _Layout(np.float32, (hidden,), optional=True)
+        layouts[f"{norm}.inverse"] = _Layout(np.float32, (hidden, hidden), optional=True)
+    return layouts
+
+
+def _check_tensor(values: Array, layout: _Layout, scheme: QuantConfig, where: str) -> None:
+    if values.dtype != layout.dtype or values.shape != layout.shape:
+        raise CheckpointError(
+            f"{where} is {values.dtype} {list(values.shape)}, "
+            f"expected {np.dtype(layout.dtype)} {list(layout.shape)}"
+        )
+    if where.endswith(".zero_point") and values.size and int(values.max()) >> scheme.w_bits:
+        raise CheckpointError(f"{where} holds {int(values.max())}, too large for {scheme.w_bits} bits")
+    if layout.dtype is np.float32 and not np.isfinite(values).all():
+        raise CheckpointError(f"{where} holds NaN or infinity")
+    if where.endswith(".scale") and values.size and float(values.min()) <= 0:
+        raise CheckpointError(f"{where} holds {float(values.min())}, scales are positive")
+
+
+def dequantized(folded: Mapping[str, Array], scheme: QuantConfig) -> Weights:
+    """Return a block's weights as ``_core.block_forward`` takes them: exactly what training saw."""
+    weights: Weights = {}
+    for name, values in folded.items():
+        linear, _, kind = name.rpartition(".")
+        if kind == "codes":
+            scale, zero_point = folded[f"{linear}.scale"], folded[f"{linear}.zero_point"]
+            weights[f"{linear}.weight"] = _core.dequantize(
+                values, scale, zero_point, group_size=scheme.group_size or 0
+            )
+        elif kind not in ("scale", "zero_point"):
+            weights[name] = values
+    return weights
+
+
+def online_maps(folded: Mapping[str, Array]) -> dict[str, F32]:
+    """Return the maps that cost multiply-adds at run time, by the norm they stand behind."""
+    return {name.partition(".")[0]: values for name, values in folded.items() if name.endswith(".inverse")}

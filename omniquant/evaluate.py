@@ -1,0 +1,139 @@
+"""Perplexity, block by block: the weights of one block at a time, all windows through it.
+
+Protocol: windows that do not overlap, mean cross entropy of the T - 1 targets of each window, exp of the mean
+over windows; no beginning-of-sequence token is added.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.errors import NotFiniteError
+from omniquant.forward import I32, ForwardModel, as_windows, chunks, run_block
+from omniquant.threads import resolve_threads
+
+# Hidden states held at a time; more windows than fit go through the model in several passes.
+_HIDDEN_BYTES = 1 << 30
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A calibration result: folded, it is a model."""
+
+    def fold(self) -> ForwardModel:
+        """Return the quantized model."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    perplexity: float
+    nll: float  # mean negative log-likelihood a token, nats
+    tokens: int  # in all windows; each window predicts all but its first
+    windows: int
+    seqlen: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, ready for JSON."""
+        return asdict(self)
+
+
+def perplexity(
+    model: ForwardModel | Foldable, tokens: npt.ArrayLike, seqlen: int | None = None, *, threads: int | None = None
+) -> float:
+    """Return the perplexity of a model or a calibration result on tokens.
+
+    Parameters
+    ----------
+    model : Model, QuantizedModel or CalibrationResult
+    tokens : array_like of int
+        1-D: a stream, cut into windows of `seqlen` that do not overlap; 2-D [N, T]: windows as they are.
+    seqlen : int, optional
+        Length of a window; needed for a stream.
+    threads : int, optional
+        None: all processors this process may use. The result does not depend on it.
+
+    Returns
+    -------
+    float
+        exp of the mean over windows of the mean cross entropy of their T - 1 targets.
+
+    Raises
+    ------
+    DataError
+        If the tokens do not make a window or lie outside the vocabulary.
+    NotFiniteError
+        If the model computes NaN or infinity.
+    """
+    return evaluate(model, tokens, seqlen, threads=threads).perplexity
+
+
+def evaluate(
+    model: ForwardModel | Foldable,
+    tokens: npt.ArrayLike,
+    seqlen: int | None = None,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure perplexity; see :func:`perplexity`. `progress` is called with (blocks done, blocks)."""
+    started = time.monotonic()
+    runnable: ForwardModel = model.fold() if isinstance(model, Foldable) else model
+    windows = as_windows(tokens, runnable.vocab_size, seqlen)
+    count, length = windows.shape
+    hidden_bytes = 4 * length * int(runnable.spec.to_core()["hidden_size"])
+    step = max(1, _HIDDEN_BYTES // hidden_bytes)
+    parts = [windows[start : start + step] for start in range(0, count, step)]
+    worker = resolve_threads(threads)
+    total = len(parts) * runnable.num_layers
+    losses: list[npt.NDArray[np.float64]] = []
+    for number, part in enumerate(parts):
+        done = number * runnable.num_layers
+        report = (lambda i, done=done: progress(done + i, total)) if progress else None
+        losses.append(_window_losses(runnable, part, worker, report))
+    nll = float(np.mean(np.concatenate(losses)))
+    if not math.isfinite(nll):
+        raise NotFiniteError(f"{runnable.name}: the mean cross entropy of {count} windows is {nll}")
+    seconds = time.monotonic() - started
+    return Evaluation(_exp(nll), nll, count * length, count, length, seconds)
+
+
+def _window_losses(
+    model: ForwardModel, windows: I32, threads: int, progress: Callable[[int], None] | None
+) -> npt.NDArray[np.float64]:
+    """Return the mean cross entropy of each window [N]."""
+    activation = getattr(model, "activation", None)  # a full-precision model quantizes none
+    x = model.embed(windows)
+    for index in range(model.num_layers):
+        x = run_block(model, model.block(index), x, activation=activation, threads=threads)
+        if progress:
+            progress(index + 1)
+    spec, norm, head = model.spec.to_core(), model.final_norm(), model.lm_head()
+    losses = np.empty(len(windows))
+    for part in chunks(*windows.shape):
+        nll = _core.next_token_nll(
+            x[part],
+            spec["norm"],
+            spec["norm_eps"],
+            norm["weight"],
+            norm.get("bias"),
+            head,
+            windows[part],
+            threads=threads,
+        )
+        losses[part] = nll.mean(axis=1)
+    return losses
+
+
+def _exp(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else math.inf

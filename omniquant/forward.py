@@ -1,0 +1,136 @@
+"""A model block by block: what calibration and evaluation both do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.errors import DataError
+from omniquant.models.spec import BlockSpec
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+Weights = dict[str, F32]
+Activation = dict[str, int | bool]
+
+# Small enough for Ctrl-C to be answered within a second, large enough to keep the threads busy.
+_TOKENS_AT_ONCE = 2048
+
+
+class ForwardModel(Protocol):
+    """What a full-precision and a quantized model have in common."""
+
+    @property
+    def spec(self) -> BlockSpec:
+        """Sizes and kinds of a block."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embeddings [N, T, H] of tokens [N, T]."""
+
+    def block(self, index: int) -> Weights:
+        """Return the weights of a block."""
+
+    def final_norm(self) -> Weights:
+        """Return "weight" [H] and, where there is one, "bias" [H] of the last norm."""
+
+    def lm_head(self) -> F32:
+        """Return the output embedding [V, H]."""
+
+    def rope_tables(self, length: int) -> tuple[F32, F32]:
+        """Return cos and sin [length, d/2]."""
+
+
+def as_windows(tokens: npt.ArrayLike, vocab_size: int, seqlen: int | None = None) -> I32:
+    """Check token ids and cut a stream into windows that do not overlap.
+
+    Parameters
+    ----------
+    tokens : array_like of int
+        1-D: a stream, cut into windows of `seqlen` (the rest is left out); 2-D [N, T]: windows as they are.
+    vocab_size : int
+    seqlen : int, optional
+        Needed for a stream; for windows it must be T or None.
+
+    Returns
+    -------
+    ndarray of int32 [N, T]
+
+    Raises
+    ------
+    DataError
+        If there is not one whole window of at least two tokens, or an id is outside the vocabulary.
+    """
+    array = np.asarray(tokens)
+    if not np.issubdtype(array.dtype, np.integer) or array.ndim not in (1, 2):
+        raise DataError(f"tokens must be whole numbers [n] or [N, T], got {array.dtype} {list(array.shape)}")
+    if array.ndim == 1:
+        array = _cut(array, seqlen)
+    elif seqlen is not None and seqlen != array.shape[1]:
+        raise DataError(f"windows of {array.shape[1]} tokens were given, but seqlen is {seqlen}")
+    if array.shape[0] < 1 or array.shape[1] < 2:
+        raise DataError(f"{array.shape[0]} windows of {array.shape[1]} tokens: at least one of two is needed")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise DataError(f"token id {bad} is outside the vocabulary of {vocab_size}")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _cut(stream: npt.NDArray[np.integer], seqlen: int | None) -> npt.NDArray[np.integer]:
+    if seqlen is None or seqlen < 2:
+        raise DataError(f"a stream of tokens needs seqlen, at least 2, got {seqlen}")
+    windows = len(stream) // seqlen
+    if windows == 0:
+        raise DataError(f"{len(stream)} tokens are fewer than one window of {seqlen}")
+    return stream[: windows * seqlen].reshape(windows, seqlen)
+
+
+def chunks(windows: int, length: int) -> Iterator[slice]:
+    """Yield slices of windows that make about 2,048 tokens each; they depend on the shape alone."""
+    step = max(1, _TOKENS_AT_ONCE // max(1, length))
+    for start in range(0, windows, step):
+        yield slice(start, min(windows, start + step))
+
+
+def run_block(
+    model: ForwardModel, weights: Weights, x: F32, *, activation: Activation | None = None, threads: int = 1
+) -> F32:
+    """Run hidden states [N, T, H] through one block, a few windows at a time.
+
+    Parameters
+    ----------
+    model : ForwardModel
+        For the spec and the rope tables.
+    weights : dict of str to ndarray
+        Of the block, in floating point.
+    x : ndarray of float32 [N, T, H]
+    activation : dict, optional
+        Quantizers of activations, Q, K and V; None: all in float.
+    threads : int
+
+    Returns
+    -------
+    ndarray of float32 [N, T, H]
+    """
+    spec = model.spec.to_core()
+    cos, sin = model.rope_tables(x.shape[1])
+    out = np.empty_like(x)
+    for part in chunks(x.shape[0], x.shape[1]):
+        out[part] = _core.block_forward(spec, weights, x[part], cos, sin, activation=activation, threads=threads)
+    return out

@@ -1,0 +1,214 @@
+"""manifest.json: what a result directory holds, whose it is, and the checksum of every file in it.
+
+Everything in it depends on model, data and configuration alone, so two runs of the same calibration write the
+same bytes; what depends on the clock is in run.json. The manifest carries a checksum of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.checkpoint.fields import Fields
+from omniquant.checkpoint.json_file import read_json_object
+from omniquant.config import CalibrationOptions, QuantConfig
+from omniquant.errors import CheckpointError, ConfigError
+from omniquant.report import BlockReport
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "omniquant-result"
+FORMAT_VERSION = 1
+
+_MAX_BYTES = 256 << 20
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the directory as it must be."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """Return the entry of a file that has just been written."""
+        data = path.read_bytes()
+        return cls(path.name, len(data), hashlib.sha256(data).hexdigest())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, ready for JSON."""
+        return {"file": self.file, "bytes": self.bytes, "sha256": self.sha256}
+
+    @classmethod
+    def from_fields(cls, values: Fields) -> FileEntry:
+        """Read and check an entry of an untrusted manifest."""
+        name = values.text("file")
+        if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
+            raise values.fail("file", "a plain file name")
+        digest = values.text("sha256")
+        if len(digest) != 64 or not set(digest) <= _HEX:
+            raise values.fail("sha256", "64 hexadecimal digits")
+        return cls(name, values.integer("bytes", minimum=0), digest)
+
+
+@dataclass(frozen=True)
+class BlockEntry:
+    """A finished block: its file and its report."""
+
+    file: FileEntry
+    report: BlockReport
+
+
+@dataclass(frozen=True)
+class Header:
+    """Whose result this is: all that decides whether a run may be resumed."""
+
+    scheme: QuantConfig
+    options: CalibrationOptions
+    model: dict[str, Any]  # name, source, fingerprint, num_layers, vocab_size, spec
+    calibration: dict[str, Any]  # samples, seqlen, tokens_sha256
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of the model."""
+        return int(self.model["num_layers"])
+
+    def difference(self, other: Header) -> str | None:
+        """Return what differs from `other`, as "scheme W4A4, not W3A16"; None if they are the same run."""
+        if self.scheme != other.scheme:
+            return f"scheme {self.scheme}, not {other.scheme}"
+        mine, theirs = self.options.to_dict(), other.options.to_dict()
+        for name in mine:
+            if mine[name] != theirs[name]:
+                return f"{name} {mine[name]}, not {theirs[name]}"
+        if self.model["fingerprint"] != other.model["fingerprint"]:
+            return f"model {self.model['name']} ({self.model['fingerprint'][:12]}), not {other.model['name']} " \
+                   f"({other.model['fingerprint'][:12]})"
+        for name in ("samples", "seqlen", "tokens_sha256"):
+            if self.calibration[name] != other.calibration[name]:
+                return f"calibration {name} {self.calibration[name]}, not {other.calibration[name]}"
+        return None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The header, the files beside the blocks, and the blocks finished so far (from the first on)."""
+
+    header: Header
+    files: tuple[FileEntry, ...] = ()
+    blocks: tuple[BlockEntry, ...] = field(default=())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block of the model is done."""
+        return len(self.blocks) == self.header.num_layers
+
+    def with_block(self, index: int, entry: BlockEntry) -> Manifest:
+        """Return the manifest with block `index` added, or set anew.
+
+        A block that comes out otherwise than before (another machine's arithmetic) is not what the blocks
+        behind it were calibrated on: they are dropped.
+        """
+        same = index < len(self.blocks) and self.blocks[index].file == entry.file
+        behind = self.blocks[index + 1 :] if same else ()
+        return replace(self, blocks=(*self.blocks[:index], entry, *behind))
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json durably."""
+        body = self._body()
+        text = json.dumps(body | {"sha256": _checksum(body)}, indent=1, allow_nan=False)
+        atomic_write_bytes(folder / MANIFEST_NAME, text.encode() + b"\n")
+
+    def _body(self) -> dict[str, Any]:
+        header = self.header
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "scheme": str(header.scheme),
+            "options": header.options.to_dict(),
+            "model": header.model,
+            "calibration": header.calibration,
+            "files": [entry.to_dict() for entry in self.files],
+            "blocks": [entry.file.to_dict() | {"report": entry.report.durable()} for entry in self.blocks],
+        }
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read manifest.json, which nobody vouches for.
+
+        Raises
+        ------
+        CheckpointError
+            Naming file and field: missing, damaged (its checksum), of another format, or nonsense.
+        """
+        path = folder / MANIFEST_NAME
+        values = read_json_object(path, _MAX_BYTES)
+        fields_ = Fields(values, str(path))
+        if values.get("format") != FORMAT:
+            raise fields_.fail("format", FORMAT)
+        if values.get("format_version") != FORMAT_VERSION:
+            raise fields_.fail("format_version", f"{FORMAT_VERSION} (written by another version of omniquant)")
+        body = {key: value for key, value in values.items() if key != "sha256"}
+        if values.get("sha256") != _checksum(body):
+            raise CheckpointError(f"{path}: sha256 does not match the content: the file is damaged")
+        header = _read_header(fields_)
+        return cls(header, _read_files(fields_), _read_blocks(fields_, header.num_layers))
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _section(fields_: Fields, name: str) -> Fields:
+    section = fields_.section(name)
+    if section is None:
+        raise fields_.fail(name, "an object")
+    return section
+
+
+def _read_header(fields_: Fields) -> Header:
+    try:
+        scheme = QuantConfig.parse(fields_.text("scheme"))
+        options = CalibrationOptions.from_dict(_section(fields_, "options").values)
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{fields_.where}: {error}") from None
+    model, calibration = _section(fields_, "model"), _section(fields_, "calibration")
+    for name in ("name", "source", "fingerprint"):
+        model.text(name)
+    for name in ("num_layers", "vocab_size"):
+        model.integer(name)
+    _section(model, "spec")
+    for name in ("samples", "seqlen"):
+        calibration.integer(name)
+    calibration.text("tokens_sha256")
+    return Header(scheme, options, dict(model.values), dict(calibration.values))
+
+
+def _read_list(fields_: Fields, name: str) -> list[Fields]:
+    values = fields_.values.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise fields_.fail(name, "a list of objects")
+    return [Fields(value, f"{fields_.where}: {name} {index}") for index, value in enumerate(values)]
+
+
+def _read_files(fields_: Fields) -> tuple[FileEntry, ...]:
+    return tuple(FileEntry.from_fields(entry) for entry in _read_list(fields_, "files"))
+
+
+def _read_blocks(fields_: Fields, num_layers: int) -> tuple[BlockEntry, ...]:
+    entries = _read_list(fields_, "blocks")
+    if len(entries) > num_layers:
+        raise CheckpointError(f"{fields_.where}: blocks: {len(entries)} of a model that has {num_layers}")
+    blocks = []
+    for index, entry in enumerate(entries):
+        report = BlockReport.from_dict(entry.values.get("report"), entry.where)
+        if report.index != index:
+            raise CheckpointError(f"{entry.where}: report is of block {report.index}")
+        blocks.append(BlockEntry(FileEntry.from_fields(entry), report))
+    return tuple(blocks)

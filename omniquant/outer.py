@@ -1,0 +1,159 @@
+"""What of a model lies outside its blocks: embedding, last norm, head, configuration, tokenizer.
+
+A result directory keeps them once, unquantized, so that it needs the original model no more: `outer.safetensors`
+(a tied head is the embedding and is not stored twice), `config.json` and, where there is one, `tokenizer.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from omniquant.checkpoint.atomic import atomic_save_safetensors, atomic_write_bytes
+from omniquant.checkpoint.errors import UnsupportedCheckpointError
+from omniquant.checkpoint.fields import Fields
+from omniquant.checkpoint.finite import check_finite
+from omniquant.checkpoint.json_file import read_json_object
+from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
+from omniquant.checkpoint.tokenizer_file import fitted, read_tokenizer
+from omniquant.errors import CheckpointError, ConfigError, DataError
+from omniquant.forward import F32, Weights
+from omniquant.models.adapter import Architecture
+from omniquant.models.model import Model, check_token_ids
+from omniquant.models.registry import adapter_for_model_type
+from omniquant.models.rope import rope_tables
+from omniquant.models.spec import BlockSpec
+
+OUTER_NAME = "outer.safetensors"
+CONFIG_NAME = "config.json"
+TOKENIZER_NAME = "tokenizer.json"
+
+
+def save_outer(model: Model, folder: Path) -> list[str]:
+    """Write everything outside the blocks durably; returns the names of the files."""
+    tokenizer = _tokenizer_json(model)  # before anything is written: it may not fit the model
+    tensors = {"embedding.weight": _compact(model.embed(np.arange(model.vocab_size)))}
+    tensors |= {f"final_norm.{name}": values for name, values in model.final_norm().items()}
+    if not model.architecture.tied_embeddings:
+        tensors["lm_head.weight"] = _compact(model.lm_head())
+    for name, values in tensors.items():
+        check_finite(f"{model.name}: {name}", values)
+    config = json.dumps(dict(model.config), indent=1, sort_keys=True, allow_nan=False)
+    atomic_write_bytes(folder / CONFIG_NAME, config.encode() + b"\n")
+    names = [CONFIG_NAME]
+    if tokenizer is not None:
+        atomic_write_bytes(folder / TOKENIZER_NAME, tokenizer.encode())
+        names.append(TOKENIZER_NAME)
+    atomic_save_safetensors(folder / OUTER_NAME, tensors)
+    return [*names, OUTER_NAME]
+
+
+def _compact(values: F32) -> npt.NDArray[np.floating]:
+    """Float16 where it holds every value exactly, which is how most checkpoints were stored."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = values.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), values) else values
+
+
+def _tokenizer_json(model: Model) -> str | None:
+    """The tokenizer's text; None where the model brings none, or one only its own engine can run."""
+    weights = model.files()[0]
+    if weights.suffix == ".safetensors" and not (weights.parent / TOKENIZER_NAME).is_file():
+        return None
+    try:
+        return str(model.tokenizer.to_str())
+    except UnsupportedCheckpointError:
+        return None
+
+
+class StoredOuter:
+    """What :func:`save_outer` wrote, with the methods a model has for it.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing, damaged or does not fit the configuration.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self._folder = folder
+        config = Fields(read_json_object(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
+        adapter = adapter_for_model_type(config.text("model_type"), config.where)
+        self.config = config.values
+        self.architecture: Architecture = adapter.architecture(config)
+        self._source = SafetensorsFolder(folder / OUTER_NAME)
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        vocab, hidden = self.vocab_size, self.spec.hidden_size
+        expected = {"embedding.weight": (vocab, hidden), "final_norm.weight": (hidden,)}
+        if self.spec.norm == "layer" and "final_norm.bias" in self._source.names():
+            expected["final_norm.bias"] = (hidden,)
+        if not self.architecture.tied_embeddings:
+            expected["lm_head.weight"] = (vocab, hidden)
+        where = self._folder / OUTER_NAME
+        for name in sorted(set(expected) ^ set(self._source.names())):
+            raise CheckpointError(f"{where}: tensor {name!r} is {'missing' if name in expected else 'unknown'}")
+        for name, shape in expected.items():
+            if self._source.shape(name) != shape:
+                raise CheckpointError(f"{where}: {name} is {list(self._source.shape(name))}, expected {list(shape)}")
+
+    @property
+    def spec(self) -> BlockSpec:
+        """The shape of every block."""
+        return self.architecture.spec
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks."""
+        return self.architecture.num_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids."""
+        return self.architecture.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence the model was made for."""
+        return self.architecture.max_positions
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; CheckpointError where the model brought none or it does not fit."""
+        return fitted(read_tokenizer(self._folder / TOKENIZER_NAME), self.vocab_size, self.name)
+
+    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embeddings [N, T, H] of tokens [N, T]."""
+        ids = np.asarray(tokens)
+        check_token_ids(ids, self.vocab_size, "tokens")
+        distinct, where = np.unique(ids, return_inverse=True)
+        rows = self._source.load_rows("embedding.weight", distinct.astype(np.int64))
+        return rows[where.reshape(ids.shape)]
+
+    def final_norm(self) -> Weights:
+        """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""
+        names = [name for name in self._source.names() if name.startswith("final_norm.")]
+        return {name.removeprefix("final_norm."): self._source.load(name) for name in names}
+
+    def lm_head(self) -> F32:
+        """Return the output matrix [V, H]."""
+        return self._source.load("embedding.weight" if self.architecture.tied_embeddings else "lm_head.weight")
+
+    def rope_tables(self, length: int) -> tuple[F32, F32]:
+        """Return cos and sin [length, d/2]; DataError beyond the longest sequence."""
+        if self.architecture.rope is None:
+            raise ConfigError(f"{self.name} has no rotary positions")
+        self.check_seqlen(length)
+        return rope_tables(self.architecture.rope.inverse_frequencies(self.spec.head_dim), length)
+
+    def check_seqlen(self, seqlen: int) -> None:
+        """Raise DataError unless sequences of this many tokens fit the model."""
+        if not 1 <= seqlen <= self.max_positions:
+            raise DataError(f"{seqlen} tokens in a sequence: {self.name} takes 1 to {self.max_positions}")

@@ -1,0 +1,132 @@
+"""Who is told how a calibration is going: callbacks, and the progress display that is one of them."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from typing import IO, Any
+
+from omniquant.report import BlockReport
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One optimiser step just taken."""
+
+    block: int
+    blocks: int
+    epoch: int
+    epochs: int
+    step: int  # since the start of the block, from 1
+    steps: int  # of the block in all
+    loss: float
+    min_margin: float | None  # smallest dominance margin of the affine maps; None without any
+
+
+class Callback:
+    """Override what you need; pass instances as ``calibrate(..., callbacks=[...])``.
+
+    An exception raised here ends the calibration and reaches the caller; finished blocks stay saved.
+    """
+
+    def on_start(self, blocks: int, done: int, steps: int) -> None:
+        """Before the first block: their number, how many are done already, optimiser steps in each."""
+
+    def on_step(self, event: StepEvent) -> None:
+        """After every optimiser step."""
+
+    def on_block(self, report: BlockReport) -> None:
+        """After a block has been saved."""
+
+    def on_end(self) -> None:
+        """After the last block, or when the calibration stops for any reason."""
+
+
+def describe(report: BlockReport, blocks: int) -> str:
+    """Return one line about a finished block."""
+    loss = f"loss {report.loss_initial:.4g} -> {report.loss_final:.4g} (rtn {report.loss_rtn:.4g})"
+    margin = "" if report.min_margin is None else f", margin {report.min_margin:.3g}"
+    kept = "" if report.kept == "final" else f", kept {report.kept}"
+    return f"block {report.index + 1}/{blocks}: {loss}{margin}{kept}, {report.seconds:.1f} s"
+
+
+class LineProgress(Callback):
+    """A line a block: for logs and pipes."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream
+        self._blocks = 0
+
+    def on_start(self, blocks: int, done: int, steps: int) -> None:
+        """Say so when a run is being resumed."""
+        self._blocks = blocks
+        if done:
+            self._write(f"resuming: {done} of {blocks} blocks are done")
+
+    def on_block(self, report: BlockReport) -> None:
+        """Write the block's line."""
+        self._write(describe(report, self._blocks))
+
+    def _write(self, line: str) -> None:
+        print(line, file=self._stream or sys.stderr, flush=True)
+
+
+class BarProgress(Callback):
+    """A tqdm bar over all optimiser steps: block, epoch, loss, margin, time left."""
+
+    REFRESH_SECONDS = 0.2
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream
+        self._bar: Any = None  # tqdm carries no types
+        self._blocks = 0
+        self._steps = 1
+        self._taken = 0
+        self._shown_at = -math.inf
+
+    def on_start(self, blocks: int, done: int, steps: int) -> None:
+        """Open the bar."""
+        from tqdm import tqdm
+
+        self._blocks, self._steps = blocks, max(1, steps)
+        self._bar = tqdm(
+            total=blocks * self._steps,
+            initial=done * self._steps,
+            file=self._stream or sys.stderr,
+            unit="step",
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}",
+            dynamic_ncols=True,
+        )
+
+    def on_step(self, event: StepEvent) -> None:
+        """Advance, but write to the terminal a few times a second only."""
+        self._taken += 1
+        self._bar.update(1)
+        now = time.monotonic()
+        if now - self._shown_at < self.REFRESH_SECONDS:
+            return
+        self._shown_at = now
+        self._bar.set_description_str(
+            f"block {event.block + 1}/{event.blocks} epoch {event.epoch + 1}/{event.epochs}", refresh=False
+        )
+        margin = {} if event.min_margin is None else {"margin": f"{event.min_margin:.3g}"}
+        self._bar.set_postfix({"loss": f"{event.loss:.4g}"} | margin, refresh=False)
+
+    def on_block(self, report: BlockReport) -> None:
+        """Write the block's line above the bar."""
+        self._bar.update(self._steps - self._taken)
+        self._taken = 0
+        self._bar.write(describe(report, self._blocks), file=self._stream or sys.stderr)
+
+    def on_end(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def progress_callback(stream: IO[str] | None = None) -> Callback:
+    """Return a bar for a terminal, a line a block for anything else."""
+    target = stream or sys.stderr
+    return BarProgress(stream) if target.isatty() else LineProgress(stream)

@@ -100,7 +100,8 @@ def _shard_paths(index_path: Path, weight_map: dict[str, object]) -> list[Path]:
     for name, file_name in weight_map.items():
         if not _is_plain_name(file_name):
             raise CheckpointError(
-                f"{index_path}: tensor {shown(name)} lies in {shown(file_name)}, no name of a safetensors file"
+                f"{index_path}: tensor {shown(name)} lies in {shown(file_name)}, "
+                "no name of a safetensors file"
             )
     paths = [index_path.parent / str(file_name) for file_name in sorted(set(map(str, weight_map.values())))]
     for path in paths:

@@ -253,8 +253,8 @@ def test_check_finite_names_the_first_bad_value(bad: float) -> None:
     values[1, 2] = bad
     with pytest.raises(NotFiniteError, match=f"^w: row 1 column 2 is {bad}$"):
         check_finite("w", values)
-    with pytest.raises(NotFiniteError, match="^w: row 1 column 2 is"):
+    with pytest.raises(NotFiniteError, match=r"^w: row 1 column 2 is"):
         check_finite("w", np.asfortranarray(values))
-    with pytest.raises(NotFiniteError, match="^b: element 2 is"):
+    with pytest.raises(NotFiniteError, match=r"^b: element 2 is"):
         check_finite("b", values[1])
     check_finite("empty", np.zeros((0, 3), np.float32))

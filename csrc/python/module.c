@@ -15,6 +15,7 @@ static PyMethodDef *const topics[] = {
     oq_runtime_methods,
     oq_block_methods,
     oq_calibrate_methods,
+    oq_quant_methods,
 };
 
 static int execute(PyObject *module) {

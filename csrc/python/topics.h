@@ -9,5 +9,6 @@
 extern PyMethodDef oq_runtime_methods[];
 extern PyMethodDef oq_block_methods[];
 extern PyMethodDef oq_calibrate_methods[];
+extern PyMethodDef oq_quant_methods[];
 
 #endif

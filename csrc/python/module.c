@@ -16,6 +16,8 @@ static PyMethodDef *const topics[] = {
     oq_block_methods,
     oq_calibrate_methods,
     oq_quant_methods,
+    oq_let_methods,
+    oq_transform_methods,
 };
 
 static int execute(PyObject *module) {

@@ -34,7 +34,9 @@ def pack_rows(codes: U8, bits: int) -> U8:
     rows, columns = codes.shape
     if codes.size and int(codes.max()) >> bits:
         row, column = np.argwhere(codes >> bits)[0]
-        raise ValueError(f"code {codes[row, column]} at row {row} column {column} does not fit in {bits} bits")
+        raise ValueError(
+            f"code {codes[row, column]} at row {row} column {column} does not fit in {bits} bits"
+        )
     packed = np.empty((rows, packed_width(columns, bits)), np.uint8)
     chunks = _row_chunks(rows, columns)
     for start in chunks:
@@ -50,8 +52,10 @@ def unpack_rows(packed: U8, bits: int, columns: int) -> U8:
     """Unpack what :func:`pack_rows` packed into codes uint8 [rows, columns]."""
     rows = packed.shape[0]
     if packed.shape[1] != packed_width(columns, bits):
-        raise ValueError(f"a row of {columns} codes of {bits} bits has {packed_width(columns, bits)} bytes, "
-                         f"not {packed.shape[1]}")
+        raise ValueError(
+            f"a row of {columns} codes of {bits} bits has {packed_width(columns, bits)} bytes, "
+            f"not {packed.shape[1]}"
+        )
     codes = np.empty((rows, columns), np.uint8)
     weights = (1 << np.arange(bits)).astype(np.uint8)
     chunks = _row_chunks(rows, columns)

@@ -1,9 +1,10 @@
 """One calibrated block as tensors: packed codes, scales, zero points, norms, online maps, learnables.
 
-Names in a file: "q.codes" uint8 [out, ceil(in * bits / 8)] (a dense little-endian bit stream a row), "q.scale" f32
-[out, G], "q.zero_point" uint8 [out, G] and, where the model has one, "q.bias" f32 [out]; the same for k, v, o, gate, up
-and down; "q.weight" f32 instead where weights stay float; "norm1.weight", "norm2.weight" and their biases;
-"norm1.inverse", "norm2.inverse" f32 [H, H] for online maps; "learnable.*": what was learned, for inspection.
+Names in a file: "q.codes" uint8 [out, ceil(in * bits / 8)] (a dense little-endian bit stream a row),
+"q.scale" f32 [out, G], "q.zero_point" uint8 [out, G] and, where the model has one, "q.bias" f32 [out];
+the same for k, v, o, gate, up and down; "q.weight" f32 instead where weights stay float; "norm1.weight",
+"norm2.weight" and their biases; "norm1.inverse", "norm2.inverse" f32 [H, H] for online maps;
+"learnable.*": what was learned, for inspection.
 """
 
 from __future__ import annotations

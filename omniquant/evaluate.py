@@ -49,7 +49,11 @@ class Evaluation:
 
 
 def perplexity(
-    model: ForwardModel | Foldable, tokens: npt.ArrayLike, seqlen: int | None = None, *, threads: int | None = None
+    model: ForwardModel | Foldable,
+    tokens: npt.ArrayLike,
+    seqlen: int | None = None,
+    *,
+    threads: int | None = None,
 ) -> float:
     """Return the perplexity of a model or a calibration result on tokens.
 

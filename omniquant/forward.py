@@ -108,6 +108,13 @@ def chunks(windows: int, length: int) -> Iterator[slice]:
         yield slice(start, min(windows, start + step))
 
 
+def rope_or_empty(model: ForwardModel, length: int) -> tuple[F32, F32]:
+    """Return the model's rope tables, or empty ones where it has no rotary positions."""
+    if model.spec.rope:
+        return model.rope_tables(length)
+    return np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
+
+
 def run_block(
     model: ForwardModel, weights: Weights, x: F32, *, activation: Activation | None = None, threads: int = 1
 ) -> F32:
@@ -129,8 +136,10 @@ def run_block(
     ndarray of float32 [N, T, H]
     """
     spec = model.spec.to_core()
-    cos, sin = model.rope_tables(x.shape[1])
+    cos, sin = rope_or_empty(model, x.shape[1])
     out = np.empty_like(x)
     for part in chunks(x.shape[0], x.shape[1]):
-        out[part] = _core.block_forward(spec, weights, x[part], cos, sin, activation=activation, threads=threads)
+        out[part] = _core.block_forward(
+            spec, weights, x[part], cos, sin, activation=activation, threads=threads
+        )
     return out

@@ -88,8 +88,10 @@ class Header:
             if mine[name] != theirs[name]:
                 return f"{name} {mine[name]}, not {theirs[name]}"
         if self.model["fingerprint"] != other.model["fingerprint"]:
-            return f"model {self.model['name']} ({self.model['fingerprint'][:12]}), not {other.model['name']} " \
-                   f"({other.model['fingerprint'][:12]})"
+            return (
+                f"model {self.model['name']} ({self.model['fingerprint'][:12]}), not {other.model['name']} "
+                f"({other.model['fingerprint'][:12]})"
+            )
         for name in ("samples", "seqlen", "tokens_sha256"):
             if self.calibration[name] != other.calibration[name]:
                 return f"calibration {name} {self.calibration[name]}, not {other.calibration[name]}"
@@ -153,7 +155,9 @@ class Manifest:
         if values.get("format") != FORMAT:
             raise fields_.fail("format", FORMAT)
         if values.get("format_version") != FORMAT_VERSION:
-            raise fields_.fail("format_version", f"{FORMAT_VERSION} (written by another version of omniquant)")
+            raise fields_.fail(
+                "format_version", f"{FORMAT_VERSION} (written by another version of omniquant)"
+            )
         body = {key: value for key, value in values.items() if key != "sha256"}
         if values.get("sha256") != _checksum(body):
             raise CheckpointError(f"{path}: sha256 does not match the content: the file is damaged")

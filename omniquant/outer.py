@@ -1,7 +1,8 @@
 """What of a model lies outside its blocks: embedding, last norm, head, configuration, tokenizer.
 
-A result directory keeps them once, unquantized, so that it needs the original model no more: `outer.safetensors`
-(a tied head is the embedding and is not stored twice), `config.json` and, where there is one, `tokenizer.json`.
+A result directory keeps them once, unquantized, so that it needs the original model no more:
+`outer.safetensors` (a tied head is the embedding and is not stored twice), `config.json` and, where there is
+one, `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _compact(values: F32) -> npt.NDArray[np.floating]:
 
 
 def _tokenizer_json(model: Model) -> str | None:
-    """The tokenizer's text; None where the model brings none, or one only its own engine can run."""
+    """Return the tokenizer's text; None where the model brings none, or one only its own engine can run."""
     weights = model.files()[0]
     if weights.suffix == ".safetensors" and not (weights.parent / TOKENIZER_NAME).is_file():
         return None
@@ -99,10 +100,14 @@ class StoredOuter:
             expected["lm_head.weight"] = (vocab, hidden)
         where = self._folder / OUTER_NAME
         for name in sorted(set(expected) ^ set(self._source.names())):
-            raise CheckpointError(f"{where}: tensor {name!r} is {'missing' if name in expected else 'unknown'}")
+            raise CheckpointError(
+                f"{where}: tensor {name!r} is {'missing' if name in expected else 'unknown'}"
+            )
         for name, shape in expected.items():
             if self._source.shape(name) != shape:
-                raise CheckpointError(f"{where}: {name} is {list(self._source.shape(name))}, expected {list(shape)}")
+                raise CheckpointError(
+                    f"{where}: {name} is {list(self._source.shape(name))}, expected {list(shape)}"
+                )
 
     @property
     def spec(self) -> BlockSpec:
@@ -144,7 +149,9 @@ class StoredOuter:
 
     def lm_head(self) -> F32:
         """Return the output matrix [V, H]."""
-        return self._source.load("embedding.weight" if self.architecture.tied_embeddings else "lm_head.weight")
+        return self._source.load(
+            "embedding.weight" if self.architecture.tied_embeddings else "lm_head.weight"
+        )
 
     def rope_tables(self, length: int) -> tuple[F32, F32]:
         """Return cos and sin [length, d/2]; DataError beyond the longest sequence."""

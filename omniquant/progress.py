@@ -40,6 +40,9 @@ class Callback:
     def on_block(self, report: BlockReport) -> None:
         """After a block has been saved."""
 
+    def on_message(self, line: str) -> None:
+        """Something worth knowing: a damaged file that is computed again."""
+
     def on_end(self) -> None:
         """After the last block, or when the calibration stops for any reason."""
 
@@ -68,6 +71,10 @@ class LineProgress(Callback):
     def on_block(self, report: BlockReport) -> None:
         """Write the block's line."""
         self._write(describe(report, self._blocks))
+
+    def on_message(self, line: str) -> None:
+        """Write the line."""
+        self._write(line)
 
     def _write(self, line: str) -> None:
         print(line, file=self._stream or sys.stderr, flush=True)
@@ -119,6 +126,10 @@ class BarProgress(Callback):
         self._bar.update(self._steps - self._taken)
         self._taken = 0
         self._bar.write(describe(report, self._blocks), file=self._stream or sys.stderr)
+
+    def on_message(self, line: str) -> None:
+        """Write the line above the bar."""
+        print(line, file=self._stream or sys.stderr, flush=True)
 
     def on_end(self) -> None:
         """Close the bar."""

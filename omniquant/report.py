@@ -29,8 +29,6 @@ class BlockReport:
         Largest condition number of the maps, and Varah's bound 1 / min margin on their inverses' norm.
     worst_row : str
         Where the smallest margin is, such as "qk_map head 3 row 5".
-    gradient_norm : float
-        Norm of the last step's gradient.
     trace : tuple of float
         Mean training loss of each epoch.
     seconds : float
@@ -49,7 +47,6 @@ class BlockReport:
     max_condition: float | None = None
     varah_bound: float | None = None
     worst_row: str = ""
-    gradient_norm: float = 0.0
     trace: tuple[float, ...] = ()
     seconds: float = 0.0
 
@@ -58,7 +55,7 @@ class BlockReport:
         """Read the dict of ``_core.calibrate_block``."""
         names = {field.name for field in fields(cls)} - {"index", "seconds", "trace"}
         values = {name: _plain(result[name]) for name in names}
-        for name in ("loss_rtn", "loss_initial", "loss_final", "gradient_norm"):
+        for name in ("loss_rtn", "loss_initial", "loss_final"):
             if values[name] is None:
                 raise NotFiniteError(f"block {index}: {name} is {result[name]}")
         return cls(index=index, seconds=seconds, trace=tuple(float(v) for v in result["trace"]), **values)
@@ -83,7 +80,9 @@ class BlockReport:
         }
         if set(values) != set(kinds):
             odd = sorted(set(values) ^ set(kinds))[0]
-            raise CheckpointError(f"{where}: report field {odd!r} is {'missing' if odd in kinds else 'unknown'}")
+            raise CheckpointError(
+                f"{where}: report field {odd!r} is {'missing' if odd in kinds else 'unknown'}"
+            )
         for name, kind in kinds.items():
             if not isinstance(values[name], kind) or isinstance(values[name], bool):
                 raise CheckpointError(f"{where}: report field {name!r} is {values[name]!r}")

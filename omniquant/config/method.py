@@ -1,8 +1,7 @@
 """The calibration method: which maps are learned, how they are trained, and the core's option dict.
 
-Defaults follow OmniQuant (arXiv 2308.13137) and AffineQuant (arXiv 2403.12544); where the papers' public code
-was measured to be improvable at no cost (the stability factor under the relative parametrisation), the comment
-beside the default says so.
+Defaults follow OmniQuant (arXiv 2308.13137) and AffineQuant (arXiv 2403.12544); where one departs from them
+(the stability factor under the relative parametrisation), the comment beside it says why.
 """
 
 from __future__ import annotations
@@ -188,7 +187,7 @@ class CalibrationOptions:
 
 
 def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
-    """Papers' defaults: weight-only OmniQuant is clipping alone; W/A adds LET; AffineQuant makes it matrices."""
+    """Papers' defaults: weight-only OmniQuant is clipping alone, W/A adds LET, AffineQuant matrices."""
     values: dict[str, Any] = {
         "lwc": method in ("omniquant", "affinequant") and scheme.quantizes_weights,
         "norm_map": "none",

@@ -72,9 +72,10 @@ class QuantConfig:
     def parse(cls, text: str) -> QuantConfig:
         """Read a scheme such as ``W4A4``, ``W3A16``, ``W2A16g64``, ``W4A4KV16`` or ``W8sA8s``.
 
-        ``W4A4`` alone quantizes Q, K and V at the activation bits, as the papers do. ``KV16`` leaves Q, K and V
-        in floating point; ``KV8`` or ``KV4`` set K and V apart and keep Q at the activation bits (``Q8KV4`` sets
-        all). An ``s`` behind the bits makes the quantizer symmetric. ``str`` gives the canonical text back.
+        ``W4A4`` alone quantizes Q, K and V at the activation bits, as the papers do. ``KV16`` leaves Q, K
+        and V in floating point; ``KV8`` or ``KV4`` set K and V apart and keep Q at the activation bits
+        (``Q8KV4`` sets all). An ``s`` behind the bits makes the quantizer symmetric. ``str`` gives the
+        canonical text back.
 
         Parameters
         ----------
@@ -166,7 +167,9 @@ class QuantConfig:
 
 def _check_bits(what: str, bits: object, floats: tuple[int, ...]) -> None:
     if isinstance(bits, bool) or not isinstance(bits, int) or not (2 <= bits <= 8 or bits in floats):
-        raise ConfigError(f"{what} cannot have {bits} bits (2 to 8, or {' or '.join(map(str, floats))} for float)")
+        raise ConfigError(
+            f"{what} cannot have {bits} bits (2 to 8, or {' or '.join(map(str, floats))} for float)"
+        )
 
 
 def _check_group(group_size: object, w_bits: int) -> None:

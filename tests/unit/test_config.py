@@ -40,7 +40,9 @@ def test_parse_means_what_the_papers_mean(text, weights, activations, group, qkv
     assert QuantConfig.parse(str(config)) == config
 
 
-@pytest.mark.parametrize(("text", "canonical"), [("w4a4kv4", "W4A4"), ("W4A16g64KV8", "W4A16KV8g64"), ("W8sA8sf", "W8sA8sf")])
+@pytest.mark.parametrize(
+    ("text", "canonical"), [("w4a4kv4", "W4A4"), ("W4A16g64KV8", "W4A16KV8g64"), ("W8sA8sf", "W8sA8sf")]
+)
 def test_str_is_canonical(text, canonical):
     assert str(QuantConfig.parse(text)) == canonical
 
@@ -61,8 +63,29 @@ def test_every_valid_config_survives_str_and_parse(w, a, group, flags, qkv):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "W4", "A4", "4A4", "W0A4", "W1A4", "W9A4", "W4A9", "W4A4g0", "W4A4KV1", "W4A4KV8KV4", "W4A4KV8V4", "W4A4x", "W4 A4"]
-    + ["W16A16g64", "W4A4f", "W-4A4", "W４A４", "w4a4g99999999999", "W4A4g64g64", "W4A16G"],
+    [
+        "",
+        "W4",
+        "A4",
+        "4A4",
+        "W0A4",
+        "W1A4",
+        "W9A4",
+        "W4A9",
+        "W4A4g0",
+        "W4A4KV1",
+        "W4A4KV8KV4",
+        "W4A4KV8V4",
+        "W4A4x",
+        "W4 A4",
+        "W16A16g64",
+        "W4A4f",
+        "W-4A4",
+        "W\uff14A\uff14",
+        "w4a4g99999999999",
+        "W4A4g64g64",
+        "W4A16G",
+    ],
 )
 def test_nonsense_names_the_text_and_what_is_allowed(text):
     with pytest.raises(ConfigError) as caught:
@@ -91,7 +114,9 @@ def test_activation_dict_is_the_contract():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("inputs", "group", "expected"), [(172, 64, 3), (128, 64, 2), (5, None, 1), (5, 8, 1)])
+@pytest.mark.parametrize(
+    ("inputs", "group", "expected"), [(172, 64, 3), (128, 64, 2), (5, None, 1), (5, 8, 1)]
+)
 def test_groups_count_the_short_last_one(inputs, group, expected):
     assert QuantConfig(4, 16, group).groups(inputs) == expected
 
@@ -115,13 +140,23 @@ def test_defaults_are_the_papers(scheme):
 def test_omniquant_is_clipping_alone_where_only_weights_are_quantized():
     weights = CalibrationOptions.for_method("omniquant", QuantConfig.parse("W3A16"))
     both = CalibrationOptions.for_method("omniquant", QuantConfig.parse("W4A4"))
-    assert (weights.norm_map, weights.vo_map, weights.qk_map, weights.shift) == ("none", "none", "none", False)
+    assert (weights.norm_map, weights.vo_map, weights.qk_map, weights.shift) == (
+        "none",
+        "none",
+        "none",
+        False,
+    )
     assert (both.norm_map, both.vo_map, both.qk_map, both.shift) == ("diagonal", "diagonal", "scale", True)
 
 
 @pytest.mark.parametrize(
     ("method", "rope", "expected"),
-    [("omniquant", True, "tied"), ("omniquant", False, "scale"), ("affinequant", True, "rotation"), ("affinequant", False, "full")],
+    [
+        ("omniquant", True, "tied"),
+        ("omniquant", False, "scale"),
+        ("affinequant", True, "rotation"),
+        ("affinequant", False, "full"),
+    ],
 )
 def test_exact_is_the_freest_map_that_commutes(method, rope, expected):
     scheme = QuantConfig.parse("W4A4")
@@ -132,9 +167,9 @@ def test_exact_is_the_freest_map_that_commutes(method, rope, expected):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"epochs": -1}, {"epochs": 1.5}, {"epochs": True}, {"batch_size": 0}, {"lr_lwc": float("nan")}, {"alpha": 2.0},
-        {"margin": 1.0}, {"stability": -0.1}, {"seed": -1}, {"loss": "mae"}, {"dominance": "pray"}, {"qk_map": "half"},
-        {"nonsense": 1}, {"lr_let": "fast"},
+        {"epochs": -1}, {"epochs": 1.5}, {"epochs": True}, {"batch_size": 0}, {"lr_lwc": float("nan")},
+        {"alpha": 2.0}, {"margin": 1.0}, {"stability": -0.1}, {"seed": -1}, {"loss": "mae"},
+        {"dominance": "pray"}, {"qk_map": "half"}, {"nonsense": 1}, {"lr_let": "fast"},
     ],
 )  # fmt: skip
 def test_bad_options_are_named(overrides):
@@ -146,8 +181,8 @@ def test_bad_options_are_named(overrides):
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [
-        ("omniquant", {"norm_map": "online"}), ("omniquant", {"vo_map": "affine"}), ("rtn", {"norm_map": "diagonal"}),
-        ("rtn", {"qk_map": "scale"}), ("smoothquant", {"qk_map": "full"}), ("gptq", {}),
+        ("omniquant", {"norm_map": "online"}), ("omniquant", {"vo_map": "affine"}), ("gptq", {}),
+        ("rtn", {"norm_map": "diagonal"}), ("rtn", {"qk_map": "scale"}), ("smoothquant", {"qk_map": "full"}),
     ],
 )  # fmt: skip
 def test_combinations_that_do_not_exist_are_refused(method, overrides):
@@ -188,6 +223,10 @@ def test_core_options_hold_every_key_of_the_contract():
 def test_hash_sees_every_difference():
     scheme = QuantConfig.parse("W4A4")
     options = CalibrationOptions.for_method("omniquant", scheme)
-    hashes = {config_hash(scheme, options), config_hash(scheme, replace(options, seed=1)), config_hash(QuantConfig.parse("W4A8"), options)}
+    hashes = {
+        config_hash(scheme, options),
+        config_hash(scheme, replace(options, seed=1)),
+        config_hash(QuantConfig.parse("W4A8"), options),
+    }
     assert len(hashes) == 3
     assert config_hash(QuantConfig.parse("w4a4"), replace(options)) in hashes

@@ -1,0 +1,307 @@
+"""The one loop: calibration in the core block after block, on two streams of activations.
+
+tokens -> embed -> x_fp = x_q, then for every block:
+
+    targets = block(x_fp)
+    core.calibrate_block(x_fp, x_q, targets), kept durably
+    x_fp = targets
+    x_q = block of the folded weights(x_q)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.blockfile import BlockState, dequantized
+from omniquant.checkpoint.finite import check_finite
+from omniquant.config import CalibrationOptions, QuantConfig, core_options
+from omniquant.errors import ConfigError, DataError, OmniQuantError
+from omniquant.forward import F32, I32, Weights, as_windows, rope_or_empty, run_block
+from omniquant.manifest import Header
+from omniquant.memory import peak_rss_mib
+from omniquant.models.model import Model
+from omniquant.progress import Callback, StepEvent, progress_callback
+from omniquant.quantized import CalibrationResult
+from omniquant.report import BlockReport
+from omniquant.state import MemoryStore, StateDirectory
+from omniquant.threads import resolve_threads
+
+
+def calibrate(
+    model: Model,
+    tokens: npt.ArrayLike,
+    config: QuantConfig | str,
+    *,
+    method: str | CalibrationOptions = "omniquant",
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    threads: int | None = None,
+    progress: bool = True,
+    callbacks: Iterable[Callback] = (),
+    **options: Any,
+) -> CalibrationResult:
+    """Quantize a model block by block (OmniQuant, arXiv 2308.13137; AffineQuant, arXiv 2403.12544).
+
+    Parameters
+    ----------
+    model : Model
+        From :func:`omniquant.load_model`; it is never changed.
+    tokens : array_like of int [N, T]
+        Calibration windows.
+    config : QuantConfig or str
+        The scheme, such as "W4A4" or "W2A16g64".
+    method : str or CalibrationOptions
+        "rtn", "smoothquant", "omniquant" or "affinequant", with the papers' defaults; or every option made.
+    output : path, optional
+        A directory that gets each block the moment it is done. None: the result stays in memory.
+    resume : bool
+        Go on with what `output` holds; the result is bit-identical to that of an uninterrupted run.
+    threads : int, optional
+        None: all processors this process may use. The result does not depend on it.
+    progress : bool
+        Show a bar (or, without a terminal, a line a block) on standard error.
+    callbacks : iterable of Callback
+        Told of every step and block. An exception of theirs stops the calibration; finished blocks are kept.
+    **options
+        Fields of :class:`CalibrationOptions` other than their defaults: epochs, seed, loss, norm_map, ...
+
+    Returns
+    -------
+    CalibrationResult
+
+    Raises
+    ------
+    ConfigError
+        If scheme, method and options do not fit together or the model.
+    DataError
+        If the tokens are no windows, or outside the vocabulary.
+    NotFiniteError
+        If a weight or a loss is NaN or infinite; names block, tensor, row and column, or epoch and step.
+    CheckpointError
+        If `output` cannot be written, or holds another calibration.
+    """
+    scheme = QuantConfig.parse(config) if isinstance(config, str) else config
+    chosen = _choose(method, scheme, options)
+    windows = _windows(tokens, model)
+    if resume and output is None:
+        raise ConfigError("resume needs an output directory to go on with")
+    with ExitStack() as stack:
+        listeners = [*callbacks, *([progress_callback()] if progress else [])]
+        for listener in listeners:
+            stack.callback(listener.on_end)
+        run = _Run(model, windows, scheme, chosen, resolve_threads(threads), listeners)
+        header = _header(model, windows, scheme, chosen)
+        if output is None:
+            return run.in_memory(header)
+        return run.in_directory(_open(Path(output), header, model, resume, run.say))
+
+
+def _choose(
+    method: str | CalibrationOptions, scheme: QuantConfig, options: dict[str, Any]
+) -> CalibrationOptions:
+    if isinstance(method, str):
+        return CalibrationOptions.for_method(method, scheme, **options)
+    try:
+        return replace(method, **options)
+    except TypeError as error:
+        raise ConfigError(f"options: {error}") from None
+
+
+def _windows(tokens: npt.ArrayLike, model: Model) -> I32:
+    if np.ndim(tokens) != 2:
+        raise DataError(f"calibration tokens must be windows [N, T], got {np.ndim(tokens)} dimensions")
+    windows = as_windows(tokens, model.vocab_size)
+    model.check_seqlen(windows.shape[1])
+    return windows
+
+
+def _header(model: Model, windows: I32, scheme: QuantConfig, options: CalibrationOptions) -> Header:
+    digest = hashlib.sha256(repr(windows.shape).encode() + windows.astype("<i4").tobytes()).hexdigest()
+    about = {
+        "name": model.name,
+        "source": model.source,
+        "fingerprint": model.fingerprint(),
+        "num_layers": model.num_layers,
+        "vocab_size": model.vocab_size,
+        "spec": model.spec.to_core(),
+    }
+    data = {"samples": windows.shape[0], "seqlen": windows.shape[1], "tokens_sha256": digest}
+    return Header(scheme, options, about, data)
+
+
+def _open(
+    folder: Path, header: Header, model: Model, resume: bool, say: Callable[[str], None]
+) -> StateDirectory:
+    if resume:
+        return StateDirectory.resume(folder, header, model, say)
+    return StateDirectory.create(folder, header, model)
+
+
+@dataclass
+class _Streams:
+    """The two activations that travel through the blocks, [N, T, H] each."""
+
+    full: F32
+    quantized: F32
+
+
+@dataclass
+class _Run:
+    """One call of :func:`calibrate`."""
+
+    model: Model
+    windows: I32
+    scheme: QuantConfig
+    options: CalibrationOptions
+    threads: int
+    listeners: list[Callback]
+
+    def say(self, line: str) -> None:
+        """Tell the listeners something worth knowing."""
+        for listener in self.listeners:
+            listener.on_message(line)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps a block."""
+        return self.options.epochs * -(-len(self.windows) // self.options.batch_size)
+
+    def start(self, done: int) -> None:
+        """Tell the listeners that the first block begins."""
+        for listener in self.listeners:
+            listener.on_start(self.model.num_layers, done, self.steps)
+
+    def finish(self, report: BlockReport) -> None:
+        """Tell the listeners that a block is done and kept."""
+        for listener in self.listeners:
+            listener.on_block(report)
+
+    def in_memory(self, header: Header) -> CalibrationResult:
+        """Calibrate every block; nothing is written."""
+        started = time.monotonic()
+        store, streams = MemoryStore(), self.embed()
+        self.start(0)
+        for index in range(self.model.num_layers):
+            self.compute(index, streams, store)
+        return CalibrationResult(header, store, self.model, time.monotonic() - started, peak_rss_mib())
+
+    def in_directory(self, directory: StateDirectory) -> CalibrationResult:
+        """Calibrate the blocks a directory lacks; blocks it has are only run through."""
+        started = time.monotonic()
+        layers = self.model.num_layers
+        missing = {index for index in range(layers) if not directory.finished(index, self.say)}
+        self.start(layers - len(missing))
+        if missing:
+            self._fill(directory, missing)
+        seconds = max(time.monotonic() - started, sum(report.seconds for report in directory.reports()))
+        if missing:
+            directory.write_run(seconds=round(seconds, 3), peak_rss_mib=peak_rss_mib(), threads=self.threads)
+        return CalibrationResult(directory.header, directory, directory.outer(), seconds, peak_rss_mib())
+
+    def _fill(self, directory: StateDirectory, missing: set[int]) -> None:
+        streams = self.embed()
+        for index in range(self.model.num_layers):
+            # A block computed again may come out otherwise (another machine): those behind it are then gone.
+            if index in missing or index >= len(directory.manifest.blocks):
+                with _keeping(directory):
+                    self.compute(index, streams, directory)
+                    directory.write_run(threads=self.threads)
+            elif index < max(missing):
+                self.pass_through(index, directory.get(index), streams)
+
+    def embed(self) -> _Streams:
+        """Return the activations into the first block."""
+        x = self.model.embed(self.windows)
+        return _Streams(x, x)
+
+    def pass_through(self, index: int, state: BlockState, streams: _Streams) -> None:
+        """Move both activations behind a block that is done."""
+        full = run_block(self.model, self.model.block(index), streams.full, threads=self.threads)
+        self._advance(state, full, streams)
+
+    def _advance(self, state: BlockState, full: F32, streams: _Streams) -> None:
+        streams.full = full
+        streams.quantized = run_block(
+            self.model,
+            dequantized(state.folded, self.scheme),
+            streams.quantized,
+            activation=self.scheme.activation(),
+            threads=self.threads,
+        )
+
+    def compute(self, index: int, streams: _Streams, store: MemoryStore | StateDirectory) -> None:
+        """Calibrate one block, keep it, and move both activations behind it."""
+        started = time.monotonic()
+        weights = self.model.block(index)
+        for name, values in weights.items():
+            check_finite(f"{self.model.name}: block {index}: {name}", values)
+        targets = run_block(self.model, weights, streams.full, threads=self.threads)
+        result = self._calibrate_block(index, weights, streams, targets)
+        state = BlockState(dict(result["folded"]), dict(result["learnables"]))
+        report = BlockReport.from_core(index, result, time.monotonic() - started)
+        store.put(index, state, report)
+        self.finish(report)
+        if index + 1 < self.model.num_layers:
+            self._advance(state, targets, streams)
+
+    def _calibrate_block(
+        self, index: int, weights: Weights, streams: _Streams, targets: F32
+    ) -> dict[str, Any]:
+        spec = self.model.spec
+        length = self.windows.shape[1]
+        cos, sin = rope_or_empty(self.model, length)
+        aug = None
+        if self.options.aug_loss and self.options.trains:
+            # Before the first block both streams are one.
+            same = streams.quantized is streams.full
+            aug = targets if same else run_block(self.model, weights, streams.quantized, threads=self.threads)
+        result: dict[str, Any] = _core.calibrate_block(
+            spec.to_core(),
+            weights,
+            streams.full,
+            streams.quantized,
+            targets,
+            aug,
+            cos,
+            sin,
+            core_options(self.scheme, self.options, block=index, rope=spec.rope),
+            on_step=self._on_step(index) if self.listeners else None,
+            threads=self.threads,
+        )
+        return result
+
+    def _on_step(self, index: int) -> Callable[[int, int, float, float], None]:
+        taken = 0
+
+        def on_step(epoch: int, step: int, loss: float, min_margin: float) -> None:
+            nonlocal taken
+            taken += 1
+            margin = None if min_margin != min_margin else min_margin  # NaN: no affine map
+            event = StepEvent(
+                index, self.model.num_layers, epoch, self.options.epochs, taken, self.steps, loss, margin
+            )
+            for listener in self.listeners:
+                listener.on_step(event)
+
+        return on_step
+
+
+@contextmanager
+def _keeping(directory: StateDirectory) -> Iterator[None]:
+    """Say, when a block fails or cannot be saved, how many are safe."""
+    try:
+        yield
+    except OmniQuantError as error:
+        done = len(directory.manifest.blocks)
+        raise type(error)(f"{error}; {done} finished blocks are kept, go on with --resume") from error

@@ -1,0 +1,291 @@
+"""A calibration's result, and the quantized model it folds into."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from omniquant.blockfile import BlockState, dequantized
+from omniquant.config import CalibrationOptions, QuantConfig
+from omniquant.errors import CheckpointError
+from omniquant.evaluate import Evaluation, evaluate
+from omniquant.forward import F32, Weights
+from omniquant.manifest import Header
+from omniquant.models.adapter import Architecture
+from omniquant.models.model import Model
+from omniquant.models.spec import BlockSpec
+from omniquant.outer import StoredOuter
+from omniquant.report import BlockReport
+from omniquant.state import BlockStore, StateDirectory
+
+
+class Outer(Protocol):
+    """What a quantized model needs besides its blocks: the original model, or what was stored of it."""
+
+    name: str
+    architecture: Architecture
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """The configuration, as config.json has it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+
+    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embeddings."""
+
+    def final_norm(self) -> Weights:
+        """Return the last norm."""
+
+    def lm_head(self) -> F32:
+        """Return the output matrix."""
+
+    def rope_tables(self, positions: int, /) -> tuple[F32, F32]:
+        """Return cos and sin."""
+
+    def check_seqlen(self, seqlen: int) -> None:
+        """Raise DataError unless sequences of this many tokens fit."""
+
+
+class QuantizedModel:
+    """A fake-quantized model: integer weights dequantized a block at a time, activations rounded on the way.
+
+    It has the methods of :class:`omniquant.models.Model` that evaluation needs; :attr:`activation` tells the
+    core which activations to round. Get one from :meth:`CalibrationResult.fold` or :meth:`load`.
+    """
+
+    def __init__(self, header: Header, store: BlockStore, outer: Outer) -> None:
+        self._header = header
+        self._store = store
+        self._outer = outer
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> QuantizedModel:
+        """Open a finished result directory; CheckpointError if it is unfinished, damaged or none."""
+        return CalibrationResult.load(path).fold()
+
+    @property
+    def name(self) -> str:
+        """The original model's name."""
+        return self._outer.name
+
+    @property
+    def scheme(self) -> QuantConfig:
+        """The quantization scheme."""
+        return self._header.scheme
+
+    @property
+    def options(self) -> CalibrationOptions:
+        """Method and options of the calibration."""
+        return self._header.options
+
+    @property
+    def activation(self) -> dict[str, int | bool]:
+        """The quantizers of activations, Q, K and V, as the core takes them."""
+        return self._header.scheme.activation()
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """The configuration of the original model."""
+        return self._outer.config
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the configuration says."""
+        return self._outer.architecture
+
+    @property
+    def spec(self) -> BlockSpec:
+        """The shape of every block."""
+        return self._outer.architecture.spec
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks."""
+        return self._header.num_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids."""
+        return self._outer.architecture.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence the model was made for."""
+        return self._outer.architecture.max_positions
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the original model."""
+        return self._outer.tokenizer
+
+    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embeddings [N, T, H] of tokens [N, T]."""
+        return self._outer.embed(tokens)
+
+    def state(self, index: int) -> BlockState:
+        """Return a block as it is stored: integer codes, scales, zero points, and what was learned."""
+        return self._store.get(index)
+
+    def block(self, index: int) -> Weights:
+        """Return the dequantized weights of a block."""
+        return dequantized(self._store.get(index).folded, self.scheme)
+
+    def final_norm(self) -> Weights:
+        """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""
+        return self._outer.final_norm()
+
+    def lm_head(self) -> F32:
+        """Return the output matrix [V, H]."""
+        return self._outer.lm_head()
+
+    def rope_tables(self, length: int) -> tuple[F32, F32]:
+        """Return cos and sin [length, d/2]."""
+        return self._outer.rope_tables(length)
+
+    def check_seqlen(self, seqlen: int) -> None:
+        """Raise DataError unless sequences of this many tokens fit the model."""
+        self._outer.check_seqlen(seqlen)
+
+
+class CalibrationResult:
+    """What :func:`omniquant.calibrate` returns: every block quantized, and a report of each.
+
+    Parameters
+    ----------
+    header : Header
+        Scheme, options, model and data.
+    store : BlockStore
+        The blocks, in memory or in a directory.
+    outer : Model or StoredOuter
+        What lies outside the blocks.
+    seconds, peak_rss_mib : float
+        Of the calibration; 0 where nobody knows.
+    """
+
+    def __init__(
+        self,
+        header: Header,
+        store: BlockStore,
+        outer: Model | StoredOuter,
+        seconds: float = 0.0,
+        peak_rss_mib: float = 0.0,
+    ) -> None:
+        self.header = header
+        self.seconds = seconds
+        self.peak_rss_mib = peak_rss_mib
+        self._store = store
+        self._outer = outer
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CalibrationResult:
+        """Open what :meth:`save` or ``calibrate(output=...)`` wrote; the original model is not needed.
+
+        Parameters
+        ----------
+        path : path
+            The directory. An unfinished one can be looked at, but neither folded nor evaluated.
+
+        Returns
+        -------
+        CalibrationResult
+
+        Raises
+        ------
+        CheckpointError
+            If it is no result directory or a file in it is damaged; names file and field.
+        """
+        directory = StateDirectory.open(Path(path))
+        seconds, peak = directory.run_facts()
+        return cls(directory.header, directory, directory.outer(), seconds, peak)
+
+    @property
+    def scheme(self) -> QuantConfig:
+        """The quantization scheme."""
+        return self.header.scheme
+
+    @property
+    def options(self) -> CalibrationOptions:
+        """Method and options."""
+        return self.header.options
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.header.options.method
+
+    @property
+    def blocks(self) -> list[BlockReport]:
+        """A report of every finished block."""
+        return self._store.reports()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is done."""
+        return len(self.blocks) == self.header.num_layers
+
+    @property
+    def folder(self) -> Path | None:
+        """The directory the result lives in; None while it is in memory."""
+        return self._store.folder if isinstance(self._store, StateDirectory) else None
+
+    def state(self, index: int) -> BlockState:
+        """Return a finished block: integer codes, scales, zero points, and what was learned."""
+        return self._store.get(index)
+
+    def fold(self) -> QuantizedModel:
+        """Return the quantized model; CheckpointError if blocks are missing."""
+        if not self.complete:
+            done = len(self.blocks)
+            raise CheckpointError(
+                f"{self.folder or self.header.model['name']}: unfinished, {done} of {self.header.num_layers} "
+                "blocks are done; continue with --resume"
+            )
+        return QuantizedModel(self.header, self._store, self._outer)
+
+    def evaluate(
+        self, tokens: npt.ArrayLike, seqlen: int | None = None, *, threads: int | None = None
+    ) -> Evaluation:
+        """Measure the perplexity of the quantized model; see :func:`omniquant.perplexity`."""
+        return evaluate(self.fold(), tokens, seqlen, threads=threads)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to a new directory, durably; CheckpointError if it cannot be or holds something.
+
+        A result that was calibrated with ``output`` is on disk already.
+        """
+        if not isinstance(self._outer, Model):
+            raise CheckpointError(f"{self.folder}: is saved there already; copy the directory")
+        directory = StateDirectory.create(Path(path), self.header, self._outer)
+        for report in self.blocks:
+            directory.put(report.index, self._store.get(report.index), report)
+        directory.write_run(seconds=round(self.seconds, 3), peak_rss_mib=self.peak_rss_mib)
+
+    def summary(self) -> dict[str, Any]:
+        """Return scheme, method, totals and every block's report, ready for JSON."""
+        reports = self.blocks
+        margins = [report.min_margin for report in reports if report.min_margin is not None]
+        return {
+            "model": self.header.model["name"],
+            "scheme": str(self.scheme),
+            "method": self.method,
+            "complete": self.complete,
+            "seconds": round(self.seconds, 3),
+            "steps": sum(report.steps for report in reports),
+            "peak_rss_mib": self.peak_rss_mib,
+            "min_margin": min(margins) if margins else None,
+            "blocks": [report.to_dict() for report in reports],
+        }
+
+    def __repr__(self) -> str:
+        done, layers = len(self.blocks), self.header.num_layers
+        what = f"{self.header.model['name']} {self.scheme} {self.method}, {done}/{layers} blocks"
+        return f"<CalibrationResult {what} in {self.folder or 'memory'}>"

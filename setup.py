@@ -2,7 +2,7 @@
 
 Switches, by environment variable:
   OMNIQUANT_WERROR=1         all warnings, as errors
-  OMNIQUANT_SANITIZE=LIST    e.g. address,undefined;  OMNIQUANT_COVERAGE=1  gcov counters
+  OMNIQUANT_SANITIZE=LIST    e.g. address,undefined; OMNIQUANT_COVERAGE=1: gcov counters
   OMNIQUANT_OPENMP=0         one thread only (the default outside Linux)
   OMNIQUANT_DOUBLE=1         also the test-only module _core_double
 """
@@ -31,12 +31,12 @@ def onednn_headers() -> str | None:
         files = importlib.metadata.distribution("onednn-devel-cpu-gomp").files or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    headers = [Path(str(file.locate())).resolve() for file in files if file.name == "dnnl.h"]
-    return next((str(path.parent) for path in headers if path.parent.name == "include" and path.exists()), None)
+    folders = [Path(str(file.locate())).resolve().parent for file in files if file.name == "dnnl.h"]
+    return next((str(path) for path in folders if path.name == "include" and path.exists()), None)
 
 
 def compile_flags() -> list[str]:
-    flags = "-std=c11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden -Wall -Wextra"
+    flags = "-std=c11 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra"
     if switch("WERROR"):
         flags += " -Wshadow -Wconversion -Werror"
     if switch("SANITIZE"):
@@ -45,7 +45,7 @@ def compile_flags() -> list[str]:
         flags += " -O0 -g"
     # Python's and NumPy's own headers are not held to these warnings.
     system = [sysconfig.get_paths()["include"], numpy.get_include(), onednn_headers()]
-    return flags.split() + [f"-isystem{path}" for path in system if path]
+    return [*flags.split(), "-fvisibility=hidden"] + [f"-isystem{path}" for path in system if path]
 
 
 def both_flags() -> list[str]:
@@ -85,7 +85,7 @@ class BuildCore(build_ext):
 
         def compile_each(sources: list[str], **options: object) -> list[str]:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                return [obj for objs in pool.map(lambda s: compile_all([s], **options), sources) for obj in objs]
+                return [obj for [obj] in pool.map(lambda source: compile_all([source], **options), sources)]
 
         self.build_temp, self.compiler.compile = os.path.join(folder, ext.name), compile_each
         try:
@@ -95,6 +95,6 @@ class BuildCore(build_ext):
 
 
 modules = [core("omniquant._core")]
-if switch("DOUBLE"):
-    modules.append(core("omniquant._core_double", OQ_DOUBLE=None))
-setup(ext_modules=modules, cmdclass={"build_ext": BuildCore}, options={"bdist_wheel": {"py_limited_api": "cp311"}})
+modules += [core("omniquant._core_double", OQ_DOUBLE=None)] if switch("DOUBLE") else []
+tag = {"bdist_wheel": {"py_limited_api": "cp311"}}
+setup(ext_modules=modules, cmdclass={"build_ext": BuildCore}, options=tag)

@@ -1,4 +1,4 @@
-"""The C core. The module ``_core_double``, built for tests only, has the same functions in double precision."""
+"""The C core. ``_core_double``, built for tests only, has the same functions in double precision."""
 
 from typing import Any
 
@@ -31,4 +31,4 @@ def inverse(a: npt.ArrayLike, pivot: bool = False, threads: int = 1) -> npt.NDAr
     """Inverse of a [n, n]; without pivoting for strictly diagonally dominant a. errors.SingularError."""
 
 def _fail_allocation(n: int, persistent: bool) -> int:
-    """Test hook: the n-th allocation from now fails (and all later ones); 0: off. Returns allocations made since."""
+    """Test hook: the n-th allocation from now fails (and all later ones); 0: off. Returns those since."""

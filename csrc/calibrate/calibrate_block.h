@@ -3,7 +3,8 @@
 #ifndef OQ_CALIBRATE_CALIBRATE_BLOCK_H
 #define OQ_CALIBRATE_CALIBRATE_BLOCK_H
 
-#include "calibrate/guard.h"
+#include "calibrate/trainer.h"
+#include "calibrate/transformed.h"
 
 typedef struct {
     int64_t samples, tokens;    /* N windows of T */
@@ -12,34 +13,6 @@ typedef struct {
     const oq_real *aug_target;  /* [N, T, H] block(x_q), or NULL */
     oq_rope rope;
 } oq_calibration_data;
-
-typedef struct {
-    int64_t epoch, step; /* step counts through all epochs */
-    double loss, min_margin;
-} oq_progress;
-
-/* Called after every step; anything but OQ_OK ends the calibration with that code. */
-typedef oq_code (*oq_step_hook)(void *user, const oq_progress *progress);
-/* Between the gradients of the step and the optimiser: where ranks would sum theirs.  May be NULL. */
-typedef oq_code (*oq_reduce_hook)(void *user, oq_real *dtheta, int64_t count);
-
-typedef struct {
-    oq_step_hook on_step;
-    oq_reduce_hook reduce;
-    void *user;
-} oq_hooks;
-
-typedef enum { OQ_KEPT_FINAL, OQ_KEPT_BEST, OQ_KEPT_INITIAL, OQ_KEPT_RTN } oq_kept;
-
-typedef struct {
-    oq_real *theta; /* [list->total], caller's */
-    double *trace;  /* [epochs] mean training loss, caller's */
-    double loss_rtn, loss_initial, loss_final;
-    oq_kept kept;   /* whose learnables theta holds: training never returns worse than its start or RTN */
-    int64_t steps;
-    oq_dominance_report dominance;
-    double max_condition, varah_bound;
-} oq_calibration_result;
 
 oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const oq_block_weights *weights,
                            const oq_options *options, const oq_calibration_data *data, const oq_hooks *hooks,

@@ -3,13 +3,23 @@
 #define OQ_CALIBRATE_GUARD_H
 
 #include "calibrate/adamw.h"
-#include "calibrate/transformed.h"
+
+/* The maps a guard watches; entry[i] of the list holds the parameters of maps[i] (-1: of kind none). */
+typedef struct {
+    oq_map *maps;
+    const char *const *names;
+    const int *entry;
+    int count;
+    const oq_learnables *list;
+    const oq_options *options;
+    char where[32]; /* "block 3", "layer": for messages */
+} oq_guarded;
 
 typedef struct {
     bool any_affine;      /* no dense map: the figures below mean nothing */
     double min_margin;    /* smallest over all steps and rows */
     int64_t rows_projected, steps_rejected;
-    int worst_site;       /* where min_margin was seen */
+    int worst_map;        /* where min_margin was seen */
     int64_t worst_head, worst_row;
 } oq_dominance_report;
 
@@ -18,15 +28,15 @@ typedef struct {
     oq_dominance_report report;
 } oq_guard;
 
-oq_code oq_guard_create(oq_context *context, oq_guard *guard, const oq_transformed *t);
+oq_code oq_guard_create(oq_context *context, oq_guard *guard, const oq_guarded *t);
 /* Keep the state before an optimiser step. */
-void oq_guard_remember(oq_guard *guard, const oq_transformed *t, const oq_adamw *adamw, const oq_real *theta);
-/* Floors, check and policy, on the parameters a step has just made. t holds the mask of the epoch. */
-oq_code oq_guard_after_step(oq_context *context, oq_guard *guard, oq_transformed *t, oq_adamw *adamw,
+void oq_guard_remember(oq_guard *guard, const oq_guarded *t, const oq_adamw *adamw, const oq_real *theta);
+/* Floors, check and policy, on the parameters a step has just made; its maps hold the mask of the epoch. */
+oq_code oq_guard_after_step(oq_context *context, oq_guard *guard, const oq_guarded *t, oq_adamw *adamw,
                             oq_real *theta, int64_t epoch, int64_t step);
 /* The check before folding: the maps must be strictly dominant unless the policy is monitor.
  * max_condition and varah_bound over all blocks of all maps, in the infinity norm. */
-oq_code oq_guard_before_fold(oq_context *context, oq_guard *guard, oq_transformed *t, double *max_condition,
+oq_code oq_guard_before_fold(oq_context *context, oq_guard *guard, const oq_guarded *t, double *max_condition,
                              double *varah_bound);
 
 #endif

@@ -58,8 +58,8 @@ static PyObject *optional_double(bool given, double value)
 
 static PyObject *worst_row(const oq_dominance_report *report)
 {
-    if (report->worst_site < 0) return PyUnicode_FromString("");
-    return PyUnicode_FromFormat("%s map head %lld row %lld", oq_site_names[report->worst_site],
+    if (report->worst_map < 0) return PyUnicode_FromString("");
+    return PyUnicode_FromFormat("%s map head %lld row %lld", oq_site_names[report->worst_map],
                                 (long long)report->worst_head, (long long)report->worst_row);
 }
 

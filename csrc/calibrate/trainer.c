@@ -1,0 +1,130 @@
+#include "calibrate/trainer.h"
+
+#include <string.h>
+
+#include "calibrate/sample_order.h"
+
+#define PI 3.14159265358979323846
+
+typedef struct {
+    const oq_objective *objective;
+    const oq_guarded *guarded;
+    const oq_hooks *hooks;
+    oq_adamw adamw;
+    oq_guard guard;
+    oq_real *theta, *dtheta, *best; /* [total] */
+    double best_loss;
+    int64_t *order; /* [items] */
+    int64_t steps;
+} training;
+
+static oq_code create(oq_context *context, training *t, const oq_real *initial)
+{
+    const oq_learnables *list = t->guarded->list;
+    OQ_NEW(context, t->theta, list->total);
+    OQ_NEW(context, t->dtheta, list->total);
+    OQ_NEW(context, t->best, list->total);
+    OQ_NEW(context, t->order, t->objective->items);
+    memcpy(t->theta, initial, sizeof *initial * (size_t)list->total);
+    OQ_TRY(oq_adamw_create(context, &t->adamw, list));
+    return oq_guard_create(context, &t->guard, t->guarded);
+}
+
+static double schedule(const oq_options *options, int64_t step, int64_t steps)
+{
+    return options->cosine ? 0.5 * (1 + cos(PI * (double)step / (double)steps)) : 1;
+}
+
+static oq_code take_step(oq_context *context, training *t, int64_t epoch, int64_t step, const int64_t *items,
+                         int64_t count, double *loss)
+{
+    const oq_learnables *list = t->guarded->list;
+    const oq_options *options = t->guarded->options;
+    memset(t->dtheta, 0, sizeof *t->dtheta * (size_t)list->total);
+    OQ_TRY(t->objective->gradients(context, t->objective->user, t->theta, epoch, items, count, t->dtheta, loss));
+    if (!isfinite(*loss))
+        return oq_fail(context, OQ_NOT_FINITE, "%s epoch %lld step %lld: the loss is %g", t->guarded->where,
+                       (long long)epoch, (long long)step, *loss);
+    if (t->hooks->reduce) OQ_TRY(t->hooks->reduce(t->hooks->user, t->dtheta, list->total));
+    oq_guard_remember(&t->guard, t->guarded, &t->adamw, t->theta);
+    oq_adamw_step(&t->adamw, list, options, schedule(options, step, t->steps), t->dtheta, t->theta);
+    OQ_TRY(oq_guard_after_step(context, &t->guard, t->guarded, &t->adamw, t->theta, epoch, step));
+    if (!t->hooks->on_step) return OQ_OK;
+    const oq_progress progress = {epoch, step, *loss, t->guard.report.min_margin};
+    return t->hooks->on_step(t->hooks->user, &progress);
+}
+
+static void keep_best(training *t, double loss)
+{
+    if (!t->guarded->options->best_iterate || !(loss < t->best_loss)) return;
+    t->best_loss = loss;
+    memcpy(t->best, t->theta, sizeof *t->best * (size_t)t->guarded->list->total);
+}
+
+static oq_code train(oq_context *context, training *t, oq_calibration_result *result)
+{
+    const oq_options *o = t->guarded->options;
+    const int64_t N = t->objective->items, per_epoch = (N + o->batch_size - 1) / o->batch_size;
+    t->steps = o->epochs * per_epoch;
+    for (int64_t epoch = 0; epoch < o->epochs; epoch++) {
+        double sum = 0;
+        oq_sample_order(o->seed, o->block, epoch, o->shuffle, t->order, N);
+        for (int64_t k = 0; k < per_epoch; k++) {
+            const int64_t first = k * o->batch_size, left = N - first;
+            double loss;
+            OQ_TRY(oq_check_cancel(context));
+            OQ_TRY(take_step(context, t, epoch, epoch * per_epoch + k, t->order + first,
+                             left < o->batch_size ? left : o->batch_size, &loss));
+            sum += loss;
+        }
+        result->trace[epoch] = sum / (double)per_epoch;
+        keep_best(t, result->trace[epoch]);
+    }
+    result->steps = t->steps;
+    return OQ_OK;
+}
+
+static oq_code evaluate(oq_context *context, const training *t, const oq_real *theta, double *loss)
+{
+    return t->objective->evaluate(context, t->objective->user, theta, t->guarded->options->epochs - 1, loss);
+}
+
+static void take(oq_calibration_result *result, const oq_real *theta, int64_t total, double loss, oq_kept kept)
+{
+    memcpy(result->theta, theta, sizeof *theta * (size_t)total);
+    result->loss_final = loss;
+    result->kept = kept;
+}
+
+/* The trained iterate, unless its own start or plain rounding were better on the calibration loss. */
+static oq_code choose(oq_context *context, const training *t, const oq_real *initial, const oq_real *rtn,
+                      oq_calibration_result *result)
+{
+    const int64_t total = t->guarded->list->total;
+    double loss;
+    OQ_TRY(evaluate(context, t, t->theta, &loss));
+    take(result, t->theta, total, loss, OQ_KEPT_FINAL);
+    if (isfinite(t->best_loss)) {
+        OQ_TRY(evaluate(context, t, t->best, &loss));
+        if (!(result->loss_final <= loss)) take(result, t->best, total, loss, OQ_KEPT_BEST);
+    }
+    if (!(result->loss_final <= result->loss_initial))
+        take(result, initial, total, result->loss_initial, OQ_KEPT_INITIAL);
+    if (!(result->loss_final <= result->loss_rtn)) take(result, rtn, total, result->loss_rtn, OQ_KEPT_RTN);
+    return OQ_OK;
+}
+
+oq_code oq_train(oq_context *context, const oq_objective *objective, const oq_guarded *guarded, const oq_hooks *hooks,
+                 const oq_real *initial, const oq_real *rtn, oq_calibration_result *result)
+{
+    training t = {.objective = objective, .guarded = guarded, .hooks = hooks, .best_loss = INFINITY};
+    OQ_TRY(create(context, &t, initial));
+    OQ_TRY(evaluate(context, &t, rtn, &result->loss_rtn));
+    OQ_TRY(evaluate(context, &t, initial, &result->loss_initial));
+    OQ_TRY(train(context, &t, result));
+    OQ_TRY(choose(context, &t, initial, rtn, result));
+    OQ_TRY(objective->apply(context, objective->user, result->theta, guarded->options->epochs - 1));
+    OQ_TRY(oq_guard_before_fold(context, &t.guard, guarded, &result->max_condition, &result->varah_bound));
+    result->dominance = t.guard.report;
+    return OQ_OK;
+}

@@ -61,29 +61,17 @@ static void consumer_max(const oq_transformed *t, int site, double *largest)
     }
 }
 
-static oq_code initialize_site(oq_context *context, const oq_transformed *t, const oq_channel_stats *stats, int site,
-                               oq_real *theta)
+oq_code oq_initialize_map(oq_context *context, const oq_map *map, const oq_real *lo, const oq_real *hi,
+                          const double *largest, double alpha, oq_real *parameters, oq_real *shift)
 {
-    const oq_map *map = &t->map[site];
     const int64_t count = map->affine.blocks * map->affine.width;
-    oq_real *parameters = oq_part(t->list, t->list->map[site], theta);
-    oq_real *shift = oq_part(t->list, t->list->shift[site], theta);
-    if (map->kind == OQ_MAP_NONE) return OQ_OK;
-    if (site == OQ_SITE_QK) {
-        oq_map_identity(map, parameters);
-        return OQ_OK;
-    }
     const oq_mark mark = oq_arena_mark(context->arena);
-    double *largest;
     oq_real *s;
-    OQ_NEW_ZERO(context, largest, count);
     OQ_NEW(context, s, count);
-    consumer_max(t, site, largest);
     for (int64_t i = 0; i < count; i++) {
-        const double lo = (double)stats->lo[site][i], hi = (double)stats->hi[site][i];
-        const double center = shift ? (lo + hi) / 2 : 0;
+        const double low = (double)lo[i], high = (double)hi[i], center = shift ? (low + high) / 2 : 0;
         if (shift) shift[i] = (oq_real)center;
-        s[i] = oq_let_init(fmax(hi - center, center - lo), largest[i], t->options->alpha);
+        s[i] = oq_let_init(fmax(high - center, center - low), largest[i], alpha);
     }
     oq_map_from_diagonal(map, s, parameters);
     oq_map_floor(map, parameters);
@@ -91,7 +79,27 @@ static oq_code initialize_site(oq_context *context, const oq_transformed *t, con
     return OQ_OK;
 }
 
-static void fill_clipping(const oq_learnables *list, double value, oq_real *theta)
+static oq_code initialize_site(oq_context *context, const oq_transformed *t, const oq_channel_stats *stats, int site,
+                               oq_real *theta)
+{
+    const oq_map *map = &t->map[site];
+    oq_real *parameters = oq_part(t->list, t->list->map[site], theta);
+    if (map->kind == OQ_MAP_NONE) return OQ_OK;
+    if (site == OQ_SITE_QK) {
+        oq_map_identity(map, parameters);
+        return OQ_OK;
+    }
+    const oq_mark mark = oq_arena_mark(context->arena);
+    double *largest;
+    OQ_NEW_ZERO(context, largest, map->affine.blocks * map->affine.width);
+    consumer_max(t, site, largest);
+    OQ_TRY(oq_initialize_map(context, map, stats->lo[site], stats->hi[site], largest, t->options->alpha, parameters,
+                             oq_part(t->list, t->list->shift[site], theta)));
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}
+
+void oq_fill_clipping(const oq_learnables *list, double value, oq_real *theta)
 {
     for (int i = 0; i < list->entries; i++) {
         const oq_learnable *e = &list->entry[i];
@@ -102,7 +110,7 @@ static void fill_clipping(const oq_learnables *list, double value, oq_real *thet
 
 oq_code oq_initialize(oq_context *context, const oq_transformed *t, const oq_channel_stats *stats, oq_real *theta)
 {
-    fill_clipping(t->list, OQ_LWC_INIT, theta);
+    oq_fill_clipping(t->list, OQ_LWC_INIT, theta);
     for (int site = 0; site < OQ_SITES; site++) OQ_TRY(initialize_site(context, t, stats, site, theta));
     return OQ_OK;
 }
@@ -110,7 +118,7 @@ oq_code oq_initialize(oq_context *context, const oq_transformed *t, const oq_cha
 void oq_initialize_rtn(const oq_transformed *t, oq_real *theta)
 {
     for (int64_t i = 0; i < t->list->total; i++) theta[i] = 0;
-    fill_clipping(t->list, OQ_LWC_IDENTITY, theta);
+    oq_fill_clipping(t->list, OQ_LWC_IDENTITY, theta);
     for (int site = 0; site < OQ_SITES; site++)
         if (t->map[site].kind != OQ_MAP_NONE)
             oq_map_identity(&t->map[site], oq_part(t->list, t->list->map[site], theta));

@@ -18,4 +18,11 @@ oq_code oq_initialize(oq_context *context, const oq_transformed *t, const oq_cha
 /* theta of plain round-to-nearest: no clipping, identity maps, no shifts. */
 void oq_initialize_rtn(const oq_transformed *t, oq_real *theta);
 
+/* The pieces of both, for a single layer. */
+void oq_fill_clipping(const oq_learnables *list, double value, oq_real *theta);
+/* SmoothQuant's start of a map, and of its shift unless NULL: lo, hi [blocks n] of the input's channels, largest
+ * [blocks n] = max |W_ij| over the consumers' rows. */
+oq_code oq_initialize_map(oq_context *context, const oq_map *map, const oq_real *lo, const oq_real *hi,
+                          const double *largest, double alpha, oq_real *parameters, oq_real *shift);
+
 #endif

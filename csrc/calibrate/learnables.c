@@ -17,20 +17,20 @@ static int add(oq_learnables *list, oq_learnable_kind kind, int owner, const cha
     return list->entries++;
 }
 
-static int add_map(oq_learnables *list, int site, oq_map_kind kind, oq_affine geometry)
+static int add_map(oq_learnables *list, int site, const char *name, oq_map_kind kind, oq_affine geometry)
 {
     const int64_t blocks = geometry.blocks, n = geometry.width;
     switch (kind) {
     case OQ_MAP_NONE: return -1;
     case OQ_MAP_DIAGONAL:
-        return add(list, OQ_SITE_MAP, site, oq_site_names[site], "map", 2, (int64_t[3]){blocks, n});
+        return add(list, OQ_SITE_MAP, site, name, "map", 2, (int64_t[3]){blocks, n});
     case OQ_MAP_TIED:
-        return add(list, OQ_SITE_MAP, site, oq_site_names[site], "map", 2, (int64_t[3]){blocks, n / 2});
+        return add(list, OQ_SITE_MAP, site, name, "map", 2, (int64_t[3]){blocks, n / 2});
     case OQ_MAP_ROTATION:
-        return add(list, OQ_SITE_MAP, site, oq_site_names[site], "map", 3, (int64_t[3]){2, blocks, n / 2});
+        return add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){2, blocks, n / 2});
     case OQ_MAP_DENSE: break;
     }
-    return add(list, OQ_SITE_MAP, site, oq_site_names[site], "map", 3, (int64_t[3]){blocks, n, n});
+    return add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){blocks, n, n});
 }
 
 void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,
@@ -48,9 +48,25 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
     for (int site = 0; site < OQ_SITES; site++) {
         const oq_affine geometry = oq_site_geometry(spec, site);
         const int64_t size[3] = {geometry.blocks, geometry.width};
-        list->map[site] = add_map(list, site, options->map[site], geometry);
+        list->map[site] = add_map(list, site, oq_site_names[site], options->map[site], geometry);
         list->shift[site] = -1;
         if (oq_site_has_shift(options, weights, site))
             list->shift[site] = add(list, OQ_SITE_SHIFT, site, oq_site_names[site], "shift", 2, size);
     }
+}
+
+void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, oq_learnables *list)
+{
+    const int64_t group = oq_group_of(options, in), size[3] = {out, (in + group - 1) / group};
+    const oq_map_kind kind = options->map[OQ_SITE_NORM1];
+    memset(list, 0, sizeof *list);
+    for (int i = 0; i < OQ_LINEARS; i++) list->lwc_max[i] = list->lwc_min[i] = -1;
+    for (int i = 0; i < OQ_SITES; i++) list->map[i] = list->shift[i] = -1;
+    if (options->lwc && oq_is_quantized(options->weight)) {
+        list->lwc_max[0] = add(list, OQ_LWC_MAX, 0, "weight", "lwc_max", 2, size);
+        list->lwc_min[0] = add(list, OQ_LWC_MIN, 0, "weight", "lwc_min", 2, size);
+    }
+    list->map[0] = add_map(list, 0, "input", kind, (oq_affine){.blocks = 1, .width = in});
+    if (options->shift && kind != OQ_MAP_NONE)
+        list->shift[0] = add(list, OQ_SITE_SHIFT, 0, "input", "shift", 2, (int64_t[3]){1, in});
 }

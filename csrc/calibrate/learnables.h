@@ -28,6 +28,10 @@ typedef struct {
 void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,
                         oq_learnables *list);
 
+/* Of a single linear layer: "weight.lwc_max", "weight.lwc_min", "input.map" (options->map[OQ_SITE_NORM1]) and
+ * "input.shift", at the first place of each kind. */
+void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, oq_learnables *list);
+
 /* The entry's part of a flat vector, NULL when there is no such entry. */
 static inline oq_real *oq_part(const oq_learnables *list, int entry, oq_real *flat)
 {

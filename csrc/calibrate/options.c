@@ -63,14 +63,13 @@ static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const 
     return OQ_OK;
 }
 
-oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const oq_options *o)
+oq_code oq_check_training(oq_context *context, const oq_options *o)
 {
     OQ_TRY(check_quantizer(context, "weights", o->weight));
     OQ_TRY(check_quantizer(context, "activations", o->activation.x));
     OQ_TRY(check_quantizer(context, "q", o->activation.q));
     OQ_TRY(check_quantizer(context, "k", o->activation.k));
     OQ_TRY(check_quantizer(context, "v", o->activation.v));
-    OQ_TRY(check_maps(context, spec, o));
     if (o->group_size < 0)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "group_size must be >= 0, got %lld", (long long)o->group_size);
     if (o->epochs < 0 || o->batch_size < 1)
@@ -86,4 +85,10 @@ oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const o
         return oq_fail(context, OQ_INVALID_ARGUMENT, "learning rates must be finite and >= 0, got %g and %g",
                        o->lr_lwc, o->lr_let);
     return OQ_OK;
+}
+
+oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const oq_options *options)
+{
+    OQ_TRY(oq_check_training(context, options));
+    return check_maps(context, spec, options);
 }

@@ -52,6 +52,8 @@ int64_t oq_repeat_of(const oq_block_spec *spec, int site, int linear);
 oq_affine oq_site_geometry(const oq_block_spec *spec, int site);
 bool oq_site_has_shift(const oq_options *options, const oq_block_weights *weights, int site);
 
+/* Everything that does not depend on a block's spec. */
+oq_code oq_check_training(oq_context *context, const oq_options *options);
 oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const oq_options *options);
 
 static inline int64_t oq_group_of(const oq_options *options, int64_t in)

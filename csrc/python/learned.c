@@ -49,14 +49,19 @@ int oq_learnables_from_dict(const oq_learnables *list, PyObject *dict, oq_real *
     return 0;
 }
 
-/* dict[owner.what] = a new array; its data, or NULL with an exception. */
+void *oq_put_new(PyObject *dict, const char *key, int type, int ndim, npy_intp a, npy_intp b)
+{
+    PyArrayObject *array = oq_array_new(type, ndim, (npy_intp[]){a, b});
+    void *data = array ? PyArray_DATA(array) : NULL;
+    return put(dict, key, array) < 0 ? NULL : data;
+}
+
+/* The same at dict[owner.what]. */
 static void *create(PyObject *dict, const char *owner, const char *what, int type, int ndim, npy_intp a, npy_intp b)
 {
     char key[40];
     snprintf(key, sizeof key, "%s.%s", owner, what);
-    PyArrayObject *array = oq_array_new(type, ndim, (npy_intp[]){a, b});
-    void *data = array ? PyArray_DATA(array) : NULL;
-    return put(dict, key, array) < 0 ? NULL : data;
+    return oq_put_new(dict, key, type, ndim, a, b);
 }
 
 static int create_linear(PyObject *dict, const oq_block_args *args, int i, oq_folded *folded)

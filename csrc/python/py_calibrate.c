@@ -3,32 +3,8 @@
 #include "python/call.h"
 #include "python/learned.h"
 #include "python/topics.h"
+#include "python/training.h"
 #include "quant/ste_tape.h"
-
-/* ---- the hook after each step -------------------------------------------- */
-
-typedef struct {
-    PyObject *on_step; /* borrowed; NULL: signals alone */
-    PyThreadState *state;
-} step_hook;
-
-/* Takes the GIL back for a moment: Ctrl-C and the caller's callback both end the calibration. */
-static oq_code after_step(void *user, const oq_progress *progress)
-{
-    step_hook *hook = user;
-    oq_code code = OQ_OK;
-    PyEval_RestoreThread(hook->state);
-    if (PyErr_CheckSignals() < 0) code = OQ_CANCELLED;
-    if (code == OQ_OK && hook->on_step) {
-        PyObject *answer = PyObject_CallFunction(hook->on_step, "LLdd", (long long)progress->epoch,
-                                                 (long long)progress->step, progress->loss,
-                                                 isinf(progress->min_margin) ? Py_NAN : progress->min_margin);
-        if (!answer) code = OQ_CANCELLED;
-        Py_XDECREF(answer);
-    }
-    hook->state = PyEval_SaveThread();
-    return code;
-}
 
 /* ---- arguments ----------------------------------------------------------- */
 
@@ -51,33 +27,6 @@ static int parse_call(const call_objects *o, oq_block_args *args)
 
 /* ---- calibrate_block ------------------------------------------------------ */
 
-static PyObject *optional_double(bool given, double value)
-{
-    return given ? PyFloat_FromDouble(value) : Py_NewRef(Py_None);
-}
-
-static PyObject *worst_row(const oq_dominance_report *report)
-{
-    if (report->worst_map < 0) return PyUnicode_FromString("");
-    return PyUnicode_FromFormat("%s map head %lld row %lld", oq_site_names[report->worst_map],
-                                (long long)report->worst_head, (long long)report->worst_row);
-}
-
-/* The result's dict; takes over folded, learnables and trace. */
-static PyObject *report(const oq_calibration_result *r, PyObject *learnables, PyObject *folded, PyObject *trace)
-{
-    static const char *const kept[] = {"final", "best", "initial", "rtn"};
-    const oq_dominance_report *d = &r->dominance;
-    const bool affine = d->any_affine;
-    return Py_BuildValue(
-        "{s:N,s:N,s:N,s:d,s:d,s:d,s:s,s:L,s:L,s:L,s:N,s:N,s:N,s:N}", "learnables", learnables, "folded", folded,
-        "trace", trace, "loss_rtn", r->loss_rtn, "loss_initial", r->loss_initial, "loss_final", r->loss_final, "kept",
-        kept[r->kept], "steps", (long long)r->steps, "rows_projected", (long long)d->rows_projected, "steps_rejected",
-        (long long)d->steps_rejected, "min_margin", optional_double(affine, d->min_margin), "max_condition",
-        optional_double(affine, r->max_condition), "varah_bound", optional_double(affine, r->varah_bound),
-        "worst_row", worst_row(d));
-}
-
 static oq_code calibrate_and_fold(oq_context *context, const oq_block_args *args, const oq_hooks *hooks,
                                   oq_calibration_result *result, const oq_folded *folded)
 {
@@ -93,8 +42,8 @@ static PyObject *run_calibration(const oq_block_args *args, PyObject *on_step, i
     oq_learnables list;
     oq_folded folded;
     oq_context context;
-    step_hook hook = {on_step == Py_None ? NULL : on_step, NULL};
-    const oq_hooks hooks = {.on_step = after_step, .user = &hook};
+    oq_python_hook hook = {on_step == Py_None ? NULL : on_step, NULL};
+    const oq_hooks hooks = {.on_step = oq_python_step, .user = &hook};
     PyObject *learnables = NULL, *result = NULL;
     oq_learnables_list(&args->spec, &args->options, &args->weights, &list);
     PyArrayObject *trace = oq_array_new(NPY_DOUBLE, 1, (npy_intp[]){args->options.epochs});
@@ -106,7 +55,7 @@ static PyObject *run_calibration(const oq_block_args *args, PyObject *on_step, i
         const oq_code code = calibrate_and_fold(&context, args, &hooks, &r, &folded);
         PyEval_RestoreThread(hook.state);
         if (code == OQ_OK && (learnables = oq_learnables_to_dict(&list, r.theta)))
-            result = report(&r, learnables, Py_NewRef(tensors), Py_NewRef((PyObject *)trace));
+            result = oq_training_report(&r, oq_site_names, learnables, Py_NewRef(tensors), Py_NewRef((PyObject *)trace));
         if (code == OQ_CANCELLED && PyErr_Occurred()) /* the callback's own exception goes on */
             oq_arena_destroy(context.arena);
         else

@@ -1,8 +1,100 @@
-"""OmniQuant and AffineQuant: post-training quantization of language models, calibrated in a C core."""
+"""OmniQuant and AffineQuant: post-training quantization of language models, calibrated in a C core.
+
+>>> import omniquant
+>>> model = omniquant.load_model("omniquant-tiny")
+>>> windows = omniquant.calibration_windows(None, model, samples=16, seqlen=256)
+>>> result = omniquant.calibrate(model, windows, "W4A4", method="affinequant")  # doctest: +SKIP
+>>> omniquant.perplexity(result, omniquant.evaluation_windows(None, model, 256))  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from omniquant import _onednn
 from omniquant._version import __version__
 
+if TYPE_CHECKING:
+    from omniquant.calibration import calibrate
+    from omniquant.config import CalibrationOptions, QuantConfig
+    from omniquant.data import calibration_windows, evaluation_windows
+    from omniquant.errors import (
+        BackendError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        NotDominantError,
+        NotFiniteError,
+        OmniQuantError,
+        SingularError,
+        UnsupportedError,
+    )
+    from omniquant.evaluate import perplexity
+    from omniquant.models.load import load_model
+    from omniquant.models.model import Model
+    from omniquant.progress import Callback
+    from omniquant.quantized import CalibrationResult, QuantizedModel
+    from omniquant.report import BlockReport
+
 _onednn.load()
 
-__all__ = ["__version__"]
+# Where each public name lives; imported at first use, because tokenizers and readers take longer than NumPy.
+_HOMES = {
+    "calibrate": "calibration",
+    "CalibrationOptions": "config",
+    "QuantConfig": "config",
+    "calibration_windows": "data",
+    "evaluation_windows": "data",
+    "perplexity": "evaluate",
+    "load_model": "models.load",
+    "Model": "models.model",
+    "Callback": "progress",
+    "CalibrationResult": "quantized",
+    "QuantizedModel": "quantized",
+    "BlockReport": "report",
+    "BackendError": "errors",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "NotDominantError": "errors",
+    "NotFiniteError": "errors",
+    "OmniQuantError": "errors",
+    "SingularError": "errors",
+    "UnsupportedError": "errors",
+}
+
+__all__ = [
+    "BackendError",
+    "BlockReport",
+    "CalibrationOptions",
+    "CalibrationResult",
+    "Callback",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Model",
+    "NotDominantError",
+    "NotFiniteError",
+    "OmniQuantError",
+    "QuantConfig",
+    "QuantizedModel",
+    "SingularError",
+    "UnsupportedError",
+    "__version__",
+    "calibrate",
+    "calibration_windows",
+    "evaluation_windows",
+    "load_model",
+    "perplexity",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

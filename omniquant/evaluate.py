@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -95,7 +96,7 @@ def evaluate(
     runnable: ForwardModel = model.fold() if isinstance(model, Foldable) else model
     windows = as_windows(tokens, runnable.vocab_size, seqlen)
     count, length = windows.shape
-    hidden_bytes = 4 * length * int(runnable.spec.to_core()["hidden_size"])
+    hidden_bytes = 4 * length * runnable.spec.hidden_size
     step = max(1, _HIDDEN_BYTES // hidden_bytes)
     parts = [windows[start : start + step] for start in range(0, count, step)]
     worker = resolve_threads(threads)
@@ -103,8 +104,7 @@ def evaluate(
     losses: list[npt.NDArray[np.float64]] = []
     for number, part in enumerate(parts):
         done = number * runnable.num_layers
-        report = (lambda i, done=done: progress(done + i, total)) if progress else None
-        losses.append(_window_losses(runnable, part, worker, report))
+        losses.append(_window_losses(runnable, part, worker, partial(_advance, progress, done, total)))
     nll = float(np.mean(np.concatenate(losses)))
     if not math.isfinite(nll):
         raise NotFiniteError(f"{runnable.name}: the mean cross entropy of {count} windows is {nll}")
@@ -112,23 +112,27 @@ def evaluate(
     return Evaluation(_exp(nll), nll, count * length, count, length, seconds)
 
 
+def _advance(progress: Callable[[int, int], None] | None, before: int, total: int, blocks: int) -> None:
+    if progress is not None:
+        progress(before + blocks, total)
+
+
 def _window_losses(
-    model: ForwardModel, windows: I32, threads: int, progress: Callable[[int], None] | None
+    model: ForwardModel, windows: I32, threads: int, progress: Callable[[int], None]
 ) -> npt.NDArray[np.float64]:
     """Return the mean cross entropy of each window [N]."""
     activation = getattr(model, "activation", None)  # a full-precision model quantizes none
     x = model.embed(windows)
     for index in range(model.num_layers):
         x = run_block(model, model.block(index), x, activation=activation, threads=threads)
-        if progress:
-            progress(index + 1)
-    spec, norm, head = model.spec.to_core(), model.final_norm(), model.lm_head()
+        progress(index + 1)
+    spec, norm, head = model.spec, model.final_norm(), model.lm_head()
     losses = np.empty(len(windows))
     for part in chunks(*windows.shape):
         nll = _core.next_token_nll(
             x[part],
-            spec["norm"],
-            spec["norm_eps"],
+            spec.norm,
+            spec.norm_eps,
             norm["weight"],
             norm.get("bias"),
             head,

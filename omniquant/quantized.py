@@ -223,6 +223,11 @@ class CalibrationResult:
         return self.header.options.method
 
     @property
+    def architecture(self) -> Architecture:
+        """What the model's configuration says."""
+        return self._outer.architecture
+
+    @property
     def blocks(self) -> list[BlockReport]:
         """A report of every finished block."""
         return self._store.reports()

@@ -204,10 +204,10 @@ class _Run:
         self.start(layers - len(missing))
         if missing:
             self._fill(directory, missing)
-        seconds = max(time.monotonic() - started, sum(report.seconds for report in directory.reports()))
-        if missing:
+            # A resumed run counts the blocks of the runs before it.
+            seconds = max(time.monotonic() - started, sum(report.seconds for report in directory.reports()))
             directory.write_run(seconds=round(seconds, 3), peak_rss_mib=peak_rss_mib(), threads=self.threads)
-        return CalibrationResult(directory.header, directory, directory.outer(), seconds, peak_rss_mib())
+        return CalibrationResult(directory.header, directory, directory.outer(), *directory.run_facts())
 
     def _fill(self, directory: StateDirectory, missing: set[int]) -> None:
         streams = self.embed()

@@ -1,0 +1,137 @@
+"""``omniquant info``: what a model or a result is made of."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omniquant.cli.common import Commands, add_run_options, command, emit, is_result
+
+if TYPE_CHECKING:
+    from omniquant.models.adapter import Architecture
+
+_EXAMPLES = """\
+  omniquant info MODEL          sizes and kinds
+  omniquant info DIR            scheme, method, maps and their cost, losses and margins, files
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "info",
+        run,
+        usage="MODEL_OR_DIR [--json]",
+        help="show what a model or a result is made of",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL_OR_DIR", help="a model, or the output of omniquant quantize")
+    add_run_options(parser, threads=False)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Look and report."""
+    data = _result(Path(arguments.model)) if is_result(arguments.model) else _model(arguments.model)
+    emit(arguments, data, _text(data))
+
+
+def _architecture(architecture: Architecture) -> dict[str, Any]:
+    from omniquant.describe import linear_parameters
+
+    spec = architecture.spec
+    hidden = architecture.vocab_size * spec.hidden_size
+    linears = architecture.num_layers * linear_parameters(spec)
+    return {
+        "num_layers": architecture.num_layers,
+        "vocab_size": architecture.vocab_size,
+        "max_positions": architecture.max_positions,
+        "tied_embeddings": architecture.tied_embeddings,
+        "linear_weights": linears,
+        "embedding_weights": hidden if architecture.tied_embeddings else 2 * hidden,
+        "spec": spec.to_core(),
+    }
+
+
+def _model(path: str) -> dict[str, Any]:
+    from omniquant.models.load import load_model
+
+    model = load_model(path)
+    return {
+        "kind": "model",
+        "model": model.name,
+        "source": model.source,
+        "family": model.family,
+        **_architecture(model.architecture),
+        "files": [{"file": file.name, "bytes": file.stat().st_size} for file in model.files()],
+    }
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    from omniquant.describe import bits_per_weight, describe_maps
+    from omniquant.quantized import CalibrationResult
+
+    result = CalibrationResult.load(folder)
+    outer = result.architecture
+    maps = describe_maps(result.options, outer.spec)
+    per_block = sum(entry.multiply_adds for entry in maps)
+    return {
+        "kind": "result",
+        "output": str(folder),
+        "source": result.header.model["source"],
+        **result.summary(),
+        "fake_quantized": True,
+        "maps": [entry.to_dict() | {"text": str(entry)} for entry in maps],
+        "approximate": [entry.site for entry in maps if not entry.exact],
+        "online_multiply_adds_per_token": per_block * outer.num_layers,
+        "bits_per_weight": bits_per_weight(result.scheme, outer.spec),
+        **_architecture(outer),
+        "calibration": result.header.calibration,
+        "options": result.options.to_dict(),
+        "files": [{"file": path.name, "bytes": path.stat().st_size} for path in sorted(folder.iterdir())],
+    }
+
+
+def _text(data: dict[str, Any]) -> str:
+    lines = [f"model     {data['model']}: {data['source']}"]
+    if data["kind"] == "result":
+        lines = _result_lines(data)
+    spec = data["spec"]
+    lines += [
+        f"blocks    {data['num_layers']}, hidden {spec['hidden_size']}, ffn {spec['ffn_size']}, "
+        f"{spec['num_heads']} heads of {spec['head_dim']}, {spec['num_kv_heads']} key/value heads",
+        f"kind      {spec['norm']} norm, {'rotary' if spec['rope'] else 'no rotary'} positions, "
+        f"{spec['mlp']} {spec['activation']} MLP, sequences up to {data['max_positions']}",
+        f"weights   {data['linear_weights']:,} in linears, {data['embedding_weights']:,} in "
+        f"{'the tied embedding' if data['tied_embeddings'] else 'embedding and head'}",
+    ]
+    total = sum(entry["bytes"] for entry in data["files"])
+    lines.append(f"files     {total:,} bytes in {len(data['files'])}")
+    lines += [f"          {entry['bytes']:>13,}  {entry['file']}" for entry in data["files"]]
+    return "\n".join(lines)
+
+
+def _result_lines(data: dict[str, Any]) -> list[str]:
+    done = "" if data["complete"] else f" UNFINISHED: {len(data['blocks'])} of {data['num_layers']} blocks"
+    lines = [
+        f"result    {data['model']} ({data['source']}), fake-quantized{done}",
+        f"scheme    {data['scheme']}: {data['bits_per_weight']:.3f} bits a weight, scales counted",
+        f"method    {data['method']}, {data['steps']} steps in {data['seconds']:.1f} s on "
+        f"{data['calibration']['samples']} windows of {data['calibration']['seqlen']} tokens",
+    ]
+    lines += [f"map       {entry['text']}" for entry in data["maps"]] or ["map       none"]
+    lines.append(
+        f"run time  {data['online_multiply_adds_per_token']:,} multiply-adds a token added by online maps"
+    )
+    for block in data["blocks"]:
+        margin = (
+            ""
+            if block["min_margin"] is None
+            else f", margin {block['min_margin']:.3g} at {block['worst_row']}"
+        )
+        lines.append(
+            f"block {block['index']:<4}loss rtn {block['loss_rtn']:.4g}, start {block['loss_initial']:.4g}, "
+            f"kept {block['loss_final']:.4g} ({block['kept']}){margin}"
+        )
+    return lines

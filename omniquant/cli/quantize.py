@@ -1,0 +1,162 @@
+"""``omniquant quantize``: calibrate a model and write the result."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omniquant.cli.common import Commands, add_run_options, check_data, command, emit, is_result, note
+from omniquant.config.method import CHOICES, METHODS
+from omniquant.errors import ConfigError
+
+_EXAMPLES = """\
+  omniquant quantize omniquant-tiny --scheme W4A4 --method affinequant --output out
+  omniquant quantize MODEL --scheme W2A16g64 --data text.txt --samples 128 --seqlen 2048 --output out
+  omniquant quantize MODEL --scheme W4A4 --data text.txt --output out --resume     go on after a kill
+
+schemes: W<bits>A<bits>[KV<bits>][g<group>]. W4A4 quantizes weights, activations, Q, K and V at 4 bits;
+W4A4KV16 leaves Q, K and V in float; W3A16 quantizes weights alone, one scale a row; W2A16g64 one scale every
+64 weights.
+methods: rtn (round to nearest), smoothquant (fixed scales), omniquant (learned clipping and scales),
+affinequant (learned clipping and affine maps). The papers use 128 windows of 2048 tokens.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "quantize",
+        run,
+        usage="MODEL --scheme SCHEME --output DIR [--method METHOD] [--data FILE] [options]",
+        help="calibrate a model and write the quantized result",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL", help='a folder, a .gguf file, or "omniquant-tiny"')
+    parser.add_argument("--scheme", required=True, help="what to quantize to: W4A4, W3A16, W2A16g64, ...")
+    parser.add_argument("--method", choices=METHODS, default="omniquant", help="default: omniquant")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new directory for the result")
+    parser.add_argument("--resume", action="store_true", help="go on with what DIR holds")
+    _add_data(parser)
+    _add_maps(parser)
+    _add_training(parser)
+    add_run_options(parser)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("calibration data")
+    group.add_argument(
+        "--data", metavar="FILE", help="a text file, or a .npy of token ids: one stream, or windows [N, T]"
+    )
+    group.add_argument("--samples", type=int, default=32, metavar="N", help="windows, default 32")
+    group.add_argument("--seqlen", type=int, default=256, metavar="T", help="tokens a window, default 256")
+
+
+def _add_maps(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is learned (default: as in the method's paper)")
+    group.add_argument(
+        "--norm-map",
+        choices=CHOICES["norm_map"],
+        help="between a norm and its linears; online: a full matrix, multiplied at run time (affinequant)",
+    )
+    group.add_argument(
+        "--qk-map",
+        choices=("none", "exact", "scale", "full"),
+        help="between Q and K; scale and full are approximate under rotary positions",
+    )
+    group.add_argument("--vo-map", choices=CHOICES["vo_map"], help="between V and the output projection")
+    group.add_argument("--up-down", action="store_true", default=None, help="also scales between up and down")
+    group.add_argument("--alpha", type=float, help="exponent of the scales' start, default 0.5")
+    group.add_argument("--stability", type=float, help="stability factor of the gradual mask")
+    group.add_argument(
+        "--dominance",
+        choices=CHOICES["dominance"],
+        help="what to do with a step that loses strict diagonal dominance; default project",
+    )
+    group.add_argument("--margin", type=float, help="relative margin of a projected row, default 0.05")
+    group.add_argument(
+        "--parametrization", choices=CHOICES["parametrization"], help="of affine maps; default relative"
+    )
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=int, help="default 20, 40 at 2 bits")
+    group.add_argument("--seed", type=int, default=0, help="decides the order of windows, default 0")
+    group.add_argument("--loss", choices=CHOICES["loss"], help="token: relative to each token's energy")
+    group.add_argument(
+        "--aug-loss",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also match the original block on quantized inputs; default: on at A4 and at W2",
+    )
+    group.add_argument("--batch-size", type=int, metavar="N", help="windows a step, default 1")
+    group.add_argument("--lr-lwc", type=float, metavar="RATE", help="of clipping, default 0.01")
+    group.add_argument("--lr-let", type=float, metavar="RATE", help="of scales and maps, default 0.005")
+    group.add_argument("--schedule", choices=CHOICES["schedule"], help="of both rates, default constant")
+    group.add_argument(
+        "--shuffle", action=argparse.BooleanOptionalAction, default=None, help="random order of windows (on)"
+    )
+    group.add_argument(
+        "--best-iterate",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep the epoch of lowest loss, not the last (off)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Calibrate and report."""
+    # Everything that can be wrong with the wishes is found before a file is read.
+    from omniquant.config import CalibrationOptions, QuantConfig
+    from omniquant.threads import resolve_threads
+
+    scheme = QuantConfig.parse(arguments.scheme)
+    names = {field.name for field in fields(CalibrationOptions)} - {"method"}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    options = CalibrationOptions.for_method(arguments.method, scheme, **given)
+    threads = resolve_threads(arguments.threads)
+    check_data(arguments.data, arguments.model)
+    if is_result(arguments.model):
+        raise ConfigError(f"{arguments.model}: is quantized already, give the original model")
+    if not options.trains and arguments.epochs:
+        note(arguments, f"{arguments.method} trains nothing: --epochs {arguments.epochs} has no effect")
+
+    from omniquant.calibration import calibrate
+    from omniquant.data import calibration_windows
+    from omniquant.models.load import load_model
+
+    model = load_model(arguments.model)
+    windows = calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
+    note(
+        arguments,
+        f"{model.name} ({model.source}), {model.num_layers} blocks: {scheme} {options.method}, "
+        f"{windows.shape[0]} windows of {windows.shape[1]} tokens, {options.epochs} epochs",
+    )
+    result = calibrate(
+        model,
+        windows,
+        scheme,
+        method=options,
+        output=arguments.output,
+        resume=arguments.resume,
+        threads=threads,
+        progress=not arguments.quiet,
+    )
+    summary: dict[str, Any] = {"output": str(Path(arguments.output))} | result.summary()
+    summary |= {"samples": windows.shape[0], "seqlen": windows.shape[1], "options": options.to_dict()}
+    emit(arguments, summary, _text(summary))
+
+
+def _text(summary: dict[str, Any]) -> str:
+    margin = (
+        "" if summary["min_margin"] is None else f", smallest dominance margin {summary['min_margin']:.3g}"
+    )
+    return (
+        f"{summary['output']}: {summary['model']} {summary['scheme']} by {summary['method']}, "
+        f"{len(summary['blocks'])} blocks in {summary['seconds']:.1f} s, "
+        f"peak memory {summary['peak_rss_mib']:.0f} MiB{margin}\n"
+        f"next: omniquant evaluate {summary['output']} --data TEXT"
+    )

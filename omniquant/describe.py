@@ -1,0 +1,94 @@
+"""What a scheme and a method mean for one model: maps, run-time cost, bits a weight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omniquant.blockfile import linear_shapes
+from omniquant.config import CalibrationOptions, QuantConfig
+from omniquant.config.method import core_qk_map
+from omniquant.models.spec import BlockSpec
+
+_SCALE_BITS = 32  # scales are stored as float32
+_ZERO_POINT_BITS = 8
+
+
+@dataclass(frozen=True)
+class MapDescription:
+    """One kind of learned map.
+
+    Parameters
+    ----------
+    site : str
+        Where it stands.
+    map : str
+        What it is.
+    exact : bool
+        Whether the block computes the same with it while nothing is quantized.
+    multiply_adds : int
+        What it adds to a block at run time, a token; 0: it folds into the weights.
+    """
+
+    site: str
+    map: str
+    exact: bool
+    multiply_adds: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        cost = (
+            f", online: {self.multiply_adds} multiply-adds a token and block"
+            if self.multiply_adds
+            else ", folded"
+        )
+        return f"{self.site}: {self.map}, {'exact' if self.exact else 'APPROXIMATE'}{cost}"
+
+
+_QK_NAMES = {
+    "tied": "one scale a frequency pair and key/value head",
+    "rotation": "2 x 2 blocks that commute with the rotations, a key/value head",
+    "scale": "one scale a channel and key/value head",
+    "full": "a full matrix a key/value head",
+}
+
+
+def describe_maps(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescription]:
+    """Return every learned map of a calibration."""
+    hidden = spec.hidden_size
+    maps = []
+    if options.norm_map == "diagonal":
+        maps.append(MapDescription("norm -> linears", "one scale a channel", True))
+    if options.norm_map == "online":
+        # One product with the inverse behind each of the two norms.
+        maps.append(MapDescription("norm -> linears", "a full matrix", True, 2 * hidden * hidden))
+    if options.vo_map != "none":
+        what = "one scale a channel" if options.vo_map == "diagonal" else "a full matrix"
+        maps.append(MapDescription("v -> o", f"{what} and key/value head", True))
+    qk = core_qk_map(options, spec.rope)
+    if qk != "none":
+        exact = not spec.rope or qk in ("tied", "rotation")
+        maps.append(MapDescription("q <-> k", _QK_NAMES[qk], exact))
+    if options.up_down:
+        maps.append(MapDescription("up -> down", "one scale a channel", True))
+    return maps
+
+
+def linear_parameters(spec: BlockSpec) -> int:
+    """Return the number of weights of the linears of a block."""
+    return sum(rows * columns for rows, columns in linear_shapes(spec).values())
+
+
+def bits_per_weight(scheme: QuantConfig, spec: BlockSpec) -> float:
+    """Return the bits a weight of the linears takes, scales (32 bits) and zero points (8 bits) counted."""
+    if not scheme.quantizes_weights:
+        return 32.0
+    extra = _SCALE_BITS + (0 if scheme.w_symmetric else _ZERO_POINT_BITS)
+    bits = sum(
+        rows * (columns * scheme.w_bits + scheme.groups(columns) * extra)
+        for rows, columns in linear_shapes(spec).values()
+    )
+    return bits / linear_parameters(spec)

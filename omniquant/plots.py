@@ -1,0 +1,142 @@
+"""Figures of a calibration; they need matplotlib (``pip install "omniquant-c[plots]"``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.errors import UnsupportedError
+from omniquant.quantized import CalibrationResult
+
+Figure = Any  # matplotlib carries no types
+
+_OPENING_PANELS = 5
+
+
+def _new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """Make a figure without pyplot: no window system, no state that outlives the call."""
+    try:
+        from matplotlib.figure import Figure as MatplotlibFigure
+    except ImportError:
+        raise UnsupportedError('plots need matplotlib: pip install "omniquant-c[plots]"') from None
+    figure = MatplotlibFigure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def plot_losses(results: Sequence[CalibrationResult]) -> Figure:
+    """Draw the loss of each block, and of each epoch within it, one column a scheme.
+
+    Parameters
+    ----------
+    results : sequence of CalibrationResult
+        Of one model and one set of tokens.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    UnsupportedError
+        Without matplotlib.
+    """
+    schemes = list(dict.fromkeys(str(result.scheme) for result in results))
+    figure, axes = _new_figure(2, len(schemes), 4.2 * len(schemes), 6.4)
+    for column, scheme in enumerate(schemes):
+        of_scheme = [result for result in results if str(result.scheme) == scheme]
+        _draw_blocks(axes[0, column], scheme, of_scheme)
+        _draw_epochs(axes[1, column], of_scheme[-1])
+    return figure
+
+
+def _draw_blocks(axis: Any, scheme: str, results: Sequence[CalibrationResult]) -> None:
+    for result in results:
+        reports = result.blocks
+        axis.plot([r.index for r in reports], [r.loss_final for r in reports], "o-", label=result.method)
+    axis.set(title=scheme, xlabel="block", ylabel="loss of what was kept", yscale="log")
+    axis.legend()
+
+
+def _draw_epochs(axis: Any, result: CalibrationResult) -> None:
+    for report in result.blocks:
+        if report.trace:
+            axis.plot(
+                range(1, len(report.trace) + 1),
+                np.divide(report.trace, report.trace[0]),
+                label=f"{report.index}",
+            )
+    axis.set(title=f"{result.method}, training", xlabel="epoch", ylabel="loss relative to the first epoch")
+    if axis.lines:
+        axis.legend(title="block", fontsize="small")
+
+
+def plot_opening(result: CalibrationResult, block: int = 0, site: str = "qk", head: int = 0) -> Figure:
+    """Draw how the gradual mask opens, and the learned matrix as far as each epoch's mask shows it.
+
+    Parameters
+    ----------
+    result : CalibrationResult
+        By affinequant, with a full map at `site`.
+    block, head : int
+        Which block and which key/value head.
+    site : {"qk", "vo", "norm1", "norm2"}
+        Where the map stands.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    UnsupportedError
+        Without matplotlib, or where the result has no full map at that site.
+    """
+    maps = result.state(block).learnables.get(f"{site}.map")
+    if maps is None or maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
+        raise UnsupportedError(
+            f"{result.method} {result.scheme}: no full affine map at {site!r} of block {block}"
+        )
+    width, epochs = maps.shape[1], max(1, result.options.epochs)
+    chosen = sorted({round(i * (epochs - 1) / (_OPENING_PANELS - 1)) for i in range(_OPENING_PANELS)})
+    figure, axes = _new_figure(2, len(chosen), 2.3 * len(chosen), 5.0)
+    matrices = {epoch: _matrix_at(maps[head], result, epoch) for epoch in chosen}
+    limit = max(float(np.abs(matrix - np.diag(np.diag(matrix))).max()) for matrix in matrices.values()) or 1.0
+    for column, epoch in enumerate(chosen):
+        mask = _core.gradual_mask(width, epoch, epochs, result.options.stability)
+        _draw_matrix(
+            axes[0, column], mask, f"mask, epoch {epoch + 1}", {"vmin": 0, "vmax": 1, "cmap": "Greys"}
+        )
+        colours = {"vmin": -limit, "vmax": limit, "cmap": "RdBu"}
+        _draw_matrix(axes[1, column], matrices[epoch], "learned map through it", colours)
+    figure.suptitle(f"{site} map, block {block}, head {head} (colour range: off-diagonals)")
+    return figure
+
+
+def _matrix_at(
+    parameters: npt.NDArray[Any], result: CalibrationResult, epoch: int
+) -> npt.NDArray[np.float64]:
+    """Return the final parameters of one map seen through the mask of an epoch [d, d]."""
+    options, width = result.options, parameters.shape[0]
+    band = (width - 1) * epoch // (options.epochs - 1) if options.epochs > 1 else width - 1
+    matrix, _ = _core.affine_forward(
+        parameters[None], band=band, stability=options.stability, parametrization=options.parametrization
+    )
+    return np.asarray(matrix[0], np.float64)
+
+
+def _draw_matrix(axis: Any, values: npt.NDArray[Any], title: str, colours: Mapping[str, Any]) -> None:
+    axis.imshow(values, interpolation="nearest", **colours)
+    axis.set_title(title, fontsize="small")
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG file."""
+    figure.savefig(path, dpi=130)
+    return path

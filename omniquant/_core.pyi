@@ -1,5 +1,6 @@
 """The C core. ``_core_double``, built for tests only, has the same functions in double precision."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,215 @@ def inverse(a: npt.ArrayLike, pivot: bool = False, threads: int = 1) -> npt.NDAr
 
 def _fail_allocation(n: int, persistent: bool) -> int:
     """Test hook: the n-th allocation from now fails (and all later ones); 0: off. Returns those since."""
+
+# --- blocks (csrc/python/py_block.c, py_calibrate.c) ---
+# spec: BlockSpec.to_core(); weights: {"q.weight": [n d, H], ...}; options: config.core_options().
+
+def block_forward(
+    spec: Mapping[str, Any],
+    weights: Mapping[str, npt.ArrayLike],
+    x: npt.ArrayLike,
+    cos: npt.ArrayLike,
+    sin: npt.ArrayLike,
+    *,
+    activation: Mapping[str, int | bool] | None = None,
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """One transformer block on windows x [N, T, H] -> [N, T, H]; activation None: nothing is quantized."""
+
+def next_token_nll(
+    hidden: npt.ArrayLike,
+    norm: str,
+    norm_eps: float,
+    norm_weight: npt.ArrayLike,
+    norm_bias: npt.ArrayLike | None,
+    lm_head: npt.ArrayLike,
+    tokens: npt.ArrayLike,
+    *,
+    threads: int = 1,
+) -> npt.NDArray[np.float64]:
+    """Nats of each next token [N, T - 1] from hidden [N, T, H], lm_head [V, H] and tokens [N, T]."""
+
+def calibrate_block(
+    spec: Mapping[str, Any],
+    weights: Mapping[str, npt.ArrayLike],
+    x_fp: npt.ArrayLike,
+    x_q: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    aug_targets: npt.ArrayLike | None,
+    cos: npt.ArrayLike,
+    sin: npt.ArrayLike,
+    options: Mapping[str, Any],
+    *,
+    on_step: Callable[[int, int, float, float], object] | None = None,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Train, check and fold one block; streams [N, T, H].
+
+    on_step(epoch, step, loss, min_margin) may raise: that ends the call. Keys: learnables, folded (dicts of
+    arrays), trace float64 [epochs], loss_rtn, loss_initial, loss_final, kept, steps, rows_projected,
+    steps_rejected, min_margin, max_condition, varah_bound (None without affine maps), worst_row.
+    """
+
+def fold_block(
+    spec: Mapping[str, Any],
+    weights: Mapping[str, npt.ArrayLike],
+    options: Mapping[str, Any],
+    learnables: Mapping[str, npt.ArrayLike],
+    *,
+    threads: int = 1,
+) -> dict[str, npt.NDArray[Any]]:
+    """Return "L.codes", "L.zero_point" uint8, "L.scale" of every linear (or "L.weight"), biases and norms."""
+
+def block_loss(
+    spec: Mapping[str, Any],
+    weights: Mapping[str, npt.ArrayLike],
+    x_fp: npt.ArrayLike,
+    x_q: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    aug_targets: npt.ArrayLike | None,
+    cos: npt.ArrayLike,
+    sin: npt.ArrayLike,
+    options: Mapping[str, Any],
+    learnables: Mapping[str, npt.ArrayLike],
+    *,
+    epoch: int = 0,
+    threads: int = 1,
+) -> tuple[float, dict[str, npt.NDArray[np.float32]]]:
+    """Return the loss the training descends, over all windows, and its gradient for every learnable."""
+
+# --- the quantizer (csrc/python/py_quant.c): rows along the last axis, one grid a group ---
+
+def fake_quantize(
+    x: npt.ArrayLike,
+    *,
+    bits: int,
+    group_size: int = 0,
+    symmetric: bool = False,
+    full_range: bool = False,
+    max_logit: npt.ArrayLike | None = None,
+    min_logit: npt.ArrayLike | None = None,
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """X [..., K] -> the same shape; logits of LWC [..., groups]."""
+
+def fake_quantize_backward(
+    x: npt.ArrayLike,
+    dout: npt.ArrayLike,
+    *,
+    bits: int,
+    group_size: int = 0,
+    symmetric: bool = False,
+    full_range: bool = False,
+    max_logit: npt.ArrayLike | None = None,
+    min_logit: npt.ArrayLike | None = None,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None]:
+    """Dx [..., K] and, with LWC, dmax_logit and dmin_logit [..., groups]."""
+
+def quantize(
+    x: npt.ArrayLike,
+    *,
+    bits: int,
+    group_size: int = 0,
+    symmetric: bool = False,
+    full_range: bool = False,
+    max_logit: npt.ArrayLike | None = None,
+    min_logit: npt.ArrayLike | None = None,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Codes [..., K], scale and zero_point [..., groups]."""
+
+def dequantize(
+    codes: npt.ArrayLike,
+    scales: npt.ArrayLike,
+    zero_points: npt.ArrayLike,
+    *,
+    group_size: int = 0,
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """(q - z) h, the very bits fake_quantize gives."""
+
+def pack(codes: npt.ArrayLike, bits: int) -> npt.NDArray[np.uint8]:
+    """Codes [..., K] of 1 to 8 bits -> [..., ceil(K bits / 8)]."""
+
+def unpack(packed: npt.ArrayLike, bits: int, width: int) -> npt.NDArray[np.uint8]:
+    """Packed [..., ceil(width bits / 8)] -> codes [..., width]."""
+
+# --- transforms (csrc/python/py_let.c, py_transform.c) ---
+
+def let_forward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    scale: npt.ArrayLike,
+    shift: npt.ArrayLike | None = None,
+    bias: npt.ArrayLike | None = None,
+    *,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """X [..., K], weight [M, K], scale, shift [K], bias [M] -> (x - shift) / scale, W scale, b + W shift."""
+
+def let_backward(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    scale: npt.ArrayLike,
+    dx_transformed: npt.ArrayLike,
+    dweight_transformed: npt.ArrayLike,
+    shift: npt.ArrayLike | None = None,
+    dbias_transformed: npt.ArrayLike | None = None,
+    *,
+    threads: int = 1,
+) -> tuple[
+    npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32] | None
+]:
+    """Dx, dweight, dscale and, with a shift, dshift."""
+
+def affine_forward(
+    parameters: npt.ArrayLike,
+    *,
+    band: int = -1,
+    stability: float = 1.0,
+    parametrization: str = "relative",
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return A and its inverse from parameters [n, n] or [blocks, n, n]; band -1: fully open."""
+
+def affine_backward(
+    parameters: npt.ArrayLike,
+    da: npt.ArrayLike | None,
+    dinverse: npt.ArrayLike | None,
+    *,
+    band: int = -1,
+    stability: float = 1.0,
+    parametrization: str = "relative",
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Gradient of the parameters."""
+
+def gradual_mask(width: int, epoch: int, epochs: int, stability: float = 1.0) -> npt.NDArray[np.float64]:
+    """Return the mask [width, width] of an epoch counted from 0."""
+
+def dominance_margins(a: npt.ArrayLike, /) -> npt.NDArray[np.float64]:
+    """|A_ii| - sum |A_ij| of every row of A [n, n] or [blocks, n, n]."""
+
+def varah_bound(a: npt.ArrayLike, /) -> Any:
+    """1 / smallest margin, infinity without dominance: np.float64, or [blocks]."""
+
+def project_dominant(a: npt.ArrayLike, tau: float = 0.05) -> tuple[npt.NDArray[np.float64], int]:
+    """Return a copy whose rows have margins of at least tau |A_ii|, and how many rows changed."""
+
+# --- one linear layer (csrc/python/py_linear.c) ---
+
+def calibrate_linear(
+    weight: npt.ArrayLike,
+    x: npt.ArrayLike,
+    bias: npt.ArrayLike | None,
+    options: Mapping[str, Any],
+    *,
+    on_step: Callable[[int, int, float, float], object] | None = None,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Weight [M, K], x [..., K]; norm_map of the options is the map of the input. Keys as calibrate_block's.
+
+    folded: codes, scale, zero_point (or weight), and where there are: bias, shift, map, map_inverse, margins.
+    """

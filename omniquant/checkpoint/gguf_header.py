@@ -25,10 +25,12 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 20
-_MAX_FIELDS = 1 << 16
-_MAX_TENSORS = 1 << 16
+# Real files have dozens of fields and up to two thousand tensors. All limits keep a hostile header's
+# cost below a second and its memory near the file's size.
+_MAX_FIELDS = 1 << 12
+_MAX_TENSORS = 1 << 14
 # The largest vocabularies have 2^18 tokens and twice as many merges.
-_MAX_STRINGS = 1 << 21
+_MAX_STRINGS = 1 << 20
 _MAX_DIMENSIONS = 4
 _MAX_NAME_BYTES = 1 << 16
 
@@ -142,9 +144,10 @@ class _Cursor:
         if self.strings > _MAX_STRINGS:
             raise CheckpointError(f"{self.where}: more than {_MAX_STRINGS} strings by {what}")
         starts = array("Q")
+        length = f"length in {what}"
         for _ in range(count):
             starts.append(self.offset)
-            self.take(self.u64(f"length in {what}", len(self.data)), what)
+            self.take(self.u64(length, len(self.data)), what)
         return StringArray(self.data, starts, f"{self.where}: {what}")
 
 

@@ -25,8 +25,8 @@ from omniquant.errors import CheckpointError
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
-# About 100,000 tensors a file; parsing JSON takes several times its size in memory.
-_MAX_HEADER_BYTES = 16 << 20
+# Some 24,000 tensors a file; JSON of many small entries takes twelve times its size in memory.
+_MAX_HEADER_BYTES = 3 << 20
 _LENGTH_BYTES = 8
 
 _STORED_TYPE: dict[str, np.dtype[Any]] = {
@@ -37,7 +37,7 @@ _STORED_TYPE: dict[str, np.dtype[Any]] = {
 _TYPE_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Tensor:
     """Where a tensor lies: bytes [start, stop) of its file."""
 

@@ -20,6 +20,8 @@ from omniquant.models.registry import adapter_for_gguf, adapter_for_model_type
 
 EMBEDDED_NAME = "omniquant-tiny"
 
+_MAX_CONFIG_BYTES = 1 << 20
+
 
 def load_model(source: str | os.PathLike[str]) -> Model:
     """Open a model; only what is asked for later is read.
@@ -67,7 +69,7 @@ def _embedded_folder() -> Path:
 
 def _load_folder(folder: Path, name: str) -> Model:
     config_path = folder / "config.json"
-    config = Fields(read_json_object(config_path), str(config_path))
+    config = Fields(read_json_object(config_path, _MAX_CONFIG_BYTES), str(config_path))
     adapter = adapter_for_model_type(config.text("model_type"), config.where)
     architecture = adapter.architecture(config)
     return Model(

@@ -1,0 +1,226 @@
+"""The quantized block and its loss written plainly in torch, double precision: what the C core is held to.
+
+Rounding is straight-through by detach.  W [out, in], x [T, H]; a linear is y = x W^T + b.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from random_blocks import Case, linear_shapes, map_kinds
+from torch import Tensor
+from torch.nn import functional
+
+Tensors = dict[str, Tensor]
+
+torch.set_num_threads(1)  # the blocks are tiny
+
+
+def fake_quantize_group(
+    x: Tensor, bits: int, symmetric: bool, full: bool, clip: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Quantize the rows of x [rows, n], one grid each; clip holds LWC's logits [rows] of max and min."""
+    zero = torch.zeros((), dtype=x.dtype)
+    hi, lo = x.amax(1), x.amin(1)
+    hi, lo = torch.where(hi > 0, hi, zero), torch.where(lo < 0, lo, zero)  # 0 is always in the range
+    if clip:
+        hi, lo = torch.sigmoid(clip[0]) * hi, torch.sigmoid(clip[1]) * lo
+    top = 2**bits - 1
+    if symmetric:
+        h = torch.where(hi >= -lo, hi, -lo) / (top / 2 if full else 2 ** (bits - 1) - 1)
+    else:
+        h = (hi - lo) / top
+    h = torch.where(h == 0, torch.ones_like(h), h)
+    z = torch.full_like(h, 2 ** (bits - 1)) if symmetric else (-lo / h).round().clamp(0, top)
+    h, z = h[:, None], z.detach()[:, None]
+    u = x / h
+    raw = (u.round() + z).detach()
+    q = raw.clamp(0, top)
+    through = torch.where(raw == q, u - u.detach(), 0.0)  # 0, with the gradient of u inside the range
+    return (through + (q - z)) * h
+
+
+def fake_quantize(x: Tensor, bits: int, symmetric: bool, *, full: bool = False, group: int = 0,
+                  clip: tuple[Tensor, Tensor] | None = None) -> Tensor:  # fmt: skip
+    """Quantize x [rows, width] in groups of columns; the last may be shorter.  clip [rows, groups]."""
+    if bits >= 16:
+        return x
+    parts = x.split(group or x.shape[1], dim=1)
+    clips = [(clip[0][:, i], clip[1][:, i]) if clip else None for i in range(len(parts))]
+    done = [fake_quantize_group(part, bits, symmetric, full, c) for part, c in zip(parts, clips, strict=True)]
+    return torch.cat(done, dim=1)
+
+
+def mask(n: int, epoch: int, epochs: int, stability: float) -> Tensor:
+    """Return the gradual mask [n, n]."""
+    band = n - 1 if epoch >= epochs - 1 else (n - 1) * epoch // (epochs - 1)
+    distance = (torch.arange(n)[:, None] - torch.arange(n)).abs()
+    open_ = torch.full((n, n), stability, dtype=torch.float64) * (distance <= band)
+    return open_.fill_diagonal_(1)
+
+
+def site_map(case: Case, site: str, learnables: Tensors) -> Tensor | None:
+    """Return A [blocks, n, n] of a site, None where it has no map."""
+    kind, options = map_kinds(case.options)[site], case.options
+    if kind == "none":
+        return None
+    p = learnables[f"{site}.map"]
+    if kind in ("diagonal", "scale"):
+        return torch.diag_embed(p)
+    if kind == "tied":
+        return torch.diag_embed(torch.cat([p, p], dim=1))
+    if kind == "rotation":
+        a, b = torch.diag_embed(p[0]), torch.diag_embed(p[1])
+        return torch.cat([torch.cat([a, -b], dim=2), torch.cat([b, a], dim=2)], dim=1)
+    n = p.shape[-1]
+    masked = p * mask(n, case.epoch, options["epochs"], options["stability"])
+    if options["parametrization"] == "absolute":
+        return masked
+    diagonal = torch.diagonal(p, dim1=1, dim2=2)
+    off = masked - torch.diag_embed(diagonal)
+    return diagonal[..., None] * off + torch.diag_embed(diagonal)
+
+
+def per_head(a: Tensor, heads: int) -> Tensor:
+    """Return the block-diagonal matrix of the maps, each repeated for the heads that share it."""
+    return torch.block_diag(*a.repeat_interleave(heads // a.shape[0], dim=0))
+
+
+class TransformedBlock:
+    """A block's weights under its learnables: maps, shifts, then LWC's quantizer."""
+
+    def __init__(self, case: Case, learnables: Tensors) -> None:
+        self.case, self.learnables = case, learnables
+        self.original = {key: torch.from_numpy(value).double() for key, value in case.weights.items()}
+        self.maps = {site: site_map(case, site, learnables) for site in map_kinds(case.options)}
+        self.weight, self.bias = {}, {}
+        for name in linear_shapes(case.spec):
+            self.weight[name] = self.quantize(name, self.transformed(name, self.original[f"{name}.weight"]))
+            self.bias[name] = self.shifted_bias(name)
+
+    def consumer_map(self, name: str) -> Tensor | None:
+        """Return A on the columns of a linear (from its input's side)."""
+        site = {"o": "vo", "down": "up_down", "gate": "norm2", "up": "norm2"}.get(name, "norm1")
+        a = self.maps[site]
+        if a is None:
+            return None
+        return per_head(a, self.case.spec["num_heads"]) if site == "vo" else a[0]
+
+    def producer_map(self, name: str) -> Tensor | None:
+        """Return the matrix on the rows of a linear: A for k, A^-T for q, v and up."""
+        site = {"q": "qk", "k": "qk", "v": "vo", "up": "up_down"}.get(name, "")
+        a = self.maps.get(site)
+        if a is None:
+            return None
+        if name == "k":
+            return per_head(a, a.shape[0])
+        inverse = torch.linalg.inv(a).transpose(1, 2)
+        return per_head(inverse, self.case.spec["num_heads"] if name == "q" else a.shape[0])
+
+    def transformed(self, name: str, weight: Tensor) -> Tensor:
+        """Return W~ = P W A^T."""
+        columns, rows = self.consumer_map(name), self.producer_map(name)
+        weight = weight if columns is None else weight @ columns.T
+        return weight if rows is None else rows @ weight
+
+    def quantize(self, name: str, weight: Tensor) -> Tensor:
+        """Return W^."""
+        o = self.case.options
+        clip = None
+        if f"{name}.lwc_max" in self.learnables:
+            clip = self.learnables[f"{name}.lwc_max"], self.learnables[f"{name}.lwc_min"]
+        return fake_quantize(weight, o["w_bits"], o["w_symmetric"], group=o["group_size"], clip=clip)
+
+    def shifted_bias(self, name: str) -> Tensor | None:
+        """Return b~ = P (b + W delta_in - delta_out)."""
+        bias = self.original.get(f"{name}.bias")
+        if bias is None:
+            return None
+        site = {"q": "norm1", "k": "norm1", "v": "norm1", "gate": "norm2", "up": "norm2", "o": "vo"}.get(
+            name, ""
+        )
+        delta = self.learnables.get(f"{site}.shift")
+        if delta is not None:
+            if site == "vo":
+                delta = delta.repeat_interleave(self.case.spec["num_heads"] // delta.shape[0], dim=0)
+            bias = bias + self.original[f"{name}.weight"] @ delta.flatten()
+        if name == "v" and "vo.shift" in self.learnables:
+            bias = bias - self.learnables["vo.shift"].flatten()
+        rows = self.producer_map(name)
+        return bias if rows is None else rows @ bias
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """Return x W^^T + b~."""
+        return functional.linear(x, self.weight[name], self.bias[name])
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """Return the norm of x [T, H] behind its map: (norm(x) - delta) A^-1."""
+        eps = self.case.spec["norm_eps"]
+        if self.case.spec["norm"] == "layer":
+            x = x - x.mean(1, keepdim=True)
+        y = x / (x.square().mean(1, keepdim=True) + eps).sqrt() * self.original[f"{name}.weight"]
+        y = y + self.original.get(f"{name}.bias", torch.zeros(()).double())
+        if f"{name}.shift" in self.learnables:
+            y = y - self.learnables[f"{name}.shift"][0]
+        a = self.maps[name]
+        return y if a is None else y @ torch.linalg.inv(a[0])
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x [T, heads, d] with its pairs (i, i + d / 2) rotated."""
+    low, high = x.chunk(2, dim=2)
+    cos, sin = cos[: len(x), None], sin[: len(x), None]
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=2)
+
+
+ACTIVATIONS = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+}
+
+
+def forward(block: TransformedBlock, x: Tensor) -> Tensor:
+    """Return the quantized block's output on one window x [T, H]."""
+    spec, activation = block.case.spec, block.case.options["activation"]
+    T, n, m, d = len(x), spec["num_heads"], spec["num_kv_heads"], spec["head_dim"]
+
+    def quantize(value: Tensor, key: str = "bits") -> Tensor:
+        symmetric, full = activation["symmetric"], activation["full_range"]
+        return fake_quantize(value, activation[key], symmetric, full=full)
+
+    h = quantize(block.norm("norm1", x))
+    q, k, v = (block.linear(name, h).view(T, -1, d) for name in ("q", "k", "v"))
+    if spec["rope"]:
+        cos, sin = (torch.from_numpy(table).double() for table in (block.case.cos, block.case.sin))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    pairs = ((q, "q_bits"), (k, "k_bits"), (v, "v_bits"))
+    q, k, v = (quantize(value.reshape(-1, d), key).view(T, -1, d) for value, key in pairs)
+    k, v = k.repeat_interleave(n // m, dim=1), v.repeat_interleave(n // m, dim=1)
+    scores = torch.einsum("ihd,jhd->hij", q, k) / d**0.5
+    causal = torch.ones(T, T, dtype=torch.bool).triu(1)
+    p = scores.masked_fill(causal, -torch.inf).softmax(dim=2)
+    x = x + block.linear("o", quantize(torch.einsum("hij,jhd->ihd", p, v).reshape(T, n * d)))
+    h, act = quantize(block.norm("norm2", x)), ACTIVATIONS[spec["activation"]]
+    up = block.linear("up", h)
+    u = act(block.linear("gate", h)) * up if spec["mlp"] == "gated" else act(up)
+    return x + block.linear("down", quantize(u))
+
+
+def loss(case: Case, learnables: Tensors) -> Tensor:
+    """Return the mean over windows of the weighted squared error, with the auxiliary term where asked."""
+    block = TransformedBlock(case, learnables)
+    x_fp, x_q, targets = (torch.from_numpy(a).double() for a in (case.x_fp, case.x_q, case.targets))
+    total: Any = 0
+    for i in range(len(x_q)):
+        energy = torch.ones(x_q.shape[1]).double()
+        if case.options["loss"] == "token":
+            energy = (targets[i] - x_fp[i]).square().mean(1).clamp(min=1e-12)
+        y = forward(block, x_q[i])
+        total = total + ((y - targets[i]).square().mean(1) / energy).mean()
+        if case.aug_targets is not None:
+            aug = torch.from_numpy(case.aug_targets[i]).double()
+            total = total + ((y - aug).square().mean(1) / energy).mean()
+    return total / len(x_q)

@@ -1,0 +1,91 @@
+"""The core's loss and gradients against torch autograd on the same block, written plainly in torch_block.
+
+full_range activations are left out: their negative extreme sits at -(2^n - 1) / 2, halfway between two
+codes, so the last bit of a product decides where it goes.  Blocks with a tie for an extreme are left out
+for the same reason; what happens at an exact tie is checked on the quantizer alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from random_blocks import Arrays, Case, Draw, double_core, same_decisions
+from surrogate import has_one_gradient
+
+from omniquant import _core
+
+torch = pytest.importorskip("torch", reason="torch, a test-only extra, is not installed")
+
+
+@pytest.fixture(scope="module")
+def double() -> Any:
+    return double_core()
+
+
+def torch_loss(case: Case) -> tuple[float, Arrays]:
+    """Return loss and gradients by autograd."""
+    import torch_block
+
+    learnables = {k: torch.from_numpy(v).double().requires_grad_() for k, v in case.learnables.items()}
+    loss = torch_block.loss(case, learnables)
+    loss.backward()
+    return float(loss.detach()), {k: np.asarray(v.grad) for k, v in learnables.items()}
+
+
+def assert_gradients_agree(ours: Arrays, theirs: Arrays, loss: float, tolerance: float) -> None:
+    """Compare by norms; a gradient that vanishes beside the whole counts against 1e-2 of it."""
+    whole = np.sqrt(sum(float(np.sum(g**2)) for g in theirs.values())) + 1e-3 * loss
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        size = max(float(np.linalg.norm(gradient)), 1e-2 * whole)
+        assert np.linalg.norm(ours[name] - gradient) <= tolerance * size, name
+
+
+def test_double_core_equals_autograd(double: Any) -> None:
+    compared = 0
+    for seed in range(5000, 5120):
+        case = Draw(seed, full_range=False).case()
+        if not case.learnables or not has_one_gradient(double, case):
+            continue
+        compared += 1
+        loss, gradients = torch_loss(case)
+        ours = case.loss(double)
+        assert ours[0] == pytest.approx(loss, rel=1e-10), seed
+        assert_gradients_agree(ours[1], gradients, loss, 1e-8)
+    assert compared >= 80
+
+
+def test_float_core_equals_autograd_to_rounding(double: Any) -> None:
+    compared = 0
+    for seed in range(6000, 6060):
+        bits, tokens = (2, 3, 4, 8)[seed % 4], 2 + seed % 7
+        case = Draw(seed, full_range=False, epoch=3, w_bits=bits, tokens=tokens, lwc=True).case()
+        if not same_decisions(case, double) or not has_one_gradient(double, case):
+            continue
+        compared += 1
+        loss, gradients = torch_loss(case)
+        ours = case.loss(_core)
+        assert ours[0] == pytest.approx(loss, rel=1e-4), seed
+        assert_gradients_agree(ours[1], gradients, loss, 1e-3)
+    assert compared >= 36
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_ties_share_the_gradient_as_autograd_does(double: Any, symmetric: bool) -> None:
+    from torch_block import fake_quantize
+
+    rng = np.random.default_rng(0)
+    x = rng.choice([-2.5, -1.0, 0.0, 0.4, 1.75, 3.0], size=(50, 12))
+    dout = rng.standard_normal(x.shape)
+    logits = rng.uniform(0, 4, (2, 50, 3))
+    inputs = [torch.from_numpy(a).requires_grad_() for a in (x, *logits)]
+    out = fake_quantize(inputs[0], 3, symmetric, group=5, clip=(inputs[1], inputs[2]))
+    out.backward(torch.from_numpy(dout))
+    settings = {"bits": 3, "group_size": 5, "symmetric": symmetric}
+    clip = {"max_logit": logits[0], "min_logit": logits[1]}
+    np.testing.assert_array_equal(double.fake_quantize(x, **settings, **clip), out.detach().numpy())
+    gradients = double.fake_quantize_backward(x, dout, **settings, **clip)
+    for ours, theirs in zip(gradients, inputs, strict=True):
+        np.testing.assert_allclose(ours, theirs.grad.numpy(), rtol=1e-12, atol=1e-12)

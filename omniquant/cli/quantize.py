@@ -94,8 +94,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch-size", type=int, metavar="N", help="windows a step, default 1")
     group.add_argument("--lr-lwc", type=float, metavar="RATE", help="of clipping, default 0.01")
-    group.add_argument("--lr-let", type=float, metavar="RATE", help="of scales and maps, default 0.005")
-    group.add_argument("--schedule", choices=CHOICES["schedule"], help="of both rates, default constant")
+    group.add_argument("--lr-let", type=float, metavar="RATE", help="of scales and maps, default 0.01 with a cosine, else 0.005")
+    group.add_argument("--schedule", choices=CHOICES["schedule"], help="of the rates; default cosine from 10 epochs on")
     group.add_argument(
         "--shuffle", action=argparse.BooleanOptionalAction, default=None, help="random order of windows (on)"
     )

@@ -30,6 +30,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+_COSINE_FROM_EPOCHS = 10
+
+
 @dataclass(frozen=True)
 class CalibrationOptions:
     """A method with every choice made; build one with :meth:`for_method`.
@@ -58,12 +61,13 @@ class CalibrationOptions:
     stability : float
         AffineQuant's stability factor: what an open off-diagonal is multiplied by.
     alpha : float
-        Exponent of the SmoothQuant start of the scales.
+        Exponent of the SmoothQuant start of the scales; 0.85 for smoothquant itself, else 0.5.
     epochs, batch_size : int
         Passes over the calibration windows; windows an optimiser step.
     lr_lwc, lr_let : float
         Learning rates of clipping, and of scales, shifts and affine maps.
     schedule : {"constant", "cosine"}
+        Of both learning rates. By default a cosine from 10 epochs on (and lr_let 1e-2), constant below.
     shuffle : bool
         Draw the order of windows from (seed, block, epoch).
     loss : {"mse", "token"}
@@ -161,6 +165,7 @@ class CalibrationOptions:
         if method in ("rtn", "smoothquant"):
             values |= {"epochs": 0, "aug_loss": False, "lwc": False}
         values.setdefault("stability", _default_stability(scheme, values.get("parametrization", "relative")))
+        values = _default_schedule(values) | values
         return cls(method=method, **values)
 
     def with_seed(self, seed: int) -> CalibrationOptions:
@@ -198,7 +203,7 @@ def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
         "aug_loss": False,
     }
     if method == "smoothquant":
-        values["norm_map"] = "diagonal"
+        values |= {"norm_map": "diagonal", "alpha": 0.85}  # its authors' alpha for the LLaMA family
     if method == "affinequant":
         values |= {"norm_map": "diagonal", "vo_map": "affine", "qk_map": "full", "shift": True}
     if method == "omniquant" and not scheme.weight_only:
@@ -207,6 +212,17 @@ def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
         values["epochs"] = 40 if scheme.w_bits == 2 else 20
         values["aug_loss"] = scheme.a_bits <= 4 or scheme.w_bits == 2
     return values
+
+
+def _default_schedule(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A cosine for long trainings, the papers' constant rates for short ones.
+
+    Measured over seeds: on 640 steps a block a cosine ends lower at 3 and 4 bits, with LET and the affine maps
+    starting at twice the papers' rate so that its mean is theirs; 40 steps are too few for a rate that falls.
+    """
+    if values["epochs"] < _COSINE_FROM_EPOCHS or values.get("schedule", "cosine") != "cosine":
+        return {}
+    return {"schedule": "cosine", "lr_let": 1e-2}
 
 
 def _default_stability(scheme: QuantConfig, parametrization: str) -> float:

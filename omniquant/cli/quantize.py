@@ -68,7 +68,9 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--vo-map", choices=CHOICES["vo_map"], help="between V and the output projection")
     group.add_argument("--up-down", action="store_true", default=None, help="also scales between up and down")
-    group.add_argument("--alpha", type=float, help="exponent of the scales' start, default 0.5")
+    group.add_argument(
+        "--alpha", type=float, help="exponent of the scales' start, default 0.5 (smoothquant 0.85)"
+    )
     group.add_argument("--stability", type=float, help="stability factor of the gradual mask")
     group.add_argument(
         "--dominance",
@@ -94,8 +96,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch-size", type=int, metavar="N", help="windows a step, default 1")
     group.add_argument("--lr-lwc", type=float, metavar="RATE", help="of clipping, default 0.01")
-    group.add_argument("--lr-let", type=float, metavar="RATE", help="of scales and maps, default 0.01 with a cosine, else 0.005")
-    group.add_argument("--schedule", choices=CHOICES["schedule"], help="of the rates; default cosine from 10 epochs on")
+    group.add_argument(
+        "--lr-let", type=float, metavar="RATE", help="of maps; default 0.01, or 0.005 if constant"
+    )
+    group.add_argument("--schedule", choices=CHOICES["schedule"], help="default cosine from 10 epochs on")
     group.add_argument(
         "--shuffle", action=argparse.BooleanOptionalAction, default=None, help="random order of windows (on)"
     )

@@ -215,10 +215,10 @@ def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
 
 
 def _default_schedule(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A cosine for long trainings, the papers' constant rates for short ones.
+    """Take a cosine for long trainings and the papers' constant rates for short ones.
 
-    Measured over seeds: on 640 steps a block a cosine ends lower at 3 and 4 bits, with LET and the affine maps
-    starting at twice the papers' rate so that its mean is theirs; 40 steps are too few for a rate that falls.
+    Measured over seeds: on 640 steps a block a cosine ends lower at 3 and 4 bits, with LET and the affine
+    maps starting at twice the papers' rate so that its mean is theirs; 40 steps are too few for it.
     """
     if values["epochs"] < _COSINE_FROM_EPOCHS or values.get("schedule", "cosine") != "cosine":
         return {}

@@ -14,7 +14,8 @@ from typing import Any
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.checkpoint.fields import Fields
-from omniquant.checkpoint.json_file import read_json_object
+from omniquant.checkpoint.json_file import parse_json_object
+from omniquant.checkpoint.text import one_line
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import CheckpointError, ConfigError
 from omniquant.report import BlockReport
@@ -123,9 +124,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json durably."""
-        body = self._body()
-        text = json.dumps(body | {"sha256": _checksum(body)}, indent=1, allow_nan=False)
-        atomic_write_bytes(folder / MANIFEST_NAME, text.encode() + b"\n")
+        atomic_write_bytes(folder / MANIFEST_NAME, _text(self._body()))
 
     def _body(self) -> dict[str, Any]:
         header = self.header
@@ -150,7 +149,8 @@ class Manifest:
             Naming file and field: missing, damaged (its checksum), of another format, or nonsense.
         """
         path = folder / MANIFEST_NAME
-        values = read_json_object(path, _MAX_BYTES)
+        data = _read_bytes(path)
+        values = parse_json_object(data, str(path))
         fields_ = Fields(values, str(path))
         if values.get("format") != FORMAT:
             raise fields_.fail("format", FORMAT)
@@ -159,14 +159,28 @@ class Manifest:
                 "format_version", f"{FORMAT_VERSION} (written by another version of omniquant)"
             )
         body = {key: value for key, value in values.items() if key != "sha256"}
-        if values.get("sha256") != _checksum(body):
+        if data != _text(body):
             raise CheckpointError(f"{path}: sha256 does not match the content: the file is damaged")
         header = _read_header(fields_)
         return cls(header, _read_files(fields_), _read_blocks(fields_, header.num_layers))
 
 
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {one_line(error)}") from error
+    if len(data) > _MAX_BYTES:
+        raise CheckpointError(f"{path}: larger than the {_MAX_BYTES} bytes allowed for it")
+    return data
+
+
+def _text(body: dict[str, Any]) -> bytes:
+    """Return the file's bytes: the body and, at the end, the checksum of its canonical form."""
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    return json.dumps(body | {"sha256": digest}, indent=1).encode() + b"\n"
 
 
 def _section(fields_: Fields, name: str) -> Fields:

@@ -119,7 +119,7 @@ class BarProgress(Callback):
             f"block {event.block + 1}/{event.blocks} epoch {event.epoch + 1}/{event.epochs}", refresh=False
         )
         margin = {} if event.min_margin is None else {"margin": f"{event.min_margin:.3g}"}
-        self._bar.set_postfix({"loss": f"{event.loss:.4g}"} | margin, refresh=False)
+        self._bar.set_postfix({"loss": f"{event.loss:.4g}"} | margin, refresh=True)
 
     def on_block(self, report: BlockReport) -> None:
         """Write the block's line above the bar."""
@@ -129,7 +129,10 @@ class BarProgress(Callback):
 
     def on_message(self, line: str) -> None:
         """Write the line above the bar."""
-        print(line, file=self._stream or sys.stderr, flush=True)
+        if self._bar is None:
+            print(line, file=self._stream or sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=self._stream or sys.stderr)
 
     def on_end(self) -> None:
         """Close the bar."""

@@ -1,0 +1,293 @@
+"""The command line as others script against it: arguments, JSON, exit status, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from small_run import contents, small_folder, small_tokens
+
+import omniquant
+from omniquant import cli
+from omniquant.cli import main
+
+BLOCK_KEYS = {
+    "index", "seconds", "loss_rtn", "loss_initial", "loss_final", "min_margin", "max_condition",
+    "rows_projected",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(small_folder(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "windows.npy"
+    np.save(path, small_tokens())
+    return str(path)
+
+
+@pytest.fixture
+def quantize(folder, tokens, tmp_path):
+    def arguments(*more, output=None, scheme="W4A4", method="affinequant", model=folder, data=tokens):
+        return [
+            "quantize", model, "--scheme", scheme, "--method", method, "--data", data, "--epochs", "1",
+            "--seed", "2", "--threads", "1", "--output", str(output or tmp_path / "out"), *more,
+        ]  # fmt: skip
+
+    return arguments
+
+
+def succeeds(capsys, *arguments):
+    assert main([*arguments]) == 0
+    return capsys.readouterr()
+
+
+def fails(capsys, *arguments):
+    """Return the one line a failing command writes; nothing else may appear on standard output."""
+    assert main([*arguments, "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("omniquant: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_quantize_ends_with_one_object(capsys, quantize, tmp_path):
+    out, err = succeeds(capsys, *quantize("--json"))
+    data = json.loads(out)
+    assert out.count("\n") == 1
+    assert {"output", "scheme", "method", "seconds", "steps", "peak_rss_mib", "blocks"} <= set(data)
+    assert (data["output"], data["scheme"], data["method"]) == (str(tmp_path / "out"), "W4A4", "affinequant")
+    assert data["steps"] == 8
+    assert [block["index"] for block in data["blocks"]] == [0, 1]
+    assert all(set(block) >= BLOCK_KEYS for block in data["blocks"])
+    assert "block 2/2" in err
+
+
+def test_quantize_in_words(capsys, quantize, tmp_path):
+    out, _ = succeeds(capsys, *quantize())
+    assert str(tmp_path / "out") in out
+    assert "smallest dominance margin" in out
+    out, err = succeeds(capsys, *quantize("--quiet", method="omniquant", output=tmp_path / "more"))
+    assert "margin" not in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--norm-map", "online"], ["--qk-map", "exact"], ["--qk-map", "scale"], ["--vo-map", "diagonal"],
+        ["--up-down"], ["--dominance", "reject"], ["--dominance", "monitor"], ["--stability", "0.1"],
+        ["--alpha", "0.7"], ["--aug-loss"], ["--no-aug-loss"], ["--loss", "token"], ["--batch-size", "3"],
+        ["--schedule", "cosine"], ["--no-shuffle"], ["--best-iterate"], ["--lr-lwc", "0.02"],
+        ["--lr-let", "0.01"],
+        ["--parametrization", "absolute", "--stability", "0.1"], ["--margin", "0.2"],
+    ],
+)  # fmt: skip
+def test_every_option_reaches_the_calibration(capsys, quantize, more):
+    out, _ = succeeds(capsys, *quantize("--json", *more))
+    options = json.loads(out)["options"]
+    plain = omniquant.CalibrationOptions.for_method(
+        "affinequant", omniquant.QuantConfig.parse("W4A4"), epochs=1, seed=2
+    )
+    changed = {name for name, value in plain.to_dict().items() if options[name] != value}
+    named = {
+        flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        for flag in more
+        if flag.startswith("--")
+    }
+    assert changed <= named
+    assert changed or more == ["--aug-loss"]  # that is the default at W4A4
+
+
+def test_evaluate_models_and_results(capsys, quantize, folder, tokens, tmp_path):
+    succeeds(capsys, *quantize())
+    out, _ = succeeds(capsys, "evaluate", str(tmp_path / "out"), "--data", tokens, "--json")
+    data = json.loads(out)
+    result = omniquant.CalibrationResult.load(tmp_path / "out")
+    assert data["perplexity"] == omniquant.perplexity(result, small_tokens())
+    assert {key: data[key] for key in ("tokens", "windows", "seqlen", "model", "scheme", "method")} == {
+        "tokens": 48, "windows": 4, "seqlen": 12, "model": "tiny", "scheme": "W4A4", "method": "affinequant",
+    }  # fmt: skip
+    out, _ = succeeds(capsys, "evaluate", folder, "--data", tokens, "--json")
+    data = json.loads(out)
+    assert (data["scheme"], data["method"], data["fake_quantized"]) == (None, None, False)
+    out, _ = succeeds(capsys, "evaluate", folder, "--data", tokens)
+    assert f"perplexity {data['perplexity']:.4f}" in out
+
+
+def test_evaluate_text_and_streams(capsys, folder, tmp_path):
+    (tmp_path / "text.txt").write_text("the quick brown fox. " * 20)
+    out, _ = succeeds(
+        capsys,
+        "evaluate",
+        folder,
+        "--data",
+        str(tmp_path / "text.txt"),
+        "--seqlen",
+        "16",
+        "--max-tokens",
+        "50",
+        "--json",
+    )
+    assert json.loads(out)["windows"] == 3
+    np.save(tmp_path / "stream.npy", np.arange(60) % 60)
+    out, _ = succeeds(
+        capsys, "evaluate", folder, "--data", str(tmp_path / "stream.npy"), "--seqlen", "20", "--json"
+    )
+    assert json.loads(out)["tokens"] == 60
+
+
+def test_evaluate_shows_a_bar_on_a_terminal(capsys, folder, tokens, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    _, err = succeeds(capsys, "evaluate", folder, "--data", tokens)
+    assert "block" in err
+
+
+def test_info_of_a_model(capsys, folder):
+    out, _ = succeeds(capsys, "info", folder, "--json")
+    data = json.loads(out)
+    assert (data["kind"], data["num_layers"], data["linear_weights"]) == (
+        "model",
+        2,
+        2 * (16 * 16 * 3 + 16 * 20 * 3),
+    )
+    out, _ = succeeds(capsys, "info", folder)
+    assert "4 heads of 4, 2 key/value heads" in out
+
+
+def test_info_of_a_result(capsys, quantize, tmp_path):
+    succeeds(capsys, *quantize("--norm-map", "online"))
+    out, _ = succeeds(capsys, "info", str(tmp_path / "out"), "--json")
+    data = json.loads(out)
+    assert data["online_multiply_adds_per_token"] == 2 * 2 * 16 * 16
+    assert data["approximate"] == ["q <-> k"]
+    assert data["complete"]
+    assert 4 < data["bits_per_weight"] < 8
+    out, _ = succeeds(capsys, "info", str(tmp_path / "out"))
+    for words in (
+        "fake-quantized",
+        "APPROXIMATE",
+        "online: 512 multiply-adds",
+        "block_00001.safetensors",
+        "margin",
+    ):
+        assert words in out
+    succeeds(capsys, *quantize(method="rtn", output=tmp_path / "plain"))
+    out, _ = succeeds(capsys, "info", str(tmp_path / "plain"))
+    assert "map       none" in out
+
+
+def test_resume_makes_the_same_result(capsys, quantize, tmp_path):
+    succeeds(capsys, *quantize())
+    succeeds(capsys, *quantize("--resume"))
+    succeeds(capsys, *quantize("--resume", output=tmp_path / "new"))
+    assert contents(tmp_path / "new") == contents(tmp_path / "out")
+
+
+def test_training_options_of_methods_that_train_nothing_are_noted(capsys, quantize):
+    _, err = succeeds(capsys, *quantize(method="rtn"))
+    assert "rtn trains nothing: --epochs 1 has no effect" in err
+
+
+@pytest.mark.parametrize(
+    ("scheme", "more", "words"),
+    [
+        ("W4B4", [], "scheme 'W4B4' is not understood: expected W<bits>A<bits>"),
+        ("W1A4", [], "weights cannot have 1 bits"),
+        ("W16A16", [], "quantizes nothing"),
+        ("W4A4", ["--epochs", "-3"], "epochs -3"),
+        ("W4A4", ["--alpha", "nan"], "alpha nan"),
+        ("W4A4", ["--stability", "inf"], "stability inf"),
+        ("W4A4", ["--threads", "0"], "threads 0"),
+        ("W4A4", ["--samples", "0", "--data", "STREAM"], "samples is 0"),
+        ("W4A4", ["--seqlen", "4000", "--data", "STREAM"], "takes 1 to 128"),
+        ("W4A4", ["--seqlen", "100", "--data", "STREAM"], "40 tokens"),
+        ("W4A4", ["--data", "nowhere.txt"], "nowhere.txt"),
+        ("W4A4", ["--method", "omniquant", "--norm-map", "online"], "needs method 'affinequant'"),
+    ],
+)
+def test_bad_wishes_are_told_in_one_line_and_nothing_is_written(
+    capsys, quantize, tmp_path, scheme, more, words
+):
+    np.save(tmp_path / "stream.npy", np.arange(40))
+    more = [str(tmp_path / "stream.npy") if word == "STREAM" else word for word in more]
+    assert words in fails(capsys, *quantize(*more, scheme=scheme))
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_models_are_told(capsys, quantize, tokens, tmp_path):
+    assert "no such folder or file" in fails(capsys, *quantize(model=str(tmp_path / "none")))
+    succeeds(capsys, *quantize())
+    again = quantize(model=str(tmp_path / "out"), output=tmp_path / "more")
+    assert "is quantized already" in fails(capsys, *again)
+    assert "no such folder or file" in fails(capsys, "evaluate", "none", "--data", tokens)
+    assert "no such folder or file" in fails(capsys, "info", "none\0")
+    assert not (tmp_path / "more").exists()
+
+
+def test_data_is_needed_except_by_the_embedded_model(capsys, folder):
+    assert "--data is needed" in fails(capsys, "evaluate", folder)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["quantize"], ["evaluate", "x", "--seqlen", "many"], ["info"]]
+)
+def test_usage_errors_have_status_2(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "omniquant" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["", "quantize", "evaluate", "info", "demo"])
+def test_help_has_examples(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "examples:" in out
+    assert f"omniquant {command}" in out
+
+
+def test_ctrl_c_is_130(capsys, monkeypatch, folder):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.info, "run", interrupted)
+    assert main(["info", folder]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_out_of_memory_is_told(capsys, monkeypatch):
+    def greedy(arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(cli.info, "run", greedy)
+    assert main(["info", "x"]) == 2
+    assert capsys.readouterr().err == "omniquant: error: out of memory\n"
+
+
+def test_module_and_closed_pipe(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "omniquant", "info", folder], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "model")
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run(
+        [sys.executable, "-m", "omniquant", "info", folder],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (closed.returncode, closed.stderr) == (141, "")

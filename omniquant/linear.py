@@ -134,8 +134,7 @@ def calibrate_linear(
     threads : int
     **options
         Other fields of :class:`~omniquant.config.CalibrationOptions`: epochs, lr_lwc, lr_let, shift,
-        dominance, margin, stability, parametrization, schedule ("cosine" here, the last steps of a single layer
-        being noisy), shuffle, best_iterate, seed, alpha.
+        dominance, margin, stability, parametrization, schedule, shuffle, best_iterate, seed, alpha.
 
     Returns
     -------
@@ -155,7 +154,7 @@ def calibrate_linear(
         input_map = _default_map(method, scheme)
     elif input_map not in _CORE_MAP:
         raise ConfigError(f"input_map {input_map!r} is not one of {', '.join(_CORE_MAP)}")
-    options = {"schedule": "cosine", "norm_map": _CORE_MAP[input_map], "batch_size": batch_size} | options
+    options |= {"norm_map": _CORE_MAP[input_map], "batch_size": batch_size}
     chosen = CalibrationOptions.for_method(method, scheme, **options)
     asked = core_options(scheme, chosen, block=0, rope=False)
     result = _core.calibrate_linear(weight, x, bias, asked, on_step=on_step, threads=threads)

@@ -57,7 +57,7 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
 
 void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, oq_learnables *list)
 {
-    const int64_t group = oq_group_of(options, in), size[3] = {out, (in + group - 1) / group};
+    const int64_t group = oq_group_of(options, in), size[3] = {out, group ? (in + group - 1) / group : 0};
     const oq_map_kind kind = options->map[OQ_SITE_NORM1];
     memset(list, 0, sizeof *list);
     for (int i = 0; i < OQ_LINEARS; i++) list->lwc_max[i] = list->lwc_min[i] = -1;

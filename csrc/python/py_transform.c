@@ -5,6 +5,7 @@
 #include "python/call.h"
 #include "python/rows.h"
 #include "python/topics.h"
+#include "quant/check.h"
 #include "transform/affine.h"
 #include "transform/dominance.h"
 
@@ -85,6 +86,7 @@ static oq_code materialise(oq_context *context, const affine_args *args, double 
 {
     const int64_t n = args->p.n;
     char name[40];
+    OQ_TRY(oq_check_finite(context, "parameters", oq_array_reals(args->p.array), args->p.blocks * n, n));
     oq_affine_forward(&args->affine, oq_array_reals(args->p.array), a);
     OQ_TRY(check_doubles(context, "A", a, args->p.blocks * n, n));
     for (int64_t b = 0; b < args->p.blocks; b++) {

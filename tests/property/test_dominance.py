@@ -1,4 +1,4 @@
-"""Row 10 of the reliability figures: Levy-Desplanques under adversarial rows and steps, Varah's bound, the inverse."""
+"""Row 10 of the reliability figures: dominance under adversarial rows and steps, Varah's bound, the inverse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def margins(a: F64) -> F64:
 
 
 def adversarial(rng: np.random.Generator, blocks: int, n: int) -> F64:
-    """Return blocks whose rows are dense, barely weak, barely dominant, of one giant, or of wild magnitudes."""
+    """Return blocks whose rows are far from dominant, barely weak, barely dominant, or of one giant."""
     a = rng.standard_normal((blocks, n, n))
     rows = np.arange(n)
     diagonal = rng.choice([-1, 1], (blocks, n)) * 10.0 ** rng.uniform(-30, 30, (blocks, n))

@@ -46,7 +46,11 @@ def test_the_result_is_what_was_measured(scheme: str, method: str, with_bias: bo
 @pytest.mark.parametrize("scheme", ["W4A4", "W3A16", "W2A16g16", "W3A8"])
 def test_the_order_of_the_methods(scheme: str) -> None:
     weight, x, _ = layer()
-    losses = {m: oq.calibrate_linear(weight, x, scheme, method=m, batch_size=16).loss_final for m in METHODS}
+    losses = {}
+    for method in METHODS:
+        longer: Any = {"epochs": 40} if method in ("omniquant", "affinequant") else {}
+        result = oq.calibrate_linear(weight, x, scheme, method=method, batch_size=16, **longer)
+        losses[method] = result.loss_final
     assert losses["affinequant"] < 0.9 * losses["omniquant"]
     assert losses["omniquant"] < 0.95 * losses["rtn"]
     assert losses["affinequant"] < losses["smoothquant"] <= losses["rtn"]

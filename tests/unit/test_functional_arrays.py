@@ -1,4 +1,4 @@
-"""Row 6 of the reliability figures on every public function of arrays: layouts, dtypes, NaN, empty and single."""
+"""Row 6 of the reliability figures on every function of arrays: layouts, dtypes, NaN, empty and single."""
 
 from __future__ import annotations
 

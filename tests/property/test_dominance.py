@@ -1,4 +1,4 @@
-"""Row 10 of the reliability figures: dominance under adversarial rows and steps, Varah's bound, the inverse."""
+"""Row 10 of the reliability figures: dominance under adversarial rows and steps, Varah's bound, inverses."""
 
 from __future__ import annotations
 

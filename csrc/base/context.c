@@ -17,6 +17,6 @@ oq_code oq_fail_memory(oq_context *context, size_t count, size_t size) {
 }
 
 oq_code oq_check_cancel(oq_context *context) {
-    if (context->cancel && *context->cancel) return oq_fail(context, OQ_CANCELLED, "asked to stop");
-    return OQ_OK;
+    const bool asked = (context->cancel && *context->cancel) || (context->interrupted && context->interrupted());
+    return asked ? oq_fail(context, OQ_CANCELLED, "asked to stop") : OQ_OK;
 }

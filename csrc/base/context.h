@@ -1,7 +1,9 @@
 /* What every fallible function of the core is handed: scratch memory, the
- * number of threads, the caller's cancel flag, and a place for the error. */
+ * number of threads, the caller's wish to stop, and a place for the error. */
 #ifndef OQ_BASE_CONTEXT_H
 #define OQ_BASE_CONTEXT_H
+
+#include <stdbool.h>
 
 #include "base/arena.h"
 #include "base/status.h"
@@ -10,6 +12,7 @@ typedef struct {
     oq_arena *arena;
     int threads;                /* >= 1; results do not depend on it */
     const volatile int *cancel; /* may be NULL; non-zero asks to stop */
+    bool (*interrupted)(void);  /* may be NULL; asked between windows, true asks to stop */
     oq_error error;
 } oq_context;
 
@@ -17,7 +20,7 @@ typedef struct {
 oq_code oq_fail(oq_context *context, oq_code code, const char *format, ...) OQ_PRINTF(3, 4);
 oq_code oq_fail_memory(oq_context *context, size_t count, size_t size);
 
-/* OQ_CANCELLED once the caller has raised the cancel flag. */
+/* OQ_CANCELLED once the caller has asked to stop. */
 oq_code oq_check_cancel(oq_context *context);
 
 /* pointer = count uninitialised (OQ_NEW) or zeroed (OQ_NEW_ZERO) elements from

@@ -122,6 +122,10 @@ static int parse_training(PyObject *dict, oq_options *o)
         oq_field_bool(dict, "options", "shuffle", &o->shuffle) < 0 ||
         oq_field_bool(dict, "options", "best_iterate", &o->best_iterate) < 0)
         return -1;
+    if (o->epochs < 0) { /* the trace is allocated before the core checks its options */
+        PyErr_Format(PyExc_ValueError, "options[\"epochs\"] must be >= 0, got %lld", (long long)o->epochs);
+        return -1;
+    }
     o->seed = (uint64_t)seed;
     o->cosine = schedule == 1;
     o->loss = (oq_loss_kind)loss;

@@ -221,11 +221,12 @@ def write_llama_gguf(
     tokenizer: Tokenizer | None = None,
     pre: str = "gpt-2",
     extra: Mapping[str, Any] | None = None,
+    extra_tensors: Mapping[str, F32] | None = None,
     **config_overrides: Any,
 ) -> Path:
     """Write the model of :func:`llama_tensors` as GGUF with matrices in a number type, and return its path.
 
-    `extra` holds further fields: strings, ints and floats.
+    `extra` holds further fields: strings, ints and floats; `extra_tensors` go in under their GGUF names.
     """
     import gguf
 
@@ -251,6 +252,8 @@ def write_llama_gguf(
         stored = _llama_cpp_rows(values, heads[part]) if part in heads else values
         number_type = gguf.GGMLQuantizationType[kind if stored.ndim == 2 else "F32"]
         writer.add_tensor(_gguf_name(name), gguf.quants.quantize(stored, number_type), raw_dtype=number_type)
+    for name, values in (extra_tensors or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

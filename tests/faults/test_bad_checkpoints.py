@@ -299,7 +299,7 @@ GARBAGE = [
     b'{"hidden_size": 8, "hidden_size": 8}',
     b'{"a": ' + b"9" * 5000 + b"}",
     b"\xef\xbb\xbf{}",
-    b" " * (MEBIBYTE + 1),
+    json.dumps(llama_config(**SIZES)).encode() + b" " * MEBIBYTE,
     b"\0" * 100,
 ]
 
@@ -308,6 +308,12 @@ GARBAGE = [
 def test_garbage_for_a_config(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)
     assert outcome(folder, load_model, "config.json") is None
+
+
+def test_a_padded_config_of_the_largest_size(folder: Path) -> None:
+    content = json.dumps(llama_config(**SIZES)).encode()
+    (folder / "config.json").write_bytes(content.ljust(MEBIBYTE))
+    assert outcome(folder, load_model) is not None
 
 
 @pytest.mark.parametrize("content", GARBAGE, ids=range(len(GARBAGE)))

@@ -133,6 +133,13 @@ def test_unsupported_by_name(tmp_path: Path, extra: dict[str, Any], reason: str)
     assert str(path) in str(caught.value)
 
 
+def test_llama3_frequencies_are_refused_by_name(tmp_path: Path) -> None:
+    factors = {"rope_freqs.weight": np.ones(8, np.float32)}
+    path = write_llama_gguf(tmp_path / "m.gguf", extra_tensors=factors, **SIZES)
+    with pytest.raises(UnsupportedCheckpointError, match=r"m\.gguf: rope_freqs\.weight"):
+        load_model(path)
+
+
 def test_other_architecture(tmp_path: Path) -> None:
     path = write_llama_gguf(tmp_path / "m.gguf", **SIZES)
     path.write_bytes(path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llamb"))

@@ -15,7 +15,7 @@ import pytest
 from numpy_llama import forward, window_losses
 from synthetic import llama_config, llama_tensors, safetensors_bytes, write_llama_folder
 
-from omniquant.checkpoint import UnsupportedCheckpointError
+from omniquant.checkpoint import UnsupportedCheckpointError, tokenizer_file
 from omniquant.data import evaluation_windows
 from omniquant.errors import CheckpointError, ConfigError, DataError
 from omniquant.models import ADAPTERS, BlockSpec, Model, load_model
@@ -324,6 +324,21 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
         f"{small / 'tokenizer.json'}: the tokenizer has 64 tokens but the model's vocab_size is 40: "
         "it belongs to another model"
     )
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, MemoryError])
+def test_reading_a_tokenizer_can_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: type[BaseException]
+) -> None:
+    class Interrupted:
+        @staticmethod
+        def from_file(_: str) -> None:
+            raise signal
+
+    monkeypatch.setattr(tokenizer_file, "Tokenizer", Interrupted)
+    model = load_model(write_llama_folder(tmp_path / "m"))
+    with pytest.raises(signal):
+        _ = model.tokenizer
 
 
 # --- the fingerprint

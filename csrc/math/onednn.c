@@ -1,4 +1,4 @@
-/* dlopen is POSIX, not C11. */
+/* dlopen and pthread_sigmask are POSIX, not C11. */
 #define _POSIX_C_SOURCE 200809L
 
 #include "math/onednn.h"
@@ -9,6 +9,8 @@
 
 #include <dlfcn.h>
 #include <dnnl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
 
 /* Why dnnl_sgemm and no matmul primitive: measured on one Zen 4 core (AVX-512,
@@ -86,6 +88,17 @@ oq_code oq_onednn_load(const char *path, oq_error *error) {
     return OQ_OK;
 }
 
+/* oneDNN's generated kernels point the stack register into a heap buffer while they run: a signal handler that
+ * starts there writes its frame over the heap.  So signals wait for the end of the product.  (Measured: a timer
+ * of 1 ms and a Python handler corrupt the heap within a second.)  Faults are never held back. */
+static void hold_signals(sigset_t *before) {
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP};
+    sigset_t held;
+    sigfillset(&held);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; ++i) sigdelset(&held, faults[i]);
+    pthread_sigmask(SIG_BLOCK, &held, before);
+}
+
 bool oq_onednn_loaded(void) { return library.sgemm != NULL; }
 
 const char *oq_onednn_version(void) { return library.version; }
@@ -93,10 +106,15 @@ const char *oq_onednn_version(void) { return library.version; }
 oq_code oq_onednn_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
                         const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
                         int64_t ldc) {
+    /* oneDNN cuts its blocks by the number of threads it may use, which moves the last bits. It is told one even
+     * where it may not start any, so that a product has the same bits alone and inside oq_parallel_for. */
     const int threads = library.set_num_threads ? library.get_max_threads() : 1;
     if (threads != 1) library.set_num_threads(1);
+    sigset_t before;
+    hold_signals(&before);
     const dnnl_status_t status = library.sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a,
                                                lda, b, ldb, beta, c, ldc);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (threads != 1) library.set_num_threads(threads);
     if (status == dnnl_success) return OQ_OK;
     return status == dnnl_out_of_memory ? OQ_OUT_OF_MEMORY : OQ_BACKEND;

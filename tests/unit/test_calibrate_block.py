@@ -1,4 +1,4 @@
-"""calibrate_block's promises: never worse than its start, errors that name the place, folds that are exact."""
+"""calibrate_block's promises: never worse than its start, errors that name the place, exact folds."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def test_specs_that_make_no_sense_are_refused(break_spec: Callable[[dict[str, An
 
 def test_learnables_that_do_not_fit_are_named() -> None:
     case = quantized(1, lwc=True)
-    with pytest.raises(ValueError, match='learnables lack "q.lwc_max"'):
+    with pytest.raises(ValueError, match=r'learnables lack "q\.lwc_max"'):
         case.fold(_core, {})
     learnables = {**case.learnables, "q.lwc_max": np.zeros((1, 1), np.float32)}
     with pytest.raises(ValueError, match=r"^q\.lwc_max: expected shape"):

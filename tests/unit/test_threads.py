@@ -20,7 +20,7 @@ from random_blocks import Array, Case, Draw
 from omniquant import _core
 
 HELPERS = str(Path(__file__).parents[1])
-# Every row loop is cut into several chunks: attention by heads, norms and quantizers by rows, the MLP by elements.
+# Every loop is cut into several chunks: attention by heads, norms and quantizers by rows, MLPs by elements.
 WIDE = {
     "hidden_size": 48,
     "ffn_size": 100,
@@ -220,6 +220,23 @@ def test_ctrl_c_ends_a_call_within_a_second(where: str) -> None:
         pytest.fail("the call goes on after SIGINT")
     assert process.returncode == 42, error
     assert float(out) - sent < 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_signals_during_products_harm_nothing() -> None:
+    """A handler that starts inside one of oneDNN's kernels would write its frame over the heap."""
+    process = start("""
+        case = many_windows(1, epochs=200)
+        before = case.calibrate()["trace"].tobytes()
+        hits = []
+        signal.signal(signal.SIGALRM, lambda *_: hits.append(1))
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        same = case.calibrate()["trace"].tobytes() == before
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(same, len(hits) > 50)
+    """)
+    out, error = process.communicate(timeout=120)
+    assert (process.returncode, out.strip()) == (0, "True True"), error
 
 
 # ---- callbacks ----------------------------------------------------------------

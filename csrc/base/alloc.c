@@ -1,6 +1,7 @@
 #include "base/alloc.h"
 
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 #ifdef _WIN32
@@ -26,6 +27,7 @@ void *oq_malloc(size_t bytes) {
     size_t rounded;
     if (told_to_fail()) return NULL;
     if (!oq_size_align(bytes ? bytes : 1, ALIGNMENT, &rounded)) return NULL;
+    if (rounded > PTRDIFF_MAX) return NULL; /* no allocator has it, sanitizers stop the process over it */
 #ifdef _WIN32
     return _aligned_malloc(rounded, ALIGNMENT);
 #else

@@ -38,15 +38,10 @@ static void run_serially(int64_t count, oq_parallel_body body, void *user) {
     for (int64_t item = 0; item < count; ++item) body(user, item, 0);
 }
 
-/* As in a worker, libraries that ask how many threads they may use (oneDNN cuts
- * its blocks by the answer, which moves the last bits) are told one. */
 static void run_alone(int64_t count, oq_parallel_body body, void *user) {
-    const int before = omp_get_max_threads();
-    omp_set_num_threads(1);
     inside = true;
     run_serially(count, body, user);
     inside = false;
-    omp_set_num_threads(before);
 }
 
 static void run_team(int threads, int64_t count, oq_parallel_body body, void *user) {
@@ -54,7 +49,6 @@ static void run_team(int threads, int64_t count, oq_parallel_body body, void *us
 #pragma omp parallel num_threads(threads)
     {
         const int worker = omp_get_thread_num();
-        omp_set_num_threads(1); /* of this worker's implicit task alone: ends with the region */
         inside = true;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t item = 0; item < count; ++item) body(user, item, worker);

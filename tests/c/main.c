@@ -1,0 +1,13 @@
+#include "check.h"
+
+int failed_checks = 0;
+
+int main(void) {
+    test_arena();
+    test_base();
+    test_parallel();
+    test_products();
+    test_inverse();
+    printf("%d failed\n", failed_checks);
+    return failed_checks != 0;
+}

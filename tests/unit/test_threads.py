@@ -177,7 +177,7 @@ def test_a_forked_child_of_a_threaded_parent_does_not_hang() -> None:
 
 WHERE = {
     "training": """
-        case = many_windows(20, epochs=100000)
+        case = many_windows(4, epochs=100000)
         case.calibrate(threads=2, on_step=lambda epoch, step, *_: step == 3 and print("now", flush=True))
     """,
     "training without a callback": """

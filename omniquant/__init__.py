@@ -10,6 +10,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from omniquant import _gomp as _gomp
 from omniquant import _onednn
 from omniquant._version import __version__
 

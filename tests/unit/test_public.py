@@ -1,0 +1,46 @@
+"""The public names, what importing costs, and what it leaves alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import omniquant
+
+
+@pytest.mark.parametrize("name", omniquant.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(omniquant, name) is not None
+    assert name in dir(omniquant)
+
+
+def test_other_names_are_not():
+    with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
+        _ = omniquant.quantise
+
+
+def in_a_new_process(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", **environment},
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_functions_are_functions_even_after_their_modules_were_imported():
+    code = "import omniquant.calibration, omniquant.evaluate, omniquant; print(callable(omniquant.calibrate))"
+    assert in_a_new_process(code) == "True"
+
+
+def test_importing_is_cheap_and_leaves_the_environment_alone():
+    code = (
+        "import os, sys; before = dict(os.environ); import omniquant; "
+        "print(dict(os.environ) == before, [m for m in ('tokenizers', 'tqdm', 'gguf', 'rich') if m in sys.modules])"
+    )
+    assert in_a_new_process(code) == "True []"
+    assert in_a_new_process(code, OMP_WAIT_POLICY="active") == "True []"

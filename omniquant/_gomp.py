@@ -2,8 +2,8 @@
 
 libgomp's threads spin for milliseconds at each barrier by default. That gains microseconds on an idle machine
 and costs factors on a busy one: measured with other work on both cores, a calibration took 25 s spinning and
-2 s sleeping. libgomp reads the setting once, when it is loaded, so this module loads the core itself; a setting
-of the user's own (OMP_WAIT_POLICY or GOMP_SPINCOUNT) stays as it is, and the environment is left as it was.
+2 s sleeping. libgomp reads the setting once, when it is loaded, so this module loads the core itself. What
+the user has set (OMP_WAIT_POLICY or GOMP_SPINCOUNT) stays, and the environment is left as it was.
 """
 
 import os

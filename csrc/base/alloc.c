@@ -17,13 +17,15 @@ static atomic_size_t calls;
 static atomic_size_t fail_at;
 static atomic_bool fail_after;
 
-static bool told_to_fail(void) {
+static bool told_to_fail(void)
+{
     const size_t call = atomic_fetch_add(&calls, 1) + 1;
     const size_t n = atomic_load(&fail_at);
     return n != 0 && (call == n || (call > n && atomic_load(&fail_after)));
 }
 
-void *oq_malloc(size_t bytes) {
+void *oq_malloc(size_t bytes)
+{
     size_t rounded;
     if (told_to_fail()) return NULL;
     if (!oq_size_align(bytes ? bytes : 1, ALIGNMENT, &rounded)) return NULL;
@@ -35,7 +37,8 @@ void *oq_malloc(size_t bytes) {
 #endif
 }
 
-void oq_free(void *pointer) {
+void oq_free(void *pointer)
+{
 #ifdef _WIN32
     _aligned_free(pointer);
 #else
@@ -43,7 +46,8 @@ void oq_free(void *pointer) {
 #endif
 }
 
-size_t oq_malloc_fail_at(size_t n, bool persistent) {
+size_t oq_malloc_fail_at(size_t n, bool persistent)
+{
     atomic_store(&fail_at, 0);
     atomic_store(&fail_after, persistent);
     const size_t made = atomic_exchange(&calls, 0);

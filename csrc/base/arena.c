@@ -18,7 +18,7 @@ enum { GAP = 0 };
 
 enum { ALIGNMENT = 64 };
 
-static const size_t FIRST_CHUNK = (size_t)1 << 18; /* 256 KiB */
+static const size_t FIRST_CHUNK = (size_t)1 << 18;  /* 256 KiB */
 static const size_t LARGEST_STEP = (size_t)1 << 26; /* chunks stop doubling at 64 MiB */
 
 /*   [ header, 64 bytes | capacity bytes of data ]   */
@@ -30,14 +30,15 @@ typedef struct chunk {
 
 struct oq_arena {
     chunk *first;
-    chunk *top; /* NULL: nothing in use */
+    chunk *top;  /* NULL: nothing in use */
     size_t used; /* of top */
     size_t peak;
 };
 
 static unsigned char *data_of(chunk *block) { return (unsigned char *)block + ALIGNMENT; }
 
-static void free_chain(chunk *block) {
+static void free_chain(chunk *block)
+{
     while (block) {
         chunk *next = block->next;
         UNPOISON(data_of(block), block->capacity);
@@ -46,20 +47,23 @@ static void free_chain(chunk *block) {
     }
 }
 
-oq_arena *oq_arena_create(void) {
+oq_arena *oq_arena_create(void)
+{
     oq_arena *arena = oq_malloc(sizeof *arena);
     if (arena) memset(arena, 0, sizeof *arena);
     return arena;
 }
 
-void oq_arena_destroy(oq_arena *arena) {
+void oq_arena_destroy(oq_arena *arena)
+{
     if (!arena) return;
     free_chain(arena->first);
     oq_free(arena);
 }
 
 /* Chunks double, so a call needs few of them however much it takes. */
-static chunk *new_chunk(size_t needed, const chunk *left) {
+static chunk *new_chunk(size_t needed, const chunk *left)
+{
     size_t capacity = left ? left->capacity : FIRST_CHUNK / 2;
     size_t total;
     capacity = capacity > LARGEST_STEP / 2 ? LARGEST_STEP : capacity * 2;
@@ -76,7 +80,8 @@ static chunk *new_chunk(size_t needed, const chunk *left) {
 
 /* Make the next chunk the top one: the one kept from earlier use if it is large
  * enough, else a new one in place of all that lie right of the top. */
-static chunk *advance(oq_arena *arena, size_t needed) {
+static chunk *advance(oq_arena *arena, size_t needed)
+{
     chunk **link = arena->top ? &arena->top->next : &arena->first;
     if (!*link || (*link)->capacity < needed) {
         chunk *block = new_chunk(needed, arena->top);
@@ -90,7 +95,8 @@ static chunk *advance(oq_arena *arena, size_t needed) {
     return arena->top;
 }
 
-void *oq_arena_alloc(oq_arena *arena, size_t count, size_t size) {
+void *oq_arena_alloc(oq_arena *arena, size_t count, size_t size)
+{
     size_t bytes, needed;
     if (!oq_size_mul(count, size, &bytes)) return NULL;
     if (!oq_size_align(bytes ? bytes : 1, ALIGNMENT, &needed)) return NULL;
@@ -105,17 +111,17 @@ void *oq_arena_alloc(oq_arena *arena, size_t count, size_t size) {
     return pointer;
 }
 
-void *oq_arena_zeroed(oq_arena *arena, size_t count, size_t size) {
+void *oq_arena_zeroed(oq_arena *arena, size_t count, size_t size)
+{
     void *pointer = oq_arena_alloc(arena, count, size);
     if (pointer) memset(pointer, 0, count * size); /* the product was checked by oq_arena_alloc */
     return pointer;
 }
 
-oq_mark oq_arena_mark(const oq_arena *arena) {
-    return (oq_mark){.chunk = arena->top, .used = arena->used};
-}
+oq_mark oq_arena_mark(const oq_arena *arena) { return (oq_mark){.chunk = arena->top, .used = arena->used}; }
 
-void oq_arena_rewind(oq_arena *arena, oq_mark mark) {
+void oq_arena_rewind(oq_arena *arena, oq_mark mark)
+{
     arena->top = mark.chunk;
     arena->used = mark.chunk ? mark.used : 0;
     chunk *block = arena->top ? arena->top : arena->first;

@@ -25,15 +25,15 @@ oq_code oq_check_cancel(oq_context *context);
 
 /* pointer = count uninitialised (OQ_NEW) or zeroed (OQ_NEW_ZERO) elements from
  * the context's arena; returns OQ_OUT_OF_MEMORY from the calling function. */
-#define OQ_NEW(context, pointer, count)                                                              \
-    do {                                                                                             \
-        (pointer) = oq_arena_alloc((context)->arena, (size_t)(count), sizeof *(pointer));            \
-        if (!(pointer)) return oq_fail_memory((context), (size_t)(count), sizeof *(pointer));        \
+#define OQ_NEW(context, pointer, count)                                                       \
+    do {                                                                                      \
+        (pointer) = oq_arena_alloc((context)->arena, (size_t)(count), sizeof *(pointer));     \
+        if (!(pointer)) return oq_fail_memory((context), (size_t)(count), sizeof *(pointer)); \
     } while (0)
-#define OQ_NEW_ZERO(context, pointer, count)                                                         \
-    do {                                                                                             \
-        (pointer) = oq_arena_zeroed((context)->arena, (size_t)(count), sizeof *(pointer));           \
-        if (!(pointer)) return oq_fail_memory((context), (size_t)(count), sizeof *(pointer));        \
+#define OQ_NEW_ZERO(context, pointer, count)                                                  \
+    do {                                                                                      \
+        (pointer) = oq_arena_zeroed((context)->arena, (size_t)(count), sizeof *(pointer));    \
+        if (!(pointer)) return oq_fail_memory((context), (size_t)(count), sizeof *(pointer)); \
     } while (0)
 
 #endif

@@ -12,13 +12,15 @@ const oq_cpu *oq_cpu_features(void) { return &features; }
 const char *oq_cpu_names(void) { return names; }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-static void add_name(bool present, const char *name) {
+static void add_name(bool present, const char *name)
+{
     if (!present) return;
     if (names[0]) strncat(names, " ", sizeof names - strlen(names) - 1);
     strncat(names, name, sizeof names - strlen(names) - 1);
 }
 
-__attribute__((constructor)) static void find_features(void) {
+__attribute__((constructor)) static void find_features(void)
+{
     __builtin_cpu_init();
     features.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     features.avx512f = __builtin_cpu_supports("avx512f");

@@ -23,28 +23,33 @@ static atomic_bool lost_threads;
 static _Thread_local bool inside;
 
 #ifndef _WIN32
-static void in_child(void) {
+static void in_child(void)
+{
     if (atomic_load(&used_threads)) atomic_store(&lost_threads, true);
 }
 
-static void watch_forks(void) {
+static void watch_forks(void)
+{
     if (!atomic_exchange(&used_threads, true)) pthread_atfork(NULL, NULL, in_child);
 }
 #else
 static void watch_forks(void) {}
 #endif
 
-static void run_serially(int64_t count, oq_parallel_body body, void *user) {
+static void run_serially(int64_t count, oq_parallel_body body, void *user)
+{
     for (int64_t item = 0; item < count; ++item) body(user, item, 0);
 }
 
-static void run_alone(int64_t count, oq_parallel_body body, void *user) {
+static void run_alone(int64_t count, oq_parallel_body body, void *user)
+{
     inside = true;
     run_serially(count, body, user);
     inside = false;
 }
 
-static void run_team(int threads, int64_t count, oq_parallel_body body, void *user) {
+static void run_team(int threads, int64_t count, oq_parallel_body body, void *user)
+{
     watch_forks();
 #pragma omp parallel num_threads(threads)
     {
@@ -56,7 +61,8 @@ static void run_team(int threads, int64_t count, oq_parallel_body body, void *us
     }
 }
 
-void oq_parallel_for(int threads, int64_t count, oq_parallel_body body, void *user) {
+void oq_parallel_for(int threads, int64_t count, oq_parallel_body body, void *user)
+{
     if (count < threads) threads = (int)count;
     if (inside) {
         run_serially(count, body, user);
@@ -71,7 +77,8 @@ int oq_parallel_default_threads(void) { return omp_get_max_threads(); }
 
 #else
 
-void oq_parallel_for(int threads, int64_t count, oq_parallel_body body, void *user) {
+void oq_parallel_for(int threads, int64_t count, oq_parallel_body body, void *user)
+{
     (void)threads;
     for (int64_t item = 0; item < count; ++item) body(user, item, 0);
 }

@@ -26,8 +26,8 @@ typedef float oq_real;
 /* Hot elementwise loops are compiled once an ISA and chosen when the library
  * is loaded.  Sanitizers instrument the ifunc resolvers before they are ready,
  * so those builds get the plain version. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(OQ_NO_CLONES)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__) && !defined(OQ_NO_CLONES)
 #define OQ_VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define OQ_VECTORIZED

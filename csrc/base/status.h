@@ -26,10 +26,10 @@ typedef struct {
 #endif
 
 /* Hand an error on to the caller. */
-#define OQ_TRY(expression)                     \
-    do {                                       \
-        const oq_code oq_try_ = (expression);  \
-        if (oq_try_ != OQ_OK) return oq_try_;  \
+#define OQ_TRY(expression)                    \
+    do {                                      \
+        const oq_code oq_try_ = (expression); \
+        if (oq_try_ != OQ_OK) return oq_try_; \
     } while (0)
 
 #endif

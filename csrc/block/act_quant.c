@@ -8,8 +8,8 @@ oq_code oq_act_quant_forward(oq_context *context, oq_quantizer quantizer, const 
     return oq_fake_quantize_forward(context, &groups, (oq_clip){0}, x, x_hat, ranges);
 }
 
-oq_code oq_act_quant_backward(oq_context *context, oq_quantizer quantizer, const oq_real *x, const oq_range *ranges,
-                              oq_real *d, int64_t rows, int64_t width)
+oq_code oq_act_quant_backward(oq_context *context, oq_quantizer quantizer, const oq_real *x,
+                              const oq_range *ranges, oq_real *d, int64_t rows, int64_t width)
 {
     if (!oq_is_quantized(quantizer)) return OQ_OK;
     const oq_groups groups = {rows, width, width, quantizer};

@@ -9,7 +9,7 @@
 oq_code oq_act_quant_forward(oq_context *context, oq_quantizer quantizer, const oq_real *x, oq_real *x_hat,
                              oq_range *ranges, int64_t rows, int64_t width);
 /* d [rows, width]: gradient of x_hat in, gradient of x out. */
-oq_code oq_act_quant_backward(oq_context *context, oq_quantizer quantizer, const oq_real *x, const oq_range *ranges,
-                              oq_real *d, int64_t rows, int64_t width);
+oq_code oq_act_quant_backward(oq_context *context, oq_quantizer quantizer, const oq_real *x,
+                              const oq_range *ranges, oq_real *d, int64_t rows, int64_t width);
 
 #endif

@@ -21,11 +21,12 @@ static oq_code linear_backward(oq_context *context, const pass *p, int which, co
     const int64_t T = p->run->tokens;
     const oq_linear_shape shape = oq_shape_of(p->run->spec, which);
     if (p->gradients->weight[which])
-        OQ_TRY(oq_linear_backward_weight(context, dy, x, p->gradients->weight[which], T, shape.in, shape.out, true));
-    if (p->gradients->bias[which])
-        OQ_TRY(oq_column_sums(context, dy, p->gradients->bias[which], T, shape.out));
+        OQ_TRY(
+            oq_linear_backward_weight(context, dy, x, p->gradients->weight[which], T, shape.in, shape.out, true));
+    if (p->gradients->bias[which]) OQ_TRY(oq_column_sums(context, dy, p->gradients->bias[which], T, shape.out));
     if (!dx) return OQ_OK;
-    return oq_linear_backward_input(context, dy, p->weights->weight[which], dx, T, shape.in, shape.out, accumulate);
+    return oq_linear_backward_input(context, dy, p->weights->weight[which], dx, T, shape.in, shape.out,
+                                    accumulate);
 }
 
 /* dh [T, H]: gradient of h_hat in; spent here.  dx [T, H] += through the norm, NULL where x is a constant. */
@@ -41,11 +42,29 @@ static oq_code norm_backward(oq_context *context, const pass *p, int which, cons
         oq_real *dnormed;
         OQ_NEW(context, dnormed, T * H);
         if (p->gradients->map_inverse[which])
-            OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = true, .m = H, .n = H, .k = T, .alpha = 1,
-                                                    .beta = 1, .a = s->normed[which], .lda = H, .b = dh, .ldb = H,
-                                                    .c = p->gradients->map_inverse[which], .ldc = H}));
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_b = true, .m = T, .n = H, .k = H, .alpha = 1, .a = dh,
-                                                .lda = H, .b = inverse, .ldb = H, .c = dnormed, .ldc = H}));
+            OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = true,
+                                                    .m = H,
+                                                    .n = H,
+                                                    .k = T,
+                                                    .alpha = 1,
+                                                    .beta = 1,
+                                                    .a = s->normed[which],
+                                                    .lda = H,
+                                                    .b = dh,
+                                                    .ldb = H,
+                                                    .c = p->gradients->map_inverse[which],
+                                                    .ldc = H}));
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_b = true,
+                                                .m = T,
+                                                .n = H,
+                                                .k = H,
+                                                .alpha = 1,
+                                                .a = dh,
+                                                .lda = H,
+                                                .b = inverse,
+                                                .ldb = H,
+                                                .c = dnormed,
+                                                .ldc = H}));
         dh = dnormed;
     }
     const oq_norm_shape shape = {p->run->spec->norm, p->run->spec->norm_eps, T, H};
@@ -79,8 +98,8 @@ static oq_code mlp_half_backward(oq_context *context, const pass *p, const oq_re
 }
 
 /* Back from attention to q, k, v as their linears gave them: quantizers, then RoPE. */
-static oq_code heads_backward(oq_context *context, const pass *p, const oq_real *dattended, oq_real *dq, oq_real *dk,
-                              oq_real *dv)
+static oq_code heads_backward(oq_context *context, const pass *p, const oq_real *dattended, oq_real *dq,
+                              oq_real *dk, oq_real *dv)
 {
     const oq_saved *s = p->saved;
     const oq_block_spec *spec = p->run->spec;

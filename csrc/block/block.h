@@ -68,16 +68,16 @@ typedef struct {
 /* What the forward pass keeps for the backward pass.  A quantized twin is the very same pointer where its
  * quantizer is off. */
 typedef struct {
-    const oq_real *x;                      /* [T, H] */
-    oq_norm_stats *stats[OQ_NORMS];        /* [T] */
-    oq_real *normed[OQ_NORMS];             /* [T, H] before the online map */
-    oq_real *h[OQ_NORMS], *h_hat[OQ_NORMS];/* [T, H] */
+    const oq_real *x;                           /* [T, H] */
+    oq_norm_stats *stats[OQ_NORMS];             /* [T] */
+    oq_real *normed[OQ_NORMS];                  /* [T, H] before the online map */
+    oq_real *h[OQ_NORMS], *h_hat[OQ_NORMS];     /* [T, H] */
     oq_real *q, *k, *v, *q_hat, *k_hat, *v_hat; /* [T, n d] or [T, m d], after RoPE */
-    oq_real *attended, *attended_hat;      /* [T, n d] */
-    oq_real *log_sum;                      /* [n, T] */
-    oq_real *x2;                           /* [T, H] */
-    oq_real *gate, *up;                    /* [T, F]; plain: gate is NULL */
-    oq_real *u, *u_hat;                    /* [T, F] */
+    oq_real *attended, *attended_hat;           /* [T, n d] */
+    oq_real *log_sum;                           /* [n, T] */
+    oq_real *x2;                                /* [T, H] */
+    oq_real *gate, *up;                         /* [T, F]; plain: gate is NULL */
+    oq_real *u, *u_hat;                         /* [T, F] */
     oq_range *h_ranges[OQ_NORMS], *q_ranges, *k_ranges, *v_ranges, *attended_ranges, *u_ranges;
 } oq_saved;
 

@@ -68,9 +68,18 @@ static oq_code normalize(oq_context *context, const oq_block_run *run, const oq_
     oq_norm_forward(context, shape, x, weights->gain[which], weights->norm_bias[which],
                     inverse ? s->normed[which] : s->h[which], s->stats[which]);
     if (inverse)
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.m = T, .n = H, .k = H, .alpha = 1, .a = s->normed[which], .lda = H,
-                                                .b = inverse, .ldb = H, .c = s->h[which], .ldc = H}));
-    return oq_act_quant_forward(context, run->quantizers->x, s->h[which], s->h_hat[which], s->h_ranges[which], T, H);
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.m = T,
+                                                .n = H,
+                                                .k = H,
+                                                .alpha = 1,
+                                                .a = s->normed[which],
+                                                .lda = H,
+                                                .b = inverse,
+                                                .ldb = H,
+                                                .c = s->h[which],
+                                                .ldc = H}));
+    return oq_act_quant_forward(context, run->quantizers->x, s->h[which], s->h_hat[which], s->h_ranges[which], T,
+                                H);
 }
 
 static oq_code attention_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,

@@ -23,8 +23,11 @@ oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec)
     const struct {
         const char *name;
         int64_t value;
-    } sizes[] = {{"hidden_size", spec->hidden},     {"ffn_size", spec->ffn},          {"num_heads", spec->heads},
-                 {"num_kv_heads", spec->kv_heads}, {"head_dim", spec->head_dim}};
+    } sizes[] = {{"hidden_size", spec->hidden},
+                 {"ffn_size", spec->ffn},
+                 {"num_heads", spec->heads},
+                 {"num_kv_heads", spec->kv_heads},
+                 {"head_dim", spec->head_dim}};
     const int64_t largest = 1 << 24;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (sizes[i].value < 1 || sizes[i].value > largest)

@@ -32,7 +32,8 @@ void oq_adamw_step(oq_adamw *adamw, const oq_learnables *list, const oq_options 
     for (int i = 0; i < list->entries; i++) {
         const oq_learnable *e = &list->entry[i];
         const bool clipping = e->kind == OQ_LWC_MAX || e->kind == OQ_LWC_MIN;
-        const double rate = (clipping ? options->lr_lwc : options->lr_let) * schedule * adamw->lr_factor[i] / bias1;
+        const double rate =
+            (clipping ? options->lr_lwc : options->lr_let) * schedule * adamw->lr_factor[i] / bias1;
         update(theta + e->offset, dtheta + e->offset, adamw->m + e->offset, adamw->v + e->offset, e->count,
                (oq_real)rate, (oq_real)(1 / sqrt(bias2)));
     }

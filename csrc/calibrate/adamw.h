@@ -5,9 +5,9 @@
 #include "calibrate/learnables.h"
 
 typedef struct {
-    oq_real *m, *v;                       /* [total] first and second moments */
-    int64_t step;                         /* steps taken */
-    double lr_factor[OQ_MAX_LEARNABLES];  /* 1, halved by a rejected step */
+    oq_real *m, *v;                      /* [total] first and second moments */
+    int64_t step;                        /* steps taken */
+    double lr_factor[OQ_MAX_LEARNABLES]; /* 1, halved by a rejected step */
 } oq_adamw;
 
 oq_code oq_adamw_create(oq_context *context, oq_adamw *adamw, const oq_learnables *list);

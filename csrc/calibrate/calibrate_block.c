@@ -41,8 +41,8 @@ static oq_code evaluate(oq_context *context, void *user, const oq_real *theta, i
 }
 
 /* Gradients of a micro-batch, added up in order of its windows. */
-static oq_code gradients(oq_context *context, void *user, const oq_real *theta, int64_t epoch, const int64_t *windows,
-                         int64_t count, oq_real *dtheta, double *loss)
+static oq_code gradients(oq_context *context, void *user, const oq_real *theta, int64_t epoch,
+                         const int64_t *windows, int64_t count, oq_real *dtheta, double *loss)
 {
     oq_session *s = user;
     OQ_TRY(oq_transformed_forward(context, &s->transformed, theta, epoch));
@@ -67,8 +67,12 @@ oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const
     OQ_TRY(start(context, &s, initial));
     oq_initialize_rtn(&s.transformed, rtn);
     const oq_objective objective = {&s, data->samples, apply, evaluate, gradients};
-    oq_guarded guarded = {.maps = s.transformed.map, .names = oq_site_names, .entry = s.list.map, .count = OQ_SITES,
-                          .list = &s.list, .options = options};
+    oq_guarded guarded = {.maps = s.transformed.map,
+                          .names = oq_site_names,
+                          .entry = s.list.map,
+                          .count = OQ_SITES,
+                          .list = &s.list,
+                          .options = options};
     snprintf(guarded.where, sizeof guarded.where, "block %lld", (long long)options->block);
     return oq_train(context, &objective, &guarded, hooks, initial, rtn, result);
 }

@@ -7,10 +7,10 @@
 #include "calibrate/transformed.h"
 
 typedef struct {
-    int64_t samples, tokens;    /* N windows of T */
-    const oq_real *x_fp, *x_q;  /* [N, T, H] */
-    const oq_real *target;      /* [N, T, H] block(x_fp) */
-    const oq_real *aug_target;  /* [N, T, H] block(x_q), or NULL */
+    int64_t samples, tokens;   /* N windows of T */
+    const oq_real *x_fp, *x_q; /* [N, T, H] */
+    const oq_real *target;     /* [N, T, H] block(x_fp) */
+    const oq_real *aug_target; /* [N, T, H] block(x_q), or NULL */
     oq_rope rope;
 } oq_calibration_data;
 

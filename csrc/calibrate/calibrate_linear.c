@@ -25,7 +25,7 @@ typedef struct {
     oq_range *ranges;   /* [out, groups] */
     oq_real *bias;      /* [out] W delta; NULL without a shift */
     oq_real *dweight, *dbias;
-    int64_t chunk;      /* B: the rows everything below holds */
+    int64_t chunk;                                           /* B: the rows everything below holds */
     oq_real *x, *centered, *input, *input_hat, *dinput, *dx; /* [B, in]; input_hat is input where floating */
     oq_range *input_ranges;
     oq_real *y, *target, *dy; /* [B, out] */
@@ -38,8 +38,9 @@ static oq_code check(oq_context *context, const oq_layer *l, const oq_options *o
 {
     OQ_TRY(oq_check_training(context, o));
     if (l->rows < 1 || l->in < 1 || l->out < 1)
-        return oq_fail(context, OQ_INVALID_ARGUMENT, "a layer of %lld x %lld on %lld rows has nothing to calibrate",
-                       (long long)l->out, (long long)l->in, (long long)l->rows);
+        return oq_fail(context, OQ_INVALID_ARGUMENT,
+                       "a layer of %lld x %lld on %lld rows has nothing to calibrate", (long long)l->out,
+                       (long long)l->in, (long long)l->rows);
     OQ_TRY(oq_check_quantizable(context, "weight", l->weight, l->out, l->in));
     OQ_TRY(oq_check_quantizable(context, "x", l->x, l->rows, l->in));
     return l->bias ? oq_check_finite(context, "bias", l->bias, 1, l->out) : OQ_OK;
@@ -105,12 +106,12 @@ static oq_code apply(oq_context *context, void *user, const oq_real *theta, int6
     s->map.affine.mask.band = oq_mask_band(l->in, epoch, s->options->epochs);
     OQ_TRY(oq_map_forward(context, &s->map, oq_part_const(&s->list, s->list.map[0], theta), "input map"));
     if (s->mapped) OQ_TRY(oq_map_columns(context, &s->map, 1, l->weight, s->mapped, l->out));
-    if (s->bias)
-        OQ_TRY(oq_shifted_bias(context, l->weight, shift_of(s, theta), NULL, s->bias, l->out, l->in));
+    if (s->bias) OQ_TRY(oq_shifted_bias(context, l->weight, shift_of(s, theta), NULL, s->bias, l->out, l->in));
     memset(s->dweight, 0, sizeof *s->dweight * (size_t)(l->out * l->in));
     memset(s->dbias, 0, sizeof *s->dbias * (size_t)l->out);
     if (!s->quantized) return OQ_OK;
-    return oq_fake_quantize_forward(context, &s->groups, clip_of(s, theta), mapped_weight(s), s->quantized, s->ranges);
+    return oq_fake_quantize_forward(context, &s->groups, clip_of(s, theta), mapped_weight(s), s->quantized,
+                                    s->ranges);
 }
 
 static oq_code apply_backward(oq_context *context, session *s, const oq_real *theta, oq_real *dtheta)
@@ -118,8 +119,8 @@ static oq_code apply_backward(oq_context *context, session *s, const oq_real *th
     const oq_layer *l = s->layer;
     oq_real *dw = s->dweight; /* of W^, then of W~ */
     if (s->quantized)
-        OQ_TRY(oq_fake_quantize_backward(context, &s->groups, clip_of(s, theta), mapped_weight(s), s->ranges, dw, dw,
-                                         oq_part(&s->list, s->list.lwc_max[0], dtheta),
+        OQ_TRY(oq_fake_quantize_backward(context, &s->groups, clip_of(s, theta), mapped_weight(s), s->ranges, dw,
+                                         dw, oq_part(&s->list, s->list.lwc_max[0], dtheta),
                                          oq_part(&s->list, s->list.lwc_min[0], dtheta)));
     if (s->bias)
         OQ_TRY(oq_shifted_bias_backward(context, l->weight, shift_of(s, theta), s->dbias,
@@ -133,7 +134,8 @@ static oq_code apply_backward(oq_context *context, session *s, const oq_real *th
 /* ---- the input's side ------------------------------------------------------------- */
 
 /* Loss of `count` rows of s->x, and dy when learn is set. */
-static oq_code forward(oq_context *context, session *s, const oq_real *theta, int64_t count, bool learn, double *loss)
+static oq_code forward(oq_context *context, session *s, const oq_real *theta, int64_t count, bool learn,
+                       double *loss)
 {
     const oq_layer *l = s->layer;
     OQ_TRY(oq_linear_forward(context, s->x, l->weight, s->target, count, l->in, l->out));
@@ -253,7 +255,8 @@ static oq_code fold(oq_context *context, const session *s, const oq_real *theta,
         f->margins[i] = oq_row_margin(s->map.exact + i * l->in, i, l->in);
     copy(f->weight, mapped_weight(s), l->out * l->in);
     if (!s->quantized) return OQ_OK;
-    return oq_quantize(context, &s->groups, clip_of(s, theta), mapped_weight(s), f->codes, f->scale, f->zero_point);
+    return oq_quantize(context, &s->groups, clip_of(s, theta), mapped_weight(s), f->codes, f->scale,
+                       f->zero_point);
 }
 
 oq_code oq_calibrate_linear(oq_context *context, const oq_layer *layer, const oq_options *options,
@@ -268,8 +271,13 @@ oq_code oq_calibrate_linear(oq_context *context, const oq_layer *layer, const oq
     OQ_NEW(context, rtn, s.list.total);
     OQ_TRY(start(context, &s, initial, rtn));
     const oq_objective objective = {&s, layer->rows, apply, evaluate, gradients};
-    oq_guarded guarded = {.maps = &s.map, .names = names, .entry = s.list.map, .count = 1, .list = &s.list,
-                          .options = options, .where = "layer"};
+    oq_guarded guarded = {.maps = &s.map,
+                          .names = names,
+                          .entry = s.list.map,
+                          .count = 1,
+                          .list = &s.list,
+                          .options = options,
+                          .where = "layer"};
     OQ_TRY(oq_train(context, &objective, &guarded, hooks, initial, rtn, result));
     return fold(context, &s, result->theta, folded);
 }

@@ -73,11 +73,12 @@ static oq_code not_dominant(oq_context *context, const oq_guarded *t, int which,
     const oq_dominance d = found.weakest;
     return oq_fail(context, OQ_NOT_DOMINANT,
                    "%s %s map head %lld row %lld: |diagonal| %.6g <= off-diagonal sum %.6g %s", t->where,
-                   t->names[which], (long long)found.head, (long long)d.row, d.diagonal, d.diagonal - d.margin, when);
+                   t->names[which], (long long)found.head, (long long)d.row, d.diagonal, d.diagonal - d.margin,
+                   when);
 }
 
-static oq_code check_map(oq_context *context, oq_guard *guard, const oq_guarded *t, oq_adamw *adamw, oq_real *theta,
-                         int which)
+static oq_code check_map(oq_context *context, oq_guard *guard, const oq_guarded *t, oq_adamw *adamw,
+                         oq_real *theta, int which)
 {
     oq_map *map = &t->maps[which];
     oq_real *parameters = oq_part(t->list, t->entry[which], theta);
@@ -129,8 +130,8 @@ oq_code oq_guard_before_fold(oq_context *context, oq_guard *guard, const oq_guar
             return not_dominant(context, t, which, found, "before folding");
         *varah_bound = fmax(*varah_bound, oq_varah_bound(found.weakest.margin));
         for (int64_t b = 0; b < map->affine.blocks; b++)
-            *max_condition = fmax(*max_condition, oq_condition_inf(map->exact + b * n * n,
-                                                                   map->exact_inverse + b * n * n, n));
+            *max_condition =
+                fmax(*max_condition, oq_condition_inf(map->exact + b * n * n, map->exact_inverse + b * n * n, n));
     }
     if (*max_condition <= 1e12) return OQ_OK;
     return oq_fail(context, OQ_SINGULAR, "%s: condition number %.3g of an affine map is beyond 1e12", t->where,

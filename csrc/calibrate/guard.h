@@ -16,10 +16,10 @@ typedef struct {
 } oq_guarded;
 
 typedef struct {
-    bool any_affine;      /* no dense map: the figures below mean nothing */
-    double min_margin;    /* smallest over all steps and rows */
+    bool any_affine;   /* no dense map: the figures below mean nothing */
+    double min_margin; /* smallest over all steps and rows */
     int64_t rows_projected, steps_rejected;
-    int worst_map;        /* where min_margin was seen */
+    int worst_map; /* where min_margin was seen */
     int64_t worst_head, worst_row;
 } oq_dominance_report;
 

@@ -79,8 +79,8 @@ oq_code oq_initialize_map(oq_context *context, const oq_map *map, const oq_real 
     return OQ_OK;
 }
 
-static oq_code initialize_site(oq_context *context, const oq_transformed *t, const oq_channel_stats *stats, int site,
-                               oq_real *theta)
+static oq_code initialize_site(oq_context *context, const oq_transformed *t, const oq_channel_stats *stats,
+                               int site, oq_real *theta)
 {
     const oq_map *map = &t->map[site];
     oq_real *parameters = oq_part(t->list, t->list->map[site], theta);
@@ -93,8 +93,8 @@ static oq_code initialize_site(oq_context *context, const oq_transformed *t, con
     double *largest;
     OQ_NEW_ZERO(context, largest, map->affine.blocks * map->affine.width);
     consumer_max(t, site, largest);
-    OQ_TRY(oq_initialize_map(context, map, stats->lo[site], stats->hi[site], largest, t->options->alpha, parameters,
-                             oq_part(t->list, t->list->shift[site], theta)));
+    OQ_TRY(oq_initialize_map(context, map, stats->lo[site], stats->hi[site], largest, t->options->alpha,
+                             parameters, oq_part(t->list, t->list->shift[site], theta)));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

@@ -22,12 +22,9 @@ static int add_map(oq_learnables *list, int site, const char *name, oq_map_kind 
     const int64_t blocks = geometry.blocks, n = geometry.width;
     switch (kind) {
     case OQ_MAP_NONE: return -1;
-    case OQ_MAP_DIAGONAL:
-        return add(list, OQ_SITE_MAP, site, name, "map", 2, (int64_t[3]){blocks, n});
-    case OQ_MAP_TIED:
-        return add(list, OQ_SITE_MAP, site, name, "map", 2, (int64_t[3]){blocks, n / 2});
-    case OQ_MAP_ROTATION:
-        return add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){2, blocks, n / 2});
+    case OQ_MAP_DIAGONAL: return add(list, OQ_SITE_MAP, site, name, "map", 2, (int64_t[3]){blocks, n});
+    case OQ_MAP_TIED: return add(list, OQ_SITE_MAP, site, name, "map", 2, (int64_t[3]){blocks, n / 2});
+    case OQ_MAP_ROTATION: return add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){2, blocks, n / 2});
     case OQ_MAP_DENSE: break;
     }
     return add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){blocks, n, n});

@@ -9,7 +9,7 @@ typedef enum { OQ_LWC_MAX, OQ_LWC_MIN, OQ_SITE_MAP, OQ_SITE_SHIFT } oq_learnable
 
 typedef struct {
     oq_learnable_kind kind;
-    int owner; /* a linear for LWC, a site for maps and shifts */
+    int owner;     /* a linear for LWC, a site for maps and shifts */
     char name[24]; /* "q.lwc_max", "vo.map", "norm1.shift" */
     int64_t offset, count;
     int64_t shape[3];

@@ -3,9 +3,9 @@
 const char *const oq_site_names[OQ_SITES] = {"norm1", "norm2", "vo", "qk", "up_down"};
 
 const oq_linear_sites oq_sites_of[OQ_LINEARS] = {
-    [OQ_Q] = {OQ_SITE_NORM1, OQ_SITE_QK, true},   [OQ_K] = {OQ_SITE_NORM1, OQ_SITE_QK, false},
-    [OQ_V] = {OQ_SITE_NORM1, OQ_SITE_VO, true},   [OQ_O] = {OQ_SITE_VO, -1, false},
-    [OQ_GATE] = {OQ_SITE_NORM2, -1, false},       [OQ_UP] = {OQ_SITE_NORM2, OQ_SITE_UP_DOWN, true},
+    [OQ_Q] = {OQ_SITE_NORM1, OQ_SITE_QK, true}, [OQ_K] = {OQ_SITE_NORM1, OQ_SITE_QK, false},
+    [OQ_V] = {OQ_SITE_NORM1, OQ_SITE_VO, true}, [OQ_O] = {OQ_SITE_VO, -1, false},
+    [OQ_GATE] = {OQ_SITE_NORM2, -1, false},     [OQ_UP] = {OQ_SITE_NORM2, OQ_SITE_UP_DOWN, true},
     [OQ_DOWN] = {OQ_SITE_UP_DOWN, -1, false},
 };
 
@@ -71,7 +71,8 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
     OQ_TRY(check_quantizer(context, "k", o->activation.k));
     OQ_TRY(check_quantizer(context, "v", o->activation.v));
     if (o->group_size < 0)
-        return oq_fail(context, OQ_INVALID_ARGUMENT, "group_size must be >= 0, got %lld", (long long)o->group_size);
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "group_size must be >= 0, got %lld",
+                       (long long)o->group_size);
     if (o->epochs < 0 || o->batch_size < 1)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "epochs must be >= 0 and batch_size >= 1, got %lld and %lld",
                        (long long)o->epochs, (long long)o->batch_size);

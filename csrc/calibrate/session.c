@@ -10,7 +10,8 @@ static oq_code check_finite(oq_context *context, const oq_options *options, cons
     const int64_t at = x ? oq_find_not_finite(x, rows * width) : -1;
     if (at < 0) return OQ_OK;
     return oq_fail(context, OQ_NOT_FINITE, "block %lld %s row %lld column %lld: %g is not finite",
-                   (long long)options->block, what, (long long)(at / width), (long long)(at % width), (double)x[at]);
+                   (long long)options->block, what, (long long)(at / width), (long long)(at % width),
+                   (double)x[at]);
 }
 
 static oq_code check_inputs(oq_context *context, const oq_session *s)
@@ -44,7 +45,8 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
     OQ_TRY(oq_check_spec(context, spec));
     OQ_TRY(oq_check_options(context, spec, options));
     if (data->samples < 1 || data->tokens < 1)
-        return oq_fail(context, OQ_INVALID_ARGUMENT, "calibration needs at least one window and one token, got %lld x %lld",
+        return oq_fail(context, OQ_INVALID_ARGUMENT,
+                       "calibration needs at least one window and one token, got %lld x %lld",
                        (long long)data->samples, (long long)data->tokens);
     OQ_TRY(check_inputs(context, s));
     oq_learnables_list(spec, options, weights, &s->list);
@@ -61,7 +63,8 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
     return OQ_OK;
 }
 
-oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, double share, bool learn, double *loss)
+oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, double share, bool learn,
+                          double *loss)
 {
     const int64_t T = s->data->tokens, H = s->spec->hidden, offset = window * T * H;
     const oq_block_weights weights = oq_transformed_weights(&s->transformed);

@@ -114,8 +114,8 @@ static oq_code choose(oq_context *context, const training *t, const oq_real *ini
     return OQ_OK;
 }
 
-oq_code oq_train(oq_context *context, const oq_objective *objective, const oq_guarded *guarded, const oq_hooks *hooks,
-                 const oq_real *initial, const oq_real *rtn, oq_calibration_result *result)
+oq_code oq_train(oq_context *context, const oq_objective *objective, const oq_guarded *guarded,
+                 const oq_hooks *hooks, const oq_real *initial, const oq_real *rtn, oq_calibration_result *result)
 {
     training t = {.objective = objective, .guarded = guarded, .hooks = hooks, .best_loss = INFINITY};
     OQ_TRY(create(context, &t, initial));

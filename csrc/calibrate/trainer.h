@@ -13,8 +13,8 @@ typedef struct {
     /* Mean loss over all items at theta. */
     oq_code (*evaluate)(oq_context *context, void *user, const oq_real *theta, int64_t epoch, double *loss);
     /* Mean loss of some items, in their order, and its gradient, added to dtheta. */
-    oq_code (*gradients)(oq_context *context, void *user, const oq_real *theta, int64_t epoch, const int64_t *items,
-                         int64_t count, oq_real *dtheta, double *loss);
+    oq_code (*gradients)(oq_context *context, void *user, const oq_real *theta, int64_t epoch,
+                         const int64_t *items, int64_t count, oq_real *dtheta, double *loss);
 } oq_objective;
 
 typedef struct {
@@ -39,14 +39,14 @@ typedef struct {
     oq_real *theta; /* [list->total], caller's */
     double *trace;  /* [epochs] mean training loss, caller's */
     double loss_rtn, loss_initial, loss_final;
-    oq_kept kept;   /* whose learnables theta holds: training never returns worse than its start or RTN */
+    oq_kept kept; /* whose learnables theta holds: training never returns worse than its start or RTN */
     int64_t steps;
     oq_dominance_report dominance;
     double max_condition, varah_bound;
 } oq_calibration_result;
 
 /* From theta = initial; result->theta is initial, rtn, or what training made of initial, whichever loses least. */
-oq_code oq_train(oq_context *context, const oq_objective *objective, const oq_guarded *guarded, const oq_hooks *hooks,
-                 const oq_real *initial, const oq_real *rtn, oq_calibration_result *result);
+oq_code oq_train(oq_context *context, const oq_objective *objective, const oq_guarded *guarded,
+                 const oq_hooks *hooks, const oq_real *initial, const oq_real *rtn, oq_calibration_result *result);
 
 #endif

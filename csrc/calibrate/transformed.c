@@ -109,8 +109,8 @@ static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_r
         w = t->after_columns[linear];
     }
     if (t->after_rows[linear])
-        OQ_TRY(oq_map_rows(context, &t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear), w,
-                           t->after_rows[linear], shape.in));
+        OQ_TRY(oq_map_rows(context, &t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear),
+                           w, t->after_rows[linear], shape.in));
     if (!t->quantized[linear]) return OQ_OK;
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
     return oq_fake_quantize_forward(context, &groups, oq_weight_clip(t->list, linear, theta),
@@ -124,8 +124,8 @@ static oq_code bias_forward(oq_context *context, oq_transformed *t, const oq_rea
     if (!t->bias[linear]) return OQ_OK;
     oq_shift_bias_forward(t, theta, linear, t->bias_before_rows[linear]);
     if (has_rows_map(t, linear))
-        return oq_map_rows(context, &t->map[rows], oq_sites_of[linear].inverse, oq_repeat_of(t->spec, rows, linear),
-                           t->bias_before_rows[linear], t->bias[linear], 1);
+        return oq_map_rows(context, &t->map[rows], oq_sites_of[linear].inverse,
+                           oq_repeat_of(t->spec, rows, linear), t->bias_before_rows[linear], t->bias[linear], 1);
     memcpy(t->bias[linear], t->bias_before_rows[linear], sizeof *t->bias[linear] * (size_t)shape.out);
     return OQ_OK;
 }
@@ -193,24 +193,24 @@ static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_
     if (!dw) return OQ_OK;
     if (t->quantized[linear]) {
         const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
-        OQ_TRY(oq_fake_quantize_backward(context, &groups, oq_weight_clip(t->list, linear, theta),
-                                         oq_transformed_weight(t, linear), t->ranges[linear], dw,
-                                         columns || rows ? dw : NULL, oq_part(t->list, t->list->lwc_max[linear], dtheta),
-                                         oq_part(t->list, t->list->lwc_min[linear], dtheta)));
+        OQ_TRY(oq_fake_quantize_backward(
+            context, &groups, oq_weight_clip(t->list, linear, theta), oq_transformed_weight(t, linear),
+            t->ranges[linear], dw, columns || rows ? dw : NULL, oq_part(t->list, t->list->lwc_max[linear], dtheta),
+            oq_part(t->list, t->list->lwc_min[linear], dtheta)));
     }
     const oq_mark mark = oq_arena_mark(context->arena);
     if (rows) {
         oq_real *dbefore = NULL;
         if (columns) OQ_NEW(context, dbefore, shape.out * shape.in);
-        OQ_TRY(oq_map_rows_backward(context, &t->map[sites.rows], sites.inverse,
-                                    oq_repeat_of(t->spec, sites.rows, linear),
-                                    columns ? t->after_columns[linear] : t->original->weight[linear], dw, dbefore,
-                                    shape.in));
+        OQ_TRY(oq_map_rows_backward(
+            context, &t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear),
+            columns ? t->after_columns[linear] : t->original->weight[linear], dw, dbefore, shape.in));
         dw = dbefore;
     }
     if (columns)
-        OQ_TRY(oq_map_columns_backward(context, &t->map[sites.columns], oq_repeat_of(t->spec, sites.columns, linear),
-                                       t->original->weight[linear], dw, shape.out));
+        OQ_TRY(oq_map_columns_backward(context, &t->map[sites.columns],
+                                       oq_repeat_of(t->spec, sites.columns, linear), t->original->weight[linear],
+                                       dw, shape.out));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

@@ -29,8 +29,13 @@ static tile make_tile(const job *j, int64_t head, int64_t begin, int worker)
 {
     const int64_t T = j->shape.tokens, rows = T - begin < TILE ? T - begin : TILE;
     oq_real *scratch = j->scratch + (int64_t)worker * 2 * TILE * T;
-    return (tile){.head = head, .kv_head = head / (j->shape.heads / j->shape.kv_heads), .begin = begin, .rows = rows,
-                  .keys = begin + rows, .p = scratch, .dp = scratch + TILE * T};
+    return (tile){.head = head,
+                  .kv_head = head / (j->shape.heads / j->shape.kv_heads),
+                  .begin = begin,
+                  .rows = rows,
+                  .keys = begin + rows,
+                  .p = scratch,
+                  .dp = scratch + TILE * T};
 }
 
 static void product(job *j, oq_gemm_args args)
@@ -43,9 +48,18 @@ static void product(job *j, oq_gemm_args args)
 static void scores(job *j, const tile *t, const oq_real *x, const oq_real *y, oq_real alpha, oq_real *out)
 {
     const int64_t d = j->shape.head_dim, q_width = j->shape.heads * d, kv_width = j->shape.kv_heads * d;
-    product(j, (oq_gemm_args){.transpose_b = true, .m = t->rows, .n = t->keys, .k = d, .alpha = alpha, .beta = 0,
-                              .a = x + t->begin * q_width + t->head * d, .lda = q_width,
-                              .b = y + t->kv_head * d, .ldb = kv_width, .c = out, .ldc = t->keys});
+    product(j, (oq_gemm_args){.transpose_b = true,
+                              .m = t->rows,
+                              .n = t->keys,
+                              .k = d,
+                              .alpha = alpha,
+                              .beta = 0,
+                              .a = x + t->begin * q_width + t->head * d,
+                              .lda = q_width,
+                              .b = y + t->kv_head * d,
+                              .ldb = kv_width,
+                              .c = out,
+                              .ldc = t->keys});
 }
 
 /* Causal softmax in place: row i sees keys 0 .. begin + i. */
@@ -75,9 +89,16 @@ static void forward_head(void *user, int64_t head, int worker)
         const tile t = make_tile(j, head, begin, worker);
         scores(j, &t, j->q, j->k, j->scale, t.p);
         softmax_tile(&t, j->log_sum + head * T);
-        product(j, (oq_gemm_args){.m = t.rows, .n = d, .k = t.keys, .alpha = 1, .a = t.p, .lda = t.keys,
-                                  .b = j->v + t.kv_head * d, .ldb = j->shape.kv_heads * d,
-                                  .c = j->out + begin * width + head * d, .ldc = width});
+        product(j, (oq_gemm_args){.m = t.rows,
+                                  .n = d,
+                                  .k = t.keys,
+                                  .alpha = 1,
+                                  .a = t.p,
+                                  .lda = t.keys,
+                                  .b = j->v + t.kv_head * d,
+                                  .ldb = j->shape.kv_heads * d,
+                                  .c = j->out + begin * width + head * d,
+                                  .ldc = width});
     }
 }
 
@@ -111,14 +132,40 @@ static void backward_head(void *user, int64_t head, int worker)
         scores(j, &t, j->q, j->k, j->scale, t.p);
         scores(j, &t, j->dout, j->v, 1, t.dp);
         softmax_tile_backward(j, &t);
-        product(j, (oq_gemm_args){.m = t.rows, .n = d, .k = t.keys, .alpha = 1, .a = t.dp, .lda = t.keys,
-                                  .b = j->k + t.kv_head * d, .ldb = kv_width, .c = j->dq + at, .ldc = width});
-        product(j, (oq_gemm_args){.transpose_a = true, .m = t.keys, .n = d, .k = t.rows, .alpha = 1, .beta = 1,
-                                  .a = t.dp, .lda = t.keys, .b = j->q + at, .ldb = width,
-                                  .c = j->dk_heads + head * T * d, .ldc = d});
-        product(j, (oq_gemm_args){.transpose_a = true, .m = t.keys, .n = d, .k = t.rows, .alpha = 1, .beta = 1,
-                                  .a = t.p, .lda = t.keys, .b = j->dout + at, .ldb = width,
-                                  .c = j->dv_heads + head * T * d, .ldc = d});
+        product(j, (oq_gemm_args){.m = t.rows,
+                                  .n = d,
+                                  .k = t.keys,
+                                  .alpha = 1,
+                                  .a = t.dp,
+                                  .lda = t.keys,
+                                  .b = j->k + t.kv_head * d,
+                                  .ldb = kv_width,
+                                  .c = j->dq + at,
+                                  .ldc = width});
+        product(j, (oq_gemm_args){.transpose_a = true,
+                                  .m = t.keys,
+                                  .n = d,
+                                  .k = t.rows,
+                                  .alpha = 1,
+                                  .beta = 1,
+                                  .a = t.dp,
+                                  .lda = t.keys,
+                                  .b = j->q + at,
+                                  .ldb = width,
+                                  .c = j->dk_heads + head * T * d,
+                                  .ldc = d});
+        product(j, (oq_gemm_args){.transpose_a = true,
+                                  .m = t.keys,
+                                  .n = d,
+                                  .k = t.rows,
+                                  .alpha = 1,
+                                  .beta = 1,
+                                  .a = t.p,
+                                  .lda = t.keys,
+                                  .b = j->dout + at,
+                                  .ldb = width,
+                                  .c = j->dv_heads + head * T * d,
+                                  .ldc = d});
     }
 }
 
@@ -165,7 +212,13 @@ oq_code oq_attention_backward(oq_context *context, oq_attention_shape shape, con
                               oq_real *dq, oq_real *dk, oq_real *dv)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    job j = {.shape = shape, .q = q, .k = k, .v = v, .saved_out = out, .saved_log_sum = log_sum, .dout = dout,
+    job j = {.shape = shape,
+             .q = q,
+             .k = k,
+             .v = v,
+             .saved_out = out,
+             .saved_log_sum = log_sum,
+             .dout = dout,
              .dq = dq};
     OQ_TRY(prepare(context, &j));
     OQ_NEW_ZERO(context, j.dk_heads, shape.heads * shape.tokens * shape.head_dim);

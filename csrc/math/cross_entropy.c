@@ -48,8 +48,9 @@ oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_re
     oq_real *logits;
     for (int64_t t = 0; t < tokens; t++)
         if (targets[t] < 0 || targets[t] >= vocabulary)
-            return oq_fail(context, OQ_INVALID_ARGUMENT, "token %d at position %lld is outside the vocabulary of %lld",
-                           (int)targets[t], (long long)t, (long long)vocabulary);
+            return oq_fail(context, OQ_INVALID_ARGUMENT,
+                           "token %d at position %lld is outside the vocabulary of %lld", (int)targets[t],
+                           (long long)t, (long long)vocabulary);
     OQ_NEW(context, logits, (tokens < CHUNK ? tokens : CHUNK) * vocabulary);
     for (int64_t begin = 0; begin < tokens; begin += CHUNK) {
         const int64_t rows = tokens - begin < CHUNK ? tokens - begin : CHUNK;

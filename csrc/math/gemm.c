@@ -20,7 +20,8 @@ typedef struct {
     atomic_int failure;    /* the oq_code of a panel that failed */
 } panels;
 
-static bool use_onednn(const oq_gemm_args *args) {
+static bool use_onednn(const oq_gemm_args *args)
+{
 #ifdef OQ_DOUBLE
     (void)args;
     return false;
@@ -29,18 +30,20 @@ static bool use_onednn(const oq_gemm_args *args) {
 #endif
 }
 
-oq_code oq_gemm_serial(const oq_gemm_args *args) {
+oq_code oq_gemm_serial(const oq_gemm_args *args)
+{
     if (args->m <= 0 || args->n <= 0) return OQ_OK;
     if (!use_onednn(args)) {
         oq_gemm_reference(args);
         return OQ_OK;
     }
     return oq_onednn_sgemm(args->transpose_a, args->transpose_b, args->m, args->n, args->k, (float)args->alpha,
-                           (const float *)args->a, args->lda, (const float *)args->b, args->ldb,
-                           (float)args->beta, (float *)args->c, args->ldc);
+                           (const float *)args->a, args->lda, (const float *)args->b, args->ldb, (float)args->beta,
+                           (float *)args->c, args->ldc);
 }
 
-static void run_panel(void *user, int64_t item, int worker) {
+static void run_panel(void *user, int64_t item, int worker)
+{
     (void)worker;
     panels *cut = user;
     const int64_t row = item / cut->across * cut->rows;
@@ -57,7 +60,8 @@ static void run_panel(void *user, int64_t item, int worker) {
 
 /* A power of two of equal pieces (so 2, 4, 8 threads share them evenly), each a
  * multiple of 16 long and at most `most`. */
-static int64_t piece(int64_t length, int64_t most) {
+static int64_t piece(int64_t length, int64_t most)
+{
     int64_t pieces = 1;
     while (pieces * most < length) pieces *= 2;
     return ((length + pieces - 1) / pieces + 15) / 16 * 16;
@@ -65,7 +69,8 @@ static int64_t piece(int64_t length, int64_t most) {
 
 static int64_t pieces_of(int64_t length, int64_t each) { return (length + each - 1) / each; }
 
-oq_code oq_gemm(oq_context *context, const oq_gemm_args *args) {
+oq_code oq_gemm(oq_context *context, const oq_gemm_args *args)
+{
     if (args->m <= 0 || args->n <= 0) return OQ_OK;
     panels cut = {.args = args, .rows = args->m, .columns = args->n};
     if ((double)args->m * (double)args->n * (double)args->k >= (double)SMALL) {
@@ -82,20 +87,50 @@ oq_code oq_gemm(oq_context *context, const oq_gemm_args *args) {
 }
 
 oq_code oq_linear_forward(oq_context *context, const oq_real *x, const oq_real *w, oq_real *y, int64_t rows,
-                          int64_t in, int64_t out) {
-    return oq_gemm(context, &(oq_gemm_args){.transpose_b = true, .m = rows, .n = out, .k = in, .alpha = 1,
-                                            .a = x, .lda = in, .b = w, .ldb = in, .c = y, .ldc = out});
+                          int64_t in, int64_t out)
+{
+    return oq_gemm(context, &(oq_gemm_args){.transpose_b = true,
+                                            .m = rows,
+                                            .n = out,
+                                            .k = in,
+                                            .alpha = 1,
+                                            .a = x,
+                                            .lda = in,
+                                            .b = w,
+                                            .ldb = in,
+                                            .c = y,
+                                            .ldc = out});
 }
 
 oq_code oq_linear_backward_input(oq_context *context, const oq_real *dy, const oq_real *w, oq_real *dx,
-                                 int64_t rows, int64_t in, int64_t out, bool accumulate) {
-    return oq_gemm(context, &(oq_gemm_args){.m = rows, .n = in, .k = out, .alpha = 1, .beta = accumulate ? 1 : 0,
-                                            .a = dy, .lda = out, .b = w, .ldb = in, .c = dx, .ldc = in});
+                                 int64_t rows, int64_t in, int64_t out, bool accumulate)
+{
+    return oq_gemm(context, &(oq_gemm_args){.m = rows,
+                                            .n = in,
+                                            .k = out,
+                                            .alpha = 1,
+                                            .beta = accumulate ? 1 : 0,
+                                            .a = dy,
+                                            .lda = out,
+                                            .b = w,
+                                            .ldb = in,
+                                            .c = dx,
+                                            .ldc = in});
 }
 
 oq_code oq_linear_backward_weight(oq_context *context, const oq_real *dy, const oq_real *x, oq_real *dw,
-                                  int64_t rows, int64_t in, int64_t out, bool accumulate) {
-    return oq_gemm(context, &(oq_gemm_args){.transpose_a = true, .m = out, .n = in, .k = rows, .alpha = 1,
-                                            .beta = accumulate ? 1 : 0, .a = dy, .lda = out, .b = x, .ldb = in,
-                                            .c = dw, .ldc = in});
+                                  int64_t rows, int64_t in, int64_t out, bool accumulate)
+{
+    return oq_gemm(context, &(oq_gemm_args){.transpose_a = true,
+                                            .m = out,
+                                            .n = in,
+                                            .k = rows,
+                                            .alpha = 1,
+                                            .beta = accumulate ? 1 : 0,
+                                            .a = dy,
+                                            .lda = out,
+                                            .b = x,
+                                            .ldb = in,
+                                            .c = dw,
+                                            .ldc = in});
 }

@@ -30,8 +30,8 @@ void oq_gemm_reference(const oq_gemm_args *args);
  *   forward          y  [rows, out]  = x  [rows, in] W^T
  *   backward_input   dx [rows, in]  (+)= dy [rows, out] W
  *   backward_weight  dw [out, in]   (+)= dy^T x                            */
-oq_code oq_linear_forward(oq_context *context, const oq_real *x, const oq_real *w, oq_real *y,
-                          int64_t rows, int64_t in, int64_t out);
+oq_code oq_linear_forward(oq_context *context, const oq_real *x, const oq_real *w, oq_real *y, int64_t rows,
+                          int64_t in, int64_t out);
 oq_code oq_linear_backward_input(oq_context *context, const oq_real *dy, const oq_real *w, oq_real *dx,
                                  int64_t rows, int64_t in, int64_t out, bool accumulate);
 oq_code oq_linear_backward_weight(oq_context *context, const oq_real *dy, const oq_real *x, oq_real *dw,

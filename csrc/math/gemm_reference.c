@@ -4,7 +4,8 @@
 #define TILE_GEMM reference
 #include "math/gemm_tile.h"
 
-void oq_gemm_reference(const oq_gemm_args *args) {
+void oq_gemm_reference(const oq_gemm_args *args)
+{
     reference(&(tile_args){.transpose_a = args->transpose_a,
                            .transpose_b = args->transpose_b,
                            .m = args->m,

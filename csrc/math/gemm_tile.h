@@ -30,13 +30,15 @@ typedef struct {
     TILE_REAL *c;
 } tile_args;
 
-static int64_t tile_left(int64_t total, int64_t start, int64_t most) {
+static int64_t tile_left(int64_t total, int64_t start, int64_t most)
+{
     return total - start < most ? total - start : most;
 }
 
 /* to [k, width] <- width rows of x (or columns when across) from `first`, k from k0; zeros beyond `valid`. */
-static void tile_copy(TILE_REAL *restrict to, int64_t width, int64_t valid, const TILE_REAL *restrict x, int64_t ld,
-                      bool across, int64_t first, int64_t k0, int64_t depth) {
+static void tile_copy(TILE_REAL *restrict to, int64_t width, int64_t valid, const TILE_REAL *restrict x,
+                      int64_t ld, bool across, int64_t first, int64_t k0, int64_t depth)
+{
     if (across) {
         for (int64_t p = 0; p < depth; ++p) {
             for (int64_t j = 0; j < valid; ++j) to[p * width + j] = x[(k0 + p) * ld + first + j];
@@ -52,7 +54,8 @@ static void tile_copy(TILE_REAL *restrict to, int64_t width, int64_t valid, cons
     }
 }
 
-static void tile_pack_a(tile_pair *tiles, const tile_args *g, int64_t row, int64_t rows, int64_t k0, int64_t depth) {
+static void tile_pack_a(tile_pair *tiles, const tile_args *g, int64_t row, int64_t rows, int64_t k0, int64_t depth)
+{
     for (int64_t i = 0; i < rows; i += TILE_ROWS) {
         tile_copy(&tiles->a[i / TILE_ROWS][0][0], TILE_ROWS, tile_left(rows, i, TILE_ROWS), g->a, g->lda,
                   g->transpose_a, row + i, k0, depth);
@@ -60,7 +63,8 @@ static void tile_pack_a(tile_pair *tiles, const tile_args *g, int64_t row, int64
 }
 
 static void tile_pack_b(tile_pair *tiles, const tile_args *g, int64_t column, int64_t columns, int64_t k0,
-                        int64_t depth) {
+                        int64_t depth)
+{
     for (int64_t j = 0; j < columns; j += TILE_LANES) {
         tile_copy(&tiles->b[j / TILE_LANES][0][0], TILE_LANES, tile_left(columns, j, TILE_LANES), g->b, g->ldb,
                   !g->transpose_b, column + j, k0, depth);
@@ -70,7 +74,8 @@ static void tile_pack_b(tile_pair *tiles, const tile_args *g, int64_t column, in
 /* c [rows, columns] += alpha * a^T b, rows and columns at most one block. */
 OQ_VECTORIZED static void tile_block(int64_t depth, TILE_REAL alpha, const TILE_REAL (*restrict a)[TILE_ROWS],
                                      const TILE_REAL (*restrict b)[TILE_LANES], TILE_REAL *restrict c, int64_t ldc,
-                                     int64_t rows, int64_t columns) {
+                                     int64_t rows, int64_t columns)
+{
     TILE_REAL sum[TILE_ROWS][TILE_LANES] = {{0}};
     for (int64_t p = 0; p < depth; ++p) {
         for (int i = 0; i < TILE_ROWS; ++i) {
@@ -82,7 +87,8 @@ OQ_VECTORIZED static void tile_block(int64_t depth, TILE_REAL alpha, const TILE_
     }
 }
 
-static void tile_scale(const tile_args *g) {
+static void tile_scale(const tile_args *g)
+{
     if (g->beta == 1) return;
     for (int64_t i = 0; i < g->m; ++i) {
         TILE_REAL *row = g->c + i * g->ldc;
@@ -92,7 +98,8 @@ static void tile_scale(const tile_args *g) {
 
 /* One tile of C and one stretch of k, both already packed. */
 static void tile_multiply(const tile_pair *tiles, const tile_args *g, int64_t row, int64_t rows, int64_t column,
-                          int64_t columns, int64_t depth) {
+                          int64_t columns, int64_t depth)
+{
     for (int64_t j = 0; j < columns; j += TILE_LANES) {
         for (int64_t i = 0; i < rows; i += TILE_ROWS) {
             tile_block(depth, g->alpha, tiles->a[i / TILE_ROWS], tiles->b[j / TILE_LANES],
@@ -102,7 +109,8 @@ static void tile_multiply(const tile_pair *tiles, const tile_args *g, int64_t ro
     }
 }
 
-static void TILE_GEMM(const tile_args *g) {
+static void TILE_GEMM(const tile_args *g)
+{
     tile_pair tiles;
     tile_scale(g);
     for (int64_t k0 = 0; k0 < g->k; k0 += TILE_K) {

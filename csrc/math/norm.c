@@ -109,10 +109,12 @@ OQ_VECTORIZED static void backward_parameters(const job *j, double *dgain, doubl
 }
 
 oq_code oq_norm_backward(oq_context *context, oq_norm_shape shape, const oq_real *x, const oq_real *gain,
-                         const oq_norm_stats *stats, const oq_real *dy, oq_real *dx, oq_real *dgain, oq_real *dbias)
+                         const oq_norm_stats *stats, const oq_real *dy, oq_real *dx, oq_real *dgain,
+                         oq_real *dbias)
 {
     const job j = {.shape = shape, .x = x, .gain = gain, .dy = dy, .dx = dx, .saved = stats};
-    if (dx) oq_parallel_for(context->threads, (shape.rows + ROW_CHUNK - 1) / ROW_CHUNK, backward_chunk, (void *)&j);
+    if (dx)
+        oq_parallel_for(context->threads, (shape.rows + ROW_CHUNK - 1) / ROW_CHUNK, backward_chunk, (void *)&j);
     if (!dgain && !dbias) return OQ_OK;
     const oq_mark mark = oq_arena_mark(context->arena);
     double *gain_sum, *bias_sum;

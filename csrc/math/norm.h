@@ -22,6 +22,7 @@ void oq_norm_forward(const oq_context *context, oq_norm_shape shape, const oq_re
                      const oq_real *bias, oq_real *y, oq_norm_stats *stats);
 /* dx [rows, width] += ..., dgain and dbias [width] += ...; each may be NULL. */
 oq_code oq_norm_backward(oq_context *context, oq_norm_shape shape, const oq_real *x, const oq_real *gain,
-                         const oq_norm_stats *stats, const oq_real *dy, oq_real *dx, oq_real *dgain, oq_real *dbias);
+                         const oq_norm_stats *stats, const oq_real *dy, oq_real *dx, oq_real *dgain,
+                         oq_real *dbias);
 
 #endif

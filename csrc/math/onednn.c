@@ -38,21 +38,24 @@ static struct {
     char version[32];
 } library;
 
-static oq_code refuse(oq_error *error, const char *path, const char *reason) {
+static oq_code refuse(oq_error *error, const char *path, const char *reason)
+{
     error->code = OQ_BACKEND;
     snprintf(error->message, sizeof error->message, "oneDNN %s: %s", path, reason);
     return OQ_BACKEND;
 }
 
 /* ISO C has no cast from an object pointer to a function pointer; POSIX promises the bytes fit. */
-static bool find(void *handle, const char *name, void *function_pointer) {
+static bool find(void *handle, const char *name, void *function_pointer)
+{
     void *symbol = dlsym(handle, name);
     if (symbol) memcpy(function_pointer, &symbol, sizeof symbol);
     return symbol != NULL;
 }
 
 /* NULL, or why this library cannot be used. */
-static const char *check_version(version_function version_of) {
+static const char *check_version(version_function version_of)
+{
     const dnnl_version_t *version = version_of();
     if (version->major != DNNL_VERSION_MAJOR) {
         return "its major version is not the one this was built with";
@@ -63,7 +66,8 @@ static const char *check_version(version_function version_of) {
     return NULL;
 }
 
-oq_code oq_onednn_load(const char *path, oq_error *error) {
+oq_code oq_onednn_load(const char *path, oq_error *error)
+{
     version_function version_of;
     sgemm_function sgemm;
     if (library.sgemm) return refuse(error, path, "a library is already loaded");
@@ -91,7 +95,8 @@ oq_code oq_onednn_load(const char *path, oq_error *error) {
 /* oneDNN's generated kernels point the stack register into a heap buffer while they run: a signal handler that
  * starts there writes its frame over the heap.  So signals wait for the end of the product.  (Measured: a timer
  * of 1 ms and a Python handler corrupt the heap within a second.)  Faults are never held back. */
-static void hold_signals(sigset_t *before) {
+static void hold_signals(sigset_t *before)
+{
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP};
     sigset_t held;
     sigfillset(&held);
@@ -105,7 +110,8 @@ const char *oq_onednn_version(void) { return library.version; }
 
 oq_code oq_onednn_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
                         const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
-                        int64_t ldc) {
+                        int64_t ldc)
+{
     /* oneDNN cuts its blocks by the number of threads it may use, which moves the last bits. It is told one even
      * where it may not start any, so that a product has the same bits alone and inside oq_parallel_for. */
     const int threads = library.set_num_threads ? library.get_max_threads() : 1;
@@ -122,7 +128,8 @@ oq_code oq_onednn_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n
 
 #else /* built where the headers were not: the reference products serve alone */
 
-oq_code oq_onednn_load(const char *path, oq_error *error) {
+oq_code oq_onednn_load(const char *path, oq_error *error)
+{
     error->code = OQ_UNSUPPORTED;
     snprintf(error->message, sizeof error->message, "cannot load %s: this build was made without oneDNN's headers",
              path);
@@ -135,7 +142,8 @@ const char *oq_onednn_version(void) { return ""; }
 
 oq_code oq_onednn_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
                         const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
-                        int64_t ldc) {
+                        int64_t ldc)
+{
     (void)transpose_a, (void)transpose_b, (void)m, (void)n, (void)k, (void)alpha, (void)a, (void)lda, (void)b;
     (void)ldb, (void)beta, (void)c, (void)ldc;
     return OQ_BACKEND;

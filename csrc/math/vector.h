@@ -5,8 +5,9 @@
 #include "base/context.h"
 #include "base/real.h"
 
-void oq_add(oq_real *to, const oq_real *x, int64_t count);                          /* to += x */
-void oq_add_to_rows(oq_real *rows, const oq_real *bias, int64_t count, int64_t width); /* rows [count, width] += bias */
+void oq_add(oq_real *to, const oq_real *x, int64_t count); /* to += x */
+void oq_add_to_rows(oq_real *rows, const oq_real *bias, int64_t count,
+                    int64_t width); /* rows [count, width] += bias */
 /* sums [width] += column sums of x [rows, width], in double and in row order. */
 oq_code oq_column_sums(oq_context *context, const oq_real *x, oq_real *sums, int64_t rows, int64_t width);
 /* The first value that is not finite, or -1. */

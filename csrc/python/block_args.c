@@ -34,7 +34,8 @@ int oq_parse_spec(PyObject *dict, oq_block_spec *spec)
     int norm, mlp, activation;
     if (parse_sizes(dict, spec) < 0 || oq_field_choice(dict, "spec", "norm", norms, &norm) < 0 ||
         oq_field_double(dict, "spec", "norm_eps", &spec->norm_eps) < 0 ||
-        oq_field_bool(dict, "spec", "rope", &spec->rope) < 0 || oq_field_choice(dict, "spec", "mlp", mlps, &mlp) < 0 ||
+        oq_field_bool(dict, "spec", "rope", &spec->rope) < 0 ||
+        oq_field_choice(dict, "spec", "mlp", mlps, &mlp) < 0 ||
         oq_field_choice(dict, "spec", "activation", activations, &activation) < 0)
         return -1;
     spec->norm = (oq_norm_kind)norm;
@@ -54,7 +55,8 @@ static int parse_bits(PyObject *dict, const char *name, const char *key, int *bi
         *bits = (int)value;
         return 0;
     }
-    PyErr_Format(PyExc_ValueError, "%s[\"%s\"] must be 2..8, or 16 for none; got %lld", name, key, (long long)value);
+    PyErr_Format(PyExc_ValueError, "%s[\"%s\"] must be 2..8, or 16 for none; got %lld", name, key,
+                 (long long)value);
     return -1;
 }
 
@@ -68,7 +70,8 @@ int oq_parse_activation(PyObject *dict, oq_activation_quantizers *q)
     q->x = q->q = q->k = q->v = common;
     if (dict == Py_None) return 0;
     return parse_bits(dict, name, "bits", &q->x.bits) < 0 || parse_bits(dict, name, "q_bits", &q->q.bits) < 0 ||
-                   parse_bits(dict, name, "k_bits", &q->k.bits) < 0 || parse_bits(dict, name, "v_bits", &q->v.bits) < 0
+                   parse_bits(dict, name, "k_bits", &q->k.bits) < 0 ||
+                   parse_bits(dict, name, "v_bits", &q->v.bits) < 0
                ? -1
                : 0;
 }
@@ -112,7 +115,8 @@ static int parse_training(PyObject *dict, oq_options *o)
     static const char *const schedules[] = {"constant", "cosine", NULL}, *const losses[] = {"mse", "token", NULL};
     int schedule, loss;
     int64_t seed;
-    if (oq_field_int(dict, "options", "block", &o->block) < 0 || oq_field_int(dict, "options", "seed", &seed) < 0 ||
+    if (oq_field_int(dict, "options", "block", &o->block) < 0 ||
+        oq_field_int(dict, "options", "seed", &seed) < 0 ||
         oq_field_int(dict, "options", "epochs", &o->epochs) < 0 ||
         oq_field_int(dict, "options", "batch_size", &o->batch_size) < 0 ||
         oq_field_double(dict, "options", "lr_lwc", &o->lr_lwc) < 0 ||
@@ -160,7 +164,8 @@ int oq_parse_options(PyObject *dict, oq_options *options)
 
 /* ---- arrays ------------------------------------------------------------- */
 
-/* dict[owner.what] as reals of the given shape, kept alive by args; *to stays NULL when an optional one is absent. */
+/* dict[owner.what] as reals of the given shape, kept alive by args; *to stays NULL when an optional one is absent.
+ */
 static int take_tensor(PyObject *dict, const char *owner, const char *what, bool required, int ndim,
                        const npy_intp *shape, oq_block_args *args, const oq_real **to)
 {
@@ -191,7 +196,8 @@ int oq_parse_weights(PyObject *dict, oq_block_args *args)
         const oq_linear_shape shape = oq_shape_of(&args->spec, i);
         const char *name = oq_linear_names[i];
         if (!oq_has_linear(&args->spec, i)) continue;
-        if (take_tensor(dict, name, "weight", true, 2, (npy_intp[]){shape.out, shape.in}, args, &w->weight[i]) < 0 ||
+        if (take_tensor(dict, name, "weight", true, 2, (npy_intp[]){shape.out, shape.in}, args, &w->weight[i]) <
+                0 ||
             take_tensor(dict, name, "bias", false, 1, (npy_intp[]){shape.out}, args, &w->bias[i]) < 0)
             return -1;
     }

@@ -6,14 +6,16 @@
 #include "python/raise.h"
 
 /* Takes the GIL for a moment: Ctrl-C leaves its exception set in this thread. */
-static bool interrupted(void) {
+static bool interrupted(void)
+{
     const PyGILState_STATE state = PyGILState_Ensure();
     const bool raised = PyErr_CheckSignals() < 0;
     PyGILState_Release(state);
     return raised;
 }
 
-int oq_call_begin(oq_context *context, int threads) {
+int oq_call_begin(oq_context *context, int threads)
+{
     memset(context, 0, sizeof *context);
     if (threads < 0) {
         PyErr_Format(PyExc_ValueError, "threads: expected at least 0 (0: all), got %d", threads);
@@ -27,7 +29,8 @@ int oq_call_begin(oq_context *context, int threads) {
     return -1;
 }
 
-PyObject *oq_call_end(oq_context *context, oq_code code, PyObject *result) {
+PyObject *oq_call_end(oq_context *context, oq_code code, PyObject *result)
+{
     oq_arena_destroy(context->arena);
     if (code == OQ_OK) return result;
     Py_XDECREF(result);

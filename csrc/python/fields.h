@@ -12,6 +12,7 @@ int oq_field_int(PyObject *dict, const char *dict_name, const char *key, int64_t
 int oq_field_double(PyObject *dict, const char *dict_name, const char *key, double *value);
 int oq_field_bool(PyObject *dict, const char *dict_name, const char *key, bool *value);
 /* choices ends with NULL; *index is the one that equals the string. */
-int oq_field_choice(PyObject *dict, const char *dict_name, const char *key, const char *const *choices, int *index);
+int oq_field_choice(PyObject *dict, const char *dict_name, const char *key, const char *const *choices,
+                    int *index);
 
 #endif

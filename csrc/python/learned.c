@@ -57,7 +57,8 @@ void *oq_put_new(PyObject *dict, const char *key, int type, int ndim, npy_intp a
 }
 
 /* The same at dict[owner.what]. */
-static void *create(PyObject *dict, const char *owner, const char *what, int type, int ndim, npy_intp a, npy_intp b)
+static void *create(PyObject *dict, const char *owner, const char *what, int type, int ndim, npy_intp a,
+                    npy_intp b)
 {
     char key[40];
     snprintf(key, sizeof key, "%s.%s", owner, what);
@@ -76,7 +77,8 @@ static int create_linear(PyObject *dict, const oq_block_args *args, int i, oq_fo
         return (folded->weight[i] = create(dict, name, "weight", OQ_NPY_REAL, 2, shape.out, shape.in)) ? 0 : -1;
     folded->codes[i] = create(dict, name, "codes", NPY_UINT8, 2, shape.out, shape.in);
     if (folded->codes[i]) folded->scale[i] = create(dict, name, "scale", OQ_NPY_REAL, 2, shape.out, per_row);
-    if (folded->scale[i]) folded->zero_point[i] = create(dict, name, "zero_point", NPY_UINT8, 2, shape.out, per_row);
+    if (folded->scale[i])
+        folded->zero_point[i] = create(dict, name, "zero_point", NPY_UINT8, 2, shape.out, per_row);
     return folded->zero_point[i] ? 0 : -1;
 }
 

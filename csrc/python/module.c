@@ -12,16 +12,12 @@
 #endif
 
 static PyMethodDef *const topics[] = {
-    oq_runtime_methods,
-    oq_block_methods,
-    oq_calibrate_methods,
-    oq_linear_methods,
-    oq_quant_methods,
-    oq_let_methods,
-    oq_transform_methods,
+    oq_runtime_methods, oq_block_methods, oq_calibrate_methods, oq_linear_methods,
+    oq_quant_methods,   oq_let_methods,   oq_transform_methods,
 };
 
-static int execute(PyObject *module) {
+static int execute(PyObject *module)
+{
     if (PyArray_ImportNumPyAPI() < 0) return -1;
     for (size_t i = 0; i < sizeof topics / sizeof *topics; ++i) {
         if (PyModule_AddFunctions(module, topics[i]) < 0) return -1;

@@ -22,17 +22,15 @@ static PyObject *run_forward(const oq_block_args *args, const oq_real *x, int th
 {
     oq_context context;
     oq_code code;
-    PyArrayObject *y = oq_array_new(OQ_NPY_REAL, 3,
-                                    (npy_intp[]){args->data.samples, args->data.tokens, args->spec.hidden});
+    PyArrayObject *y =
+        oq_array_new(OQ_NPY_REAL, 3, (npy_intp[]){args->data.samples, args->data.tokens, args->spec.hidden});
     if (!y) return NULL;
     if (oq_call_begin(&context, threads) < 0) {
         oq_array_release(y);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    code = forward_windows(&context, args, x, oq_array_reals(y));
-    Py_END_ALLOW_THREADS
-    return oq_call_end(&context, code, (PyObject *)y);
+    Py_BEGIN_ALLOW_THREADS code = forward_windows(&context, args, x, oq_array_reals(y));
+    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)y);
 }
 
 static PyObject *block_forward(PyObject *module, PyObject *positional, PyObject *keywords)
@@ -42,8 +40,8 @@ static PyObject *block_forward(PyObject *module, PyObject *positional, PyObject 
     int threads = 1;
     oq_block_args args;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OOOOO|$Oi:block_forward", names, &spec, &weights, &stream,
-                                     &cosine, &sine, &activation, &threads) ||
+    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OOOOO|$Oi:block_forward", names, &spec, &weights,
+                                     &stream, &cosine, &sine, &activation, &threads) ||
         oq_block_args_begin(&args) < 0)
         return NULL;
     if (oq_parse_spec(spec, &args.spec) == 0 && oq_parse_weights(weights, &args) == 0 &&
@@ -71,7 +69,8 @@ static oq_code windows_nll(oq_context *context, const head_job *j)
     OQ_NEW(context, normed, j->shape.rows * j->shape.width);
     OQ_NEW(context, stats, j->shape.rows);
     for (int64_t i = 0; i < j->samples; i++) {
-        oq_norm_forward(context, j->shape, j->hidden + i * j->tokens * j->shape.width, j->gain, j->bias, normed, stats);
+        oq_norm_forward(context, j->shape, j->hidden + i * j->tokens * j->shape.width, j->gain, j->bias, normed,
+                        stats);
         OQ_TRY(oq_cross_entropy(context, normed, j->head, j->ids + i * j->tokens + 1, j->nll + i * j->shape.rows,
                                 j->shape.rows, j->shape.width, j->vocabulary));
     }
@@ -89,10 +88,8 @@ static PyObject *run_head(head_job *j, int threads)
         return NULL;
     }
     j->nll = oq_array_doubles(nll);
-    Py_BEGIN_ALLOW_THREADS
-    code = windows_nll(&context, j);
-    Py_END_ALLOW_THREADS
-    return oq_call_end(&context, code, (PyObject *)nll);
+    Py_BEGIN_ALLOW_THREADS code = windows_nll(&context, j);
+    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)nll);
 }
 
 /* The arrays of next_token_nll, checked against each other; 0 or -1. */
@@ -115,10 +112,14 @@ static int head_arrays(PyObject *const objects[5], PyArrayObject *arrays[5], hea
         PyErr_Format(PyExc_ValueError, "tokens: a window needs at least 2 tokens, got %zd", (Py_ssize_t)shape[1]);
         return -1;
     }
-    *j = (head_job){.shape = {j->shape.kind, j->shape.eps, shape[1] - 1, width}, .samples = shape[0],
-                    .tokens = shape[1], .vocabulary = PyArray_DIM(arrays[3], 0),
-                    .hidden = oq_array_reals(arrays[0]), .gain = oq_array_reals(arrays[1]),
-                    .bias = arrays[2] ? oq_array_reals(arrays[2]) : NULL, .head = oq_array_reals(arrays[3]),
+    *j = (head_job){.shape = {j->shape.kind, j->shape.eps, shape[1] - 1, width},
+                    .samples = shape[0],
+                    .tokens = shape[1],
+                    .vocabulary = PyArray_DIM(arrays[3], 0),
+                    .hidden = oq_array_reals(arrays[0]),
+                    .gain = oq_array_reals(arrays[1]),
+                    .bias = arrays[2] ? oq_array_reals(arrays[2]) : NULL,
+                    .head = oq_array_reals(arrays[3]),
                     .ids = PyArray_DATA(arrays[4])};
     return 0;
 }

@@ -55,7 +55,8 @@ static PyObject *run_calibration(const oq_block_args *args, PyObject *on_step, i
         const oq_code code = calibrate_and_fold(&context, args, &hooks, &r, &folded);
         PyEval_RestoreThread(hook.state);
         if (code == OQ_OK && (learnables = oq_learnables_to_dict(&list, r.theta)))
-            result = oq_training_report(&r, oq_site_names, learnables, Py_NewRef(tensors), Py_NewRef((PyObject *)trace));
+            result = oq_training_report(&r, oq_site_names, learnables, Py_NewRef(tensors),
+                                        Py_NewRef((PyObject *)trace));
         if (code == OQ_CANCELLED && PyErr_Occurred()) /* the callback's own exception goes on */
             oq_arena_destroy(context.arena);
         else
@@ -76,9 +77,9 @@ static PyObject *calibrate_block(PyObject *module, PyObject *positional, PyObjec
     PyObject *on_step = Py_None, *result = NULL;
     int threads = 1;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OOOOOOOOO|$Oi:calibrate_block", names, &o.spec, &o.weights,
-                                     &o.x_fp, &o.x_q, &o.targets, &o.aug_targets, &o.cos, &o.sin, &o.options, &on_step,
-                                     &threads) ||
+    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OOOOOOOOO|$Oi:calibrate_block", names, &o.spec,
+                                     &o.weights, &o.x_fp, &o.x_q, &o.targets, &o.aug_targets, &o.cos, &o.sin,
+                                     &o.options, &on_step, &threads) ||
         oq_block_args_begin(&args) < 0)
         return NULL;
     if (parse_call(&o, &args) == 0) result = run_calibration(&args, on_step, threads);
@@ -102,10 +103,9 @@ static PyObject *run_fold(const oq_block_args *args, PyObject *learnables, int t
         if (oq_call_begin(&context, threads) < 0) {
             Py_CLEAR(result);
         } else {
-            Py_BEGIN_ALLOW_THREADS
-            code = oq_fold_block(&context, &args->spec, &args->weights, &args->options, oq_array_reals(theta), &folded);
-            Py_END_ALLOW_THREADS
-            result = oq_call_end(&context, code, result);
+            Py_BEGIN_ALLOW_THREADS code = oq_fold_block(&context, &args->spec, &args->weights, &args->options,
+                                                        oq_array_reals(theta), &folded);
+            Py_END_ALLOW_THREADS result = oq_call_end(&context, code, result);
         }
     }
     oq_array_release(theta);
@@ -144,11 +144,11 @@ static PyObject *run_loss(const oq_block_args *args, PyObject *learnables, int64
     PyArrayObject *dtheta = oq_array_new(OQ_NPY_REAL, 1, (npy_intp[]){list.total});
     if (theta && dtheta && oq_learnables_from_dict(&list, learnables, oq_array_reals(theta)) == 0 &&
         oq_call_begin(&context, threads) == 0) {
-        Py_BEGIN_ALLOW_THREADS
-        code = oq_block_loss(&context, &args->spec, &args->weights, &args->options, &args->data,
-                             oq_array_reals(theta), epoch, &loss, oq_array_reals(dtheta));
-        Py_END_ALLOW_THREADS
-        PyObject *gradients = code == OQ_OK ? oq_learnables_to_dict(&list, oq_array_reals(dtheta)) : NULL;
+        Py_BEGIN_ALLOW_THREADS code =
+            oq_block_loss(&context, &args->spec, &args->weights, &args->options, &args->data,
+                          oq_array_reals(theta), epoch, &loss, oq_array_reals(dtheta));
+        Py_END_ALLOW_THREADS PyObject *gradients =
+            code == OQ_OK ? oq_learnables_to_dict(&list, oq_array_reals(dtheta)) : NULL;
         if (gradients) result = Py_BuildValue("dN", loss, gradients);
         result = oq_call_end(&context, code, result);
     }
@@ -159,7 +159,7 @@ static PyObject *run_loss(const oq_block_args *args, PyObject *learnables, int64
 
 static PyObject *block_loss(PyObject *module, PyObject *positional, PyObject *keywords)
 {
-    static char *names[] = {"spec", "weights", "x_fp",    "x_q",        "targets", "aug_targets", "cos",
+    static char *names[] = {"spec", "weights", "x_fp",       "x_q",   "targets", "aug_targets", "cos",
                             "sin",  "options", "learnables", "epoch", "threads", NULL};
     call_objects o;
     oq_block_args args;

@@ -7,8 +7,8 @@
 
 /* Arguments by place; absent ones are NULL. N rows of x, K inputs, M outputs. */
 enum { X, W, S, SHIFT, BIAS, DX_T, DW_T, DB_T, ARGUMENTS };
-static const char *const labels[ARGUMENTS] = {"x",    "weight",         "scale",             "shift",
-                                              "bias", "dx_transformed", "dweight_transformed", "dbias_transformed"};
+static const char *const labels[ARGUMENTS] = {
+    "x", "weight", "scale", "shift", "bias", "dx_transformed", "dweight_transformed", "dbias_transformed"};
 
 typedef struct {
     PyArrayObject *in[ARGUMENTS];
@@ -87,7 +87,8 @@ static oq_code forward(oq_context *context, const let_args *a, PyArrayObject *co
     OQ_TRY(oq_map_input(context, &map, centered, oq_array_reals(out[0]), a->n));
     OQ_TRY(oq_map_columns(context, &map, 1, reals(a, W), oq_array_reals(out[1]), a->m));
     if (!a->in[SHIFT]) return OQ_OK;
-    return oq_shifted_bias(context, reals(a, W), reals(a, SHIFT), reals(a, BIAS), oq_array_reals(out[2]), a->m, a->k);
+    return oq_shifted_bias(context, reals(a, W), reals(a, SHIFT), reals(a, BIAS), oq_array_reals(out[2]), a->m,
+                           a->k);
 }
 
 /* The bias passes as it is without a shift. */
@@ -113,10 +114,8 @@ static PyObject *let_forward(PyObject *module, PyObject *positional, PyObject *k
         (out[1] = oq_array_new(OQ_NPY_REAL, 2, (npy_intp[]){a.m, a.k})) && (out[2] = new_bias(&a)) &&
         oq_call_begin(&context, a.threads) == 0) {
         oq_code code;
-        Py_BEGIN_ALLOW_THREADS
-        code = forward(&context, &a, out);
-        Py_END_ALLOW_THREADS
-        result = oq_call_end(&context, code, Py_BuildValue("OOO", out[0], out[1], out[2]));
+        Py_BEGIN_ALLOW_THREADS code = forward(&context, &a, out);
+        Py_END_ALLOW_THREADS result = oq_call_end(&context, code, Py_BuildValue("OOO", out[0], out[1], out[2]));
     }
     for (int i = 0; i < 3; i++) oq_array_release(out[i]);
     end(&a);
@@ -157,8 +156,9 @@ static int new_gradients(const let_args *a, PyArrayObject *out[4])
 
 static PyObject *let_backward(PyObject *module, PyObject *positional, PyObject *keywords)
 {
-    static char *names[] = {"x",     "weight",           "scale",  "dx_transformed", "dweight_transformed",
-                            "shift", "dbias_transformed", "threads", NULL};
+    static char *names[] = {
+        "x",       "weight", "scale", "dx_transformed", "dweight_transformed", "shift", "dbias_transformed",
+        "threads", NULL};
     PyObject *o[ARGUMENTS] = {NULL}, *result = NULL;
     PyArrayObject *out[4] = {NULL};
     let_args a = {.threads = 1};
@@ -169,10 +169,9 @@ static PyObject *let_backward(PyObject *module, PyObject *positional, PyObject *
         return NULL;
     if (take(o, &a) == 0 && new_gradients(&a, out) == 0 && oq_call_begin(&context, a.threads) == 0) {
         oq_code code;
-        Py_BEGIN_ALLOW_THREADS
-        code = backward(&context, &a, out);
-        Py_END_ALLOW_THREADS
-        result = oq_call_end(&context, code, Py_BuildValue("OOOO", out[0], out[1], out[2], out[3]));
+        Py_BEGIN_ALLOW_THREADS code = backward(&context, &a, out);
+        Py_END_ALLOW_THREADS result =
+            oq_call_end(&context, code, Py_BuildValue("OOOO", out[0], out[1], out[2], out[3]));
     }
     for (int i = 0; i < 4; i++) oq_array_release(out[i]);
     end(&a);

@@ -23,8 +23,8 @@ static void end(linear_args *a)
 static int take(PyObject *weight, PyObject *x, PyObject *bias, PyObject *options, linear_args *a)
 {
     oq_rows rows;
-    if (oq_parse_options(options, &a->options) < 0 || !(a->weight = oq_array_in(weight, "weight", OQ_NPY_REAL, 2)) ||
-        oq_rows_in(x, "x", OQ_NPY_REAL, &rows) < 0)
+    if (oq_parse_options(options, &a->options) < 0 ||
+        !(a->weight = oq_array_in(weight, "weight", OQ_NPY_REAL, 2)) || oq_rows_in(x, "x", OQ_NPY_REAL, &rows) < 0)
         return -1;
     a->x = rows.array;
     const npy_intp out = PyArray_DIM(a->weight, 0), in = PyArray_DIM(a->weight, 1);
@@ -33,10 +33,14 @@ static int take(PyObject *weight, PyObject *x, PyObject *bias, PyObject *options
                      (long long)rows.width);
         return -1;
     }
-    if (bias != Py_None && (!(a->bias = oq_array_in(bias, "bias", OQ_NPY_REAL, 1)) ||
-                            oq_array_expect(a->bias, "bias", 1, &out) < 0))
+    if (bias != Py_None &&
+        (!(a->bias = oq_array_in(bias, "bias", OQ_NPY_REAL, 1)) || oq_array_expect(a->bias, "bias", 1, &out) < 0))
         return -1;
-    a->layer = (oq_layer){rows.rows, in, out, oq_array_reals(a->x), oq_array_reals(a->weight),
+    a->layer = (oq_layer){rows.rows,
+                          in,
+                          out,
+                          oq_array_reals(a->x),
+                          oq_array_reals(a->weight),
                           a->bias ? oq_array_reals(a->bias) : NULL};
     return 0;
 }
@@ -67,7 +71,8 @@ static PyObject *folded_arrays(const linear_args *a, oq_folded_layer *f)
     if (!failed && kind != OQ_MAP_NONE)
         failed = !(f->map = oq_put_new(dict, "map", OQ_NPY_REAL, ndim, in, in)) ||
                  !(f->map_inverse = oq_put_new(dict, "map_inverse", OQ_NPY_REAL, ndim, in, in));
-    if (!failed && kind == OQ_MAP_DENSE) failed = !(f->margins = oq_put_new(dict, "margins", NPY_DOUBLE, 1, in, 0));
+    if (!failed && kind == OQ_MAP_DENSE)
+        failed = !(f->margins = oq_put_new(dict, "margins", NPY_DOUBLE, 1, in, 0));
     if (failed) Py_CLEAR(dict);
     return dict;
 }
@@ -91,7 +96,8 @@ static PyObject *run(const linear_args *a, PyObject *on_step, int threads)
         const oq_code code = oq_calibrate_linear(&context, &a->layer, &a->options, &hooks, &r, &folded);
         PyEval_RestoreThread(hook.state);
         if (code == OQ_OK && (learnables = oq_learnables_to_dict(&list, r.theta)))
-            result = oq_training_report(&r, map_names, learnables, Py_NewRef(tensors), Py_NewRef((PyObject *)trace));
+            result =
+                oq_training_report(&r, map_names, learnables, Py_NewRef(tensors), Py_NewRef((PyObject *)trace));
         if (code == OQ_CANCELLED && PyErr_Occurred()) /* the callback's own exception goes on */
             oq_arena_destroy(context.arena);
         else

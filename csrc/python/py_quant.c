@@ -56,8 +56,8 @@ static int set_logits(quant_args *a, PyObject *max_logit, PyObject *min_logit)
 /* (x[, dout], *, bits, group_size, symmetric, full_range, max_logit, min_logit, threads); 0 or -1. */
 static int parse(PyObject *positional, PyObject *keywords, bool backward, const char *name, quant_args *a)
 {
-    static char *all[] = {"x",         "dout",      "bits",    "group_size", "symmetric", "full_range",
-                          "max_logit", "min_logit", "threads", NULL};
+    static char *all[] = {"x",          "dout",      "bits",      "group_size", "symmetric",
+                          "full_range", "max_logit", "min_logit", "threads",    NULL};
     static char *without_dout[] = {"x",         "bits",      "group_size", "symmetric", "full_range",
                                    "max_logit", "min_logit", "threads",    NULL};
     PyObject *x, *dout = NULL, *max_logit = Py_None, *min_logit = Py_None;
@@ -117,10 +117,8 @@ static PyObject *fake_quantize(PyObject *module, PyObject *positional, PyObject 
     if (parse(positional, keywords, false, "fake_quantize", &a) == 0 &&
         (out = oq_rows_new(OQ_NPY_REAL, a.x.array, a.x.width)) && oq_call_begin(&context, a.threads) == 0) {
         oq_code code;
-        Py_BEGIN_ALLOW_THREADS
-        code = forward(&context, &a, oq_array_reals(out), &ranges);
-        Py_END_ALLOW_THREADS
-        result = oq_call_end(&context, code, Py_NewRef((PyObject *)out));
+        Py_BEGIN_ALLOW_THREADS code = forward(&context, &a, oq_array_reals(out), &ranges);
+        Py_END_ALLOW_THREADS result = oq_call_end(&context, code, Py_NewRef((PyObject *)out));
     }
     oq_array_release(out);
     end(&a);
@@ -161,12 +159,11 @@ static PyObject *fake_quantize_backward(PyObject *module, PyObject *positional, 
     if (parse(positional, keywords, true, "fake_quantize_backward", &a) == 0 && new_gradients(&a, grads) == 0 &&
         oq_call_begin(&context, a.threads) == 0) {
         oq_code code;
-        Py_BEGIN_ALLOW_THREADS
-        code = backward(&context, &a, grads);
-        Py_END_ALLOW_THREADS
-        result = code == OQ_OK ? Py_BuildValue("OOO", grads[0], grads[1] ? (PyObject *)grads[1] : Py_None,
-                                               grads[2] ? (PyObject *)grads[2] : Py_None)
-                               : NULL;
+        Py_BEGIN_ALLOW_THREADS code = backward(&context, &a, grads);
+        Py_END_ALLOW_THREADS result =
+            code == OQ_OK ? Py_BuildValue("OOO", grads[0], grads[1] ? (PyObject *)grads[1] : Py_None,
+                                          grads[2] ? (PyObject *)grads[2] : Py_None)
+                          : NULL;
         result = oq_call_end(&context, code, result);
     }
     for (int i = 0; i < 3; i++) oq_array_release(grads[i]);
@@ -196,10 +193,8 @@ static PyObject *quantize(PyObject *module, PyObject *positional, PyObject *keyw
         (out[2] = oq_rows_new(NPY_UINT8, a.x.array, oq_groups_per_row(&a.groups))) &&
         oq_call_begin(&context, a.threads) == 0) {
         oq_code code;
-        Py_BEGIN_ALLOW_THREADS
-        code = to_codes(&context, &a, out);
-        Py_END_ALLOW_THREADS
-        result = oq_call_end(&context, code, Py_BuildValue("OOO", out[0], out[1], out[2]));
+        Py_BEGIN_ALLOW_THREADS code = to_codes(&context, &a, out);
+        Py_END_ALLOW_THREADS result = oq_call_end(&context, code, Py_BuildValue("OOO", out[0], out[1], out[2]));
     }
     for (int i = 0; i < 3; i++) oq_array_release(out[i]);
     end(&a);
@@ -223,10 +218,8 @@ static PyObject *run_dequantize(const oq_groups *groups, const oq_rows in[3], in
         oq_array_release(out);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    code = from_codes(&context, groups, in, oq_array_reals(out));
-    Py_END_ALLOW_THREADS
-    return oq_call_end(&context, code, (PyObject *)out);
+    Py_BEGIN_ALLOW_THREADS code = from_codes(&context, groups, in, oq_array_reals(out));
+    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)out);
 }
 
 static PyObject *dequantize(PyObject *module, PyObject *positional, PyObject *keywords)
@@ -238,8 +231,8 @@ static PyObject *dequantize(PyObject *module, PyObject *positional, PyObject *ke
     oq_rows in[3] = {{.array = NULL}};
     oq_groups groups = {.quantizer = {.bits = 8}};
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OOO|$Li:dequantize", names, &codes, &scales, &zero_points,
-                                     &group_size, &threads))
+    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OOO|$Li:dequantize", names, &codes, &scales,
+                                     &zero_points, &group_size, &threads))
         return NULL;
     if (oq_rows_in(codes, "codes", NPY_UINT8, &in[0]) == 0 && set_groups(&in[0], group_size, &groups) == 0) {
         const int64_t per_row = oq_groups_per_row(&groups);
@@ -264,11 +257,9 @@ static PyObject *run_pack(const oq_rows *from, int64_t width, int bits, bool pac
         oq_array_release(out);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    code = packing ? oq_pack(&context, in, from->rows, width, bits, PyArray_DATA(out))
-                   : oq_unpack(&context, in, from->rows, width, bits, PyArray_DATA(out));
-    Py_END_ALLOW_THREADS
-    return oq_call_end(&context, code, (PyObject *)out);
+    Py_BEGIN_ALLOW_THREADS code = packing ? oq_pack(&context, in, from->rows, width, bits, PyArray_DATA(out))
+                                          : oq_unpack(&context, in, from->rows, width, bits, PyArray_DATA(out));
+    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)out);
 }
 
 /* The bytes of a packed row, or -1 with ValueError. */
@@ -304,14 +295,15 @@ static PyObject *unpack(PyObject *module, PyObject *positional, PyObject *keywor
     long long width;
     int bits;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OiL:unpack", names, &object, &bits, &width)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OiL:unpack", names, &object, &bits, &width))
+        return NULL;
     const int64_t bytes = packed_width(width, bits);
     if (bytes < 0 || oq_rows_in(object, "packed", NPY_UINT8, &packed) < 0) return NULL;
     if (packed.width == bytes)
         result = run_pack(&packed, width, bits, false);
     else
-        PyErr_Format(PyExc_ValueError, "packed: a row of %lld codes of %d bits has %lld bytes, not %lld", width, bits,
-                     (long long)bytes, (long long)packed.width);
+        PyErr_Format(PyExc_ValueError, "packed: a row of %lld codes of %d bits has %lld bytes, not %lld", width,
+                     bits, (long long)bytes, (long long)packed.width);
     oq_array_release(packed.array);
     return result;
 }
@@ -320,7 +312,8 @@ static PyObject *unpack(PyObject *module, PyObject *positional, PyObject *keywor
 
 PyMethodDef oq_quant_methods[] = {
     {"fake_quantize", WITH_KEYWORDS(fake_quantize), "Round to the grid of each group and back."},
-    {"fake_quantize_backward", WITH_KEYWORDS(fake_quantize_backward), "Straight-through gradients of fake_quantize."},
+    {"fake_quantize_backward", WITH_KEYWORDS(fake_quantize_backward),
+     "Straight-through gradients of fake_quantize."},
     {"quantize", WITH_KEYWORDS(quantize), "Codes, scales and zero points."},
     {"dequantize", WITH_KEYWORDS(dequantize), "(q - z) h."},
     {"pack", WITH_KEYWORDS(pack), "Codes as a little-endian bit stream a row."},

@@ -10,7 +10,8 @@
 #include "python/raise.h"
 #include "python/topics.h"
 
-static PyObject *load_onednn(PyObject *module, PyObject *args) {
+static PyObject *load_onednn(PyObject *module, PyObject *args)
+{
     (void)module;
     PyObject *path;
     oq_error error = {OQ_OK, ""};
@@ -21,7 +22,8 @@ static PyObject *load_onednn(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-static PyObject *runtime_info(PyObject *module, PyObject *unused) {
+static PyObject *runtime_info(PyObject *module, PyObject *unused)
+{
     (void)module, (void)unused;
 #ifdef _OPENMP
     PyObject *const openmp = Py_True;
@@ -34,7 +36,8 @@ static PyObject *runtime_info(PyObject *module, PyObject *unused) {
 }
 
 /* The product's sizes from the shapes of a and b; -1 with ValueError when they do not fit. */
-static int gemm_sizes(oq_gemm_args *g, PyArrayObject *a, PyArrayObject *b) {
+static int gemm_sizes(oq_gemm_args *g, PyArrayObject *a, PyArrayObject *b)
+{
     const npy_intp *left = PyArray_DIMS(a), *right = PyArray_DIMS(b);
     const npy_intp inner = right[g->transpose_b ? 1 : 0];
     g->m = left[g->transpose_a ? 1 : 0];
@@ -49,7 +52,8 @@ static int gemm_sizes(oq_gemm_args *g, PyArrayObject *a, PyArrayObject *b) {
     return -1;
 }
 
-static PyObject *multiply(oq_gemm_args *g, PyArrayObject *a, PyArrayObject *b, int threads, int reference) {
+static PyObject *multiply(oq_gemm_args *g, PyArrayObject *a, PyArrayObject *b, int threads, int reference)
+{
     oq_context context;
     oq_code code = OQ_OK;
     if (gemm_sizes(g, a, b) < 0) return NULL;
@@ -63,14 +67,13 @@ static PyObject *multiply(oq_gemm_args *g, PyArrayObject *a, PyArrayObject *b, i
     g->a = oq_array_reals(a);
     g->b = oq_array_reals(b);
     g->c = oq_array_reals(c);
-    Py_BEGIN_ALLOW_THREADS
-    if (reference) oq_gemm_reference(g);
+    Py_BEGIN_ALLOW_THREADS if (reference) oq_gemm_reference(g);
     else code = oq_gemm(&context, g);
-    Py_END_ALLOW_THREADS
-    return oq_call_end(&context, code, (PyObject *)c);
+    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)c);
 }
 
-static PyObject *matmul(PyObject *module, PyObject *args, PyObject *keywords) {
+static PyObject *matmul(PyObject *module, PyObject *args, PyObject *keywords)
+{
     (void)module;
     static char *names[] = {"a", "b", "transpose_a", "transpose_b", "threads", "reference", NULL};
     PyObject *left, *right, *result = NULL;
@@ -88,7 +91,8 @@ static PyObject *matmul(PyObject *module, PyObject *args, PyObject *keywords) {
     return result;
 }
 
-static PyObject *invert(PyArrayObject *a, int pivot, int threads) {
+static PyObject *invert(PyArrayObject *a, int pivot, int threads)
+{
     oq_context context;
     oq_code code;
     const npy_intp n = PyArray_DIM(a, 0);
@@ -99,18 +103,19 @@ static PyObject *invert(PyArrayObject *a, int pivot, int threads) {
         oq_array_release(result);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    code = oq_inverse(&context, oq_array_doubles(a), oq_array_doubles(result), n, pivot != 0, "a");
-    Py_END_ALLOW_THREADS
-    return oq_call_end(&context, code, (PyObject *)result);
+    Py_BEGIN_ALLOW_THREADS code =
+        oq_inverse(&context, oq_array_doubles(a), oq_array_doubles(result), n, pivot != 0, "a");
+    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)result);
 }
 
-static PyObject *inverse(PyObject *module, PyObject *args, PyObject *keywords) {
+static PyObject *inverse(PyObject *module, PyObject *args, PyObject *keywords)
+{
     (void)module;
     static char *names[] = {"a", "pivot", "threads", NULL};
     PyObject *object;
     int pivot = 0, threads = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|pi:inverse", names, &object, &pivot, &threads)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|pi:inverse", names, &object, &pivot, &threads))
+        return NULL;
     PyArrayObject *a = oq_array_in(object, "a", NPY_DOUBLE, 2);
     if (!a) return NULL;
     PyObject *result = invert(a, pivot, threads);
@@ -118,7 +123,8 @@ static PyObject *inverse(PyObject *module, PyObject *args, PyObject *keywords) {
     return result;
 }
 
-static PyObject *fail_allocation(PyObject *module, PyObject *args) {
+static PyObject *fail_allocation(PyObject *module, PyObject *args)
+{
     (void)module;
     Py_ssize_t n;
     int persistent;

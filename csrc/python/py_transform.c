@@ -69,15 +69,16 @@ static int set_affine(affine_args *a, long long band, double stability, const ch
 {
     const bool relative = strcmp(parametrization, "relative") == 0;
     if (!relative && strcmp(parametrization, "absolute") != 0) {
-        PyErr_Format(PyExc_ValueError, "parametrization: expected relative or absolute, got \"%s\"", parametrization);
+        PyErr_Format(PyExc_ValueError, "parametrization: expected relative or absolute, got \"%s\"",
+                     parametrization);
         return -1;
     }
     if (!(stability >= 0) || !isfinite(stability)) {
         PyErr_SetString(PyExc_ValueError, "stability: expected a finite number of at least 0");
         return -1;
     }
-    a->affine = (oq_affine){relative ? OQ_RELATIVE : OQ_ABSOLUTE, {band < 0 ? a->p.n : band, stability}, a->p.blocks,
-                            a->p.n};
+    a->affine = (oq_affine){
+        relative ? OQ_RELATIVE : OQ_ABSOLUTE, {band < 0 ? a->p.n : band, stability}, a->p.blocks, a->p.n};
     return 0;
 }
 
@@ -121,10 +122,8 @@ static PyObject *affine_forward(PyObject *module, PyObject *positional, PyObject
         set_affine(&args, band, stability, parametrization) == 0 && (a = new_like(&args.p, NPY_DOUBLE)) &&
         (inverse = new_like(&args.p, NPY_DOUBLE)) && oq_call_begin(&context, threads) == 0) {
         oq_code code;
-        Py_BEGIN_ALLOW_THREADS
-        code = materialise(&context, &args, oq_array_doubles(a), oq_array_doubles(inverse));
-        Py_END_ALLOW_THREADS
-        result = oq_call_end(&context, code, Py_BuildValue("OO", a, inverse));
+        Py_BEGIN_ALLOW_THREADS code = materialise(&context, &args, oq_array_doubles(a), oq_array_doubles(inverse));
+        Py_END_ALLOW_THREADS result = oq_call_end(&context, code, Py_BuildValue("OO", a, inverse));
     }
     oq_array_release(a);
     oq_array_release(inverse);
@@ -168,7 +167,8 @@ static int gradient_in(PyObject *object, const char *name, const squares *p, squ
 
 static PyObject *affine_backward(PyObject *module, PyObject *positional, PyObject *keywords)
 {
-    static char *names[] = {"parameters", "da", "dinverse", "band", "stability", "parametrization", "threads", NULL};
+    static char *names[] = {"parameters",      "da",      "dinverse", "band", "stability",
+                            "parametrization", "threads", NULL};
     PyObject *parameters, *da, *dinverse, *result = NULL;
     PyArrayObject *dp = NULL;
     const char *parametrization = "relative";
@@ -182,14 +182,13 @@ static PyObject *affine_backward(PyObject *module, PyObject *positional, PyObjec
                                      &dinverse, &band, &stability, &parametrization, &threads))
         return NULL;
     if (squares_in(parameters, "parameters", OQ_NPY_REAL, &args.p) == 0 &&
-        set_affine(&args, band, stability, parametrization) == 0 && gradient_in(da, "da", &args.p, &args.da) == 0 &&
+        set_affine(&args, band, stability, parametrization) == 0 &&
+        gradient_in(da, "da", &args.p, &args.da) == 0 &&
         gradient_in(dinverse, "dinverse", &args.p, &args.dinverse) == 0 && (dp = new_like(&args.p, OQ_NPY_REAL)) &&
         oq_call_begin(&context, threads) == 0) {
         oq_code code;
-        Py_BEGIN_ALLOW_THREADS
-        code = to_parameters(&context, &args, oq_array_reals(dp));
-        Py_END_ALLOW_THREADS
-        result = oq_call_end(&context, code, Py_NewRef((PyObject *)dp));
+        Py_BEGIN_ALLOW_THREADS code = to_parameters(&context, &args, oq_array_reals(dp));
+        Py_END_ALLOW_THREADS result = oq_call_end(&context, code, Py_NewRef((PyObject *)dp));
     }
     oq_array_release(dp);
     end(&args);
@@ -208,8 +207,10 @@ static PyObject *gradual_mask(PyObject *module, PyObject *positional, PyObject *
                                      &stability))
         return NULL;
     if (width < 0 || width > INT32_MAX || epochs < 1 || epochs > INT32_MAX || epoch < 0 || epoch >= epochs)
-        return PyErr_Format(PyExc_ValueError, "expected a width of at least 0 and 0 <= epoch < epochs, got %lld, %lld "
-                            "and %lld", width, epoch, epochs);
+        return PyErr_Format(PyExc_ValueError,
+                            "expected a width of at least 0 and 0 <= epoch < epochs, got %lld, %lld "
+                            "and %lld",
+                            width, epoch, epochs);
     if (!(stability >= 0) || !isfinite(stability)) {
         PyErr_SetString(PyExc_ValueError, "stability: expected a finite number of at least 0");
         return NULL;
@@ -271,7 +272,8 @@ static PyObject *project_dominant(PyObject *module, PyObject *positional, PyObje
     double tau = 0.05;
     int64_t changed = 0;
     (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "O|d:project_dominant", names, &object, &tau)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "O|d:project_dominant", names, &object, &tau))
+        return NULL;
     if (!(tau > 0 && tau < 1)) {
         PyErr_SetString(PyExc_ValueError, "tau: expected a number between 0 and 1");
         return NULL;

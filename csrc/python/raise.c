@@ -1,7 +1,8 @@
 #include "python/raise.h"
 
 /* The class's name in omniquant.errors, NULL for a built-in one. */
-static const char *class_name(oq_code code) {
+static const char *class_name(oq_code code)
+{
     switch (code) {
     case OQ_NOT_FINITE: return "NotFiniteError";
     case OQ_NOT_DOMINANT: return "NotDominantError";
@@ -14,14 +15,16 @@ static const char *class_name(oq_code code) {
 }
 
 /* Looked up when raised: rare, and nothing to keep between calls. */
-static PyObject *find_class(const char *name) {
+static PyObject *find_class(const char *name)
+{
     PyObject *module = PyImport_ImportModule("omniquant.errors");
     PyObject *class = module ? PyObject_GetAttrString(module, name) : NULL;
     Py_XDECREF(module);
     return class;
 }
 
-PyObject *oq_raise(const oq_error *error) {
+PyObject *oq_raise(const oq_error *error)
+{
     const char *name = class_name(error->code);
     if (!name) {
         PyErr_SetString(error->code == OQ_OUT_OF_MEMORY ? PyExc_MemoryError : PyExc_ValueError, error->message);

@@ -27,7 +27,8 @@ static int shape_like(PyArrayObject *like, int64_t width, npy_intp shape[MAX_DIM
     return ndim;
 }
 
-int oq_rows_in_like(PyObject *object, const char *name, int type, PyArrayObject *like, int64_t width, oq_rows *rows)
+int oq_rows_in_like(PyObject *object, const char *name, int type, PyArrayObject *like, int64_t width,
+                    oq_rows *rows)
 {
     npy_intp shape[MAX_DIMENSIONS];
     const int ndim = shape_like(like, width, shape);

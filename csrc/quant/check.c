@@ -12,8 +12,8 @@ oq_code oq_check_finite(oq_context *context, const char *name, const oq_real *x,
 {
     const int64_t at = oq_find_not_finite(x, rows * width);
     if (at < 0) return OQ_OK;
-    return oq_fail(context, OQ_NOT_FINITE, "%s row %lld column %lld: %g is not finite", name, (long long)(at / width),
-                   (long long)(at % width), (double)x[at]);
+    return oq_fail(context, OQ_NOT_FINITE, "%s row %lld column %lld: %g is not finite", name,
+                   (long long)(at / width), (long long)(at % width), (double)x[at]);
 }
 
 OQ_VECTORIZED static oq_real largest_magnitude(const oq_real *x, int64_t count)

@@ -4,7 +4,7 @@
 #include "quant/lwc.h"
 #include "quant/ste_tape.h"
 
-#define LANES 16   /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
+#define LANES 16 /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
 #define ROW_CHUNK 32
 
 #if defined(__GNUC__)
@@ -61,7 +61,8 @@ INLINE void fake_quantize_run(const oq_real *x, oq_real *out, int64_t n, oq_grid
 }
 
 /* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL). */
-INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *dout, oq_real *dx, int64_t n, oq_grid grid)
+INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *dout, oq_real *dx, int64_t n,
+                                         oq_grid grid)
 {
     oq_real sums[LANES] = {0};
     for (int64_t i = 0; i < n; i += LANES) {
@@ -139,7 +140,8 @@ OQ_VECTORIZED static void forward_rows(const job *j, int64_t row_begin, int64_t 
         }
 }
 
-INLINE void backward_group(const job *j, int64_t index, const oq_real *x, const oq_real *dout, oq_real *dx, int64_t n)
+INLINE void backward_group(const job *j, int64_t index, const oq_real *x, const oq_real *dout, oq_real *dx,
+                           int64_t n)
 {
     const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
     const oq_grid grid = oq_grid_from_range(j->groups->quantizer, clip_range);
@@ -248,8 +250,14 @@ oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, 
                                   oq_real *dmin_logit)
 {
     OQ_TRY(check_groups(context, groups));
-    const job j = {.groups = groups, .clip = clip, .x = x, .dout = dout, .out = dx, .saved_ranges = ranges,
-                   .dmax_logit = dmax_logit, .dmin_logit = dmin_logit};
+    const job j = {.groups = groups,
+                   .clip = clip,
+                   .x = x,
+                   .dout = dout,
+                   .out = dx,
+                   .saved_ranges = ranges,
+                   .dmax_logit = dmax_logit,
+                   .dmin_logit = dmin_logit};
     over_rows(context, &j, backward_rows);
     return OQ_OK;
 }
@@ -258,8 +266,8 @@ oq_code oq_quantize(oq_context *context, const oq_groups *groups, oq_clip clip, 
                     oq_real *scale, uint8_t *zero_point)
 {
     OQ_TRY(check_groups(context, groups));
-    const job j = {.groups = groups, .clip = clip, .x = x, .codes = codes, .scale_out = scale,
-                   .zero_out = zero_point};
+    const job j = {
+        .groups = groups, .clip = clip, .x = x, .codes = codes, .scale_out = scale, .zero_out = zero_point};
     over_rows(context, &j, quantize_rows);
     return OQ_OK;
 }

@@ -4,7 +4,7 @@
 
 #include "quant/quantizer.h"
 
-#define OQ_LWC_INIT 4.0     /* sigma(4) = 0.982 */
+#define OQ_LWC_INIT 4.0      /* sigma(4) = 0.982 */
 #define OQ_LWC_IDENTITY 40.0 /* sigma(40) rounds to 1 in float and to 1 - 4e-18 = 1 in double */
 
 oq_real oq_sigmoid(oq_real x);

@@ -62,8 +62,8 @@ static void run_chunk(void *user, int64_t item, int worker)
 static oq_code check_sizes(oq_context *context, int64_t width, int bits)
 {
     if (oq_packed_width(width, bits) >= 0) return OQ_OK;
-    return oq_fail(context, OQ_INVALID_ARGUMENT, "bits must be 1..8 and a row's width positive, got %d and %lld", bits,
-                   (long long)width);
+    return oq_fail(context, OQ_INVALID_ARGUMENT, "bits must be 1..8 and a row's width positive, got %d and %lld",
+                   bits, (long long)width);
 }
 
 oq_code oq_pack(oq_context *context, const uint8_t *codes, int64_t rows, int64_t width, int bits, uint8_t *packed)
@@ -79,7 +79,8 @@ oq_code oq_pack(oq_context *context, const uint8_t *codes, int64_t rows, int64_t
     return OQ_OK;
 }
 
-oq_code oq_unpack(oq_context *context, const uint8_t *packed, int64_t rows, int64_t width, int bits, uint8_t *codes)
+oq_code oq_unpack(oq_context *context, const uint8_t *packed, int64_t rows, int64_t width, int bits,
+                  uint8_t *codes)
 {
     OQ_TRY(check_sizes(context, width, bits));
     const int64_t bytes = oq_packed_width(width, bits);

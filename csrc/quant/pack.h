@@ -12,6 +12,7 @@ int64_t oq_packed_width(int64_t width, int bits);
 /* packed [rows, oq_packed_width]; a code of more than `bits` bits is an error. */
 oq_code oq_pack(oq_context *context, const uint8_t *codes, int64_t rows, int64_t width, int bits, uint8_t *packed);
 /* codes [rows, width]; padding bits are not read. */
-oq_code oq_unpack(oq_context *context, const uint8_t *packed, int64_t rows, int64_t width, int bits, uint8_t *codes);
+oq_code oq_unpack(oq_context *context, const uint8_t *packed, int64_t rows, int64_t width, int bits,
+                  uint8_t *codes);
 
 #endif

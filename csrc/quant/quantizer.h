@@ -8,7 +8,7 @@
 #include "base/real.h"
 
 typedef struct {
-    int bits;        /* 2..8; 16 and more: not quantized */
+    int bits; /* 2..8; 16 and more: not quantized */
     bool symmetric;
     bool full_range; /* symmetric step = 2 absmax / (2^n - 1), as compressed-tensors activations have it */
 } oq_quantizer;

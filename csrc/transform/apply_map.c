@@ -13,12 +13,11 @@ static void diagonal_rows(const oq_map *map, bool inverse, int64_t repeat, const
     const int64_t n = map->affine.width, rows = map->affine.blocks * repeat * n;
     const oq_real *s = inverse ? map->inverse : map->a;
     if (out != w) memcpy(out, w, sizeof *out * (size_t)(rows * width));
-    for (int64_t r = 0; r < rows; r++)
-        oq_scale_row(out + r * width, s[r / n / repeat * n + r % n], width);
+    for (int64_t r = 0; r < rows; r++) oq_scale_row(out + r * width, s[r / n / repeat * n + r % n], width);
 }
 
-static void diagonal_rows_backward(oq_map *map, bool inverse, int64_t repeat, const oq_real *w, const oq_real *dout,
-                                   int64_t width)
+static void diagonal_rows_backward(oq_map *map, bool inverse, int64_t repeat, const oq_real *w,
+                                   const oq_real *dout, int64_t width)
 {
     const int64_t n = map->affine.width, rows = map->affine.blocks * repeat * n;
     oq_real *ds = inverse ? map->dinverse : map->da;
@@ -36,30 +35,53 @@ oq_code oq_map_rows(oq_context *context, const oq_map *map, bool inverse, int64_
     }
     for (int64_t h = 0; h < map->affine.blocks * repeat; h++) {
         const int64_t block = h / repeat * n * n;
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = inverse, .m = n, .n = width, .k = n, .alpha = 1,
-                                                .a = (inverse ? map->inverse : map->a) + block, .lda = n,
-                                                .b = w + h * n * width, .ldb = width,
-                                                .c = out + h * n * width, .ldc = width}));
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = inverse,
+                                                .m = n,
+                                                .n = width,
+                                                .k = n,
+                                                .alpha = 1,
+                                                .a = (inverse ? map->inverse : map->a) + block,
+                                                .lda = n,
+                                                .b = w + h * n * width,
+                                                .ldb = width,
+                                                .c = out + h * n * width,
+                                                .ldc = width}));
     }
     return OQ_OK;
 }
 
 /* y = A w: dA += dy w^T, dw = A^T dy.  y = B^T w with B = A^-1: dB += w dy^T, dw = B dy. */
-static oq_code square_rows_backward(oq_context *context, oq_map *map, bool inverse, int64_t repeat, const oq_real *w,
-                                    const oq_real *dout, oq_real *dw, int64_t width)
+static oq_code square_rows_backward(oq_context *context, oq_map *map, bool inverse, int64_t repeat,
+                                    const oq_real *w, const oq_real *dout, oq_real *dw, int64_t width)
 {
     const int64_t n = map->affine.width;
     for (int64_t h = 0; h < map->affine.blocks * repeat; h++) {
         const int64_t block = h / repeat * n * n;
         const oq_real *wh = w + h * n * width, *dyh = dout + h * n * width;
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_b = true, .m = n, .n = n, .k = width, .alpha = 1,
-                                                .beta = 1, .a = inverse ? wh : dyh, .lda = width,
-                                                .b = inverse ? dyh : wh, .ldb = width,
-                                                .c = (inverse ? map->dinverse : map->da) + block, .ldc = n}));
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_b = true,
+                                                .m = n,
+                                                .n = n,
+                                                .k = width,
+                                                .alpha = 1,
+                                                .beta = 1,
+                                                .a = inverse ? wh : dyh,
+                                                .lda = width,
+                                                .b = inverse ? dyh : wh,
+                                                .ldb = width,
+                                                .c = (inverse ? map->dinverse : map->da) + block,
+                                                .ldc = n}));
         if (!dw) continue;
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = !inverse, .m = n, .n = width, .k = n, .alpha = 1,
-                                                .a = (inverse ? map->inverse : map->a) + block, .lda = n, .b = dyh,
-                                                .ldb = width, .c = dw + h * n * width, .ldc = width}));
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = !inverse,
+                                                .m = n,
+                                                .n = width,
+                                                .k = n,
+                                                .alpha = 1,
+                                                .a = (inverse ? map->inverse : map->a) + block,
+                                                .lda = n,
+                                                .b = dyh,
+                                                .ldb = width,
+                                                .c = dw + h * n * width,
+                                                .ldc = width}));
     }
     return OQ_OK;
 }
@@ -108,9 +130,17 @@ oq_code oq_map_columns(oq_context *context, const oq_map *map, int64_t repeat, c
     if (!map->square) return diagonal_columns(context, map, repeat, w, out, rows);
     const int64_t n = map->affine.width, width = map->affine.blocks * repeat * n;
     for (int64_t h = 0; h < map->affine.blocks * repeat; h++)
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_b = true, .m = rows, .n = n, .k = n, .alpha = 1,
-                                                .a = w + h * n, .lda = width, .b = map->a + h / repeat * n * n,
-                                                .ldb = n, .c = out + h * n, .ldc = width}));
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_b = true,
+                                                .m = rows,
+                                                .n = n,
+                                                .k = n,
+                                                .alpha = 1,
+                                                .a = w + h * n,
+                                                .lda = width,
+                                                .b = map->a + h / repeat * n * n,
+                                                .ldb = n,
+                                                .c = out + h * n,
+                                                .ldc = width}));
     return OQ_OK;
 }
 
@@ -120,8 +150,17 @@ oq_code oq_map_columns_backward(oq_context *context, oq_map *map, int64_t repeat
     if (!map->square) return diagonal_columns_backward(context, map, repeat, w, dout, rows);
     const int64_t n = map->affine.width, width = map->affine.blocks * repeat * n;
     for (int64_t h = 0; h < map->affine.blocks * repeat; h++)
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = true, .m = n, .n = n, .k = rows, .alpha = 1, .beta = 1,
-                                                .a = dout + h * n, .lda = width, .b = w + h * n, .ldb = width,
-                                                .c = map->da + h / repeat * n * n, .ldc = n}));
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = true,
+                                                .m = n,
+                                                .n = n,
+                                                .k = rows,
+                                                .alpha = 1,
+                                                .beta = 1,
+                                                .a = dout + h * n,
+                                                .lda = width,
+                                                .b = w + h * n,
+                                                .ldb = width,
+                                                .c = map->da + h / repeat * n * n,
+                                                .ldc = n}));
     return OQ_OK;
 }

@@ -6,8 +6,8 @@
 #include "base/real.h"
 
 typedef struct {
-    double margin;      /* the smallest |A_ii| - sum of the others */
-    double diagonal;    /* |A_ii| of that row */
+    double margin;   /* the smallest |A_ii| - sum of the others */
+    double diagonal; /* |A_ii| of that row */
     int64_t row;
 } oq_dominance;
 

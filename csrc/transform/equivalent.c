@@ -25,14 +25,22 @@ oq_code oq_center_backward(oq_context *context, const oq_real *dx, oq_real *dshi
 }
 
 /* One product of every block's columns: out_b = x_b op(A^-1_b). */
-static oq_code times_inverse(oq_context *context, const oq_map *map, bool transposed, const oq_real *x, oq_real *out,
-                             int64_t rows)
+static oq_code times_inverse(oq_context *context, const oq_map *map, bool transposed, const oq_real *x,
+                             oq_real *out, int64_t rows)
 {
     const int64_t n = map->affine.width, width = map->affine.blocks * n;
     for (int64_t b = 0; b < map->affine.blocks; b++)
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_b = transposed, .m = rows, .n = n, .k = n, .alpha = 1,
-                                                .a = x + b * n, .lda = width, .b = map->inverse + b * n * n, .ldb = n,
-                                                .c = out + b * n, .ldc = width}));
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_b = transposed,
+                                                .m = rows,
+                                                .n = n,
+                                                .k = n,
+                                                .alpha = 1,
+                                                .a = x + b * n,
+                                                .lda = width,
+                                                .b = map->inverse + b * n * n,
+                                                .ldb = n,
+                                                .c = out + b * n,
+                                                .ldc = width}));
     return OQ_OK;
 }
 
@@ -67,14 +75,23 @@ oq_code oq_map_input_backward(oq_context *context, oq_map *map, const oq_real *c
         return oq_map_input(context, map, dout, dx, rows); /* a diagonal is its own transpose */
     }
     for (int64_t b = 0; b < map->affine.blocks; b++)
-        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = true, .m = n, .n = n, .k = rows, .alpha = 1, .beta = 1,
-                                                .a = centered + b * n, .lda = width, .b = dout + b * n, .ldb = width,
-                                                .c = map->dinverse + b * n * n, .ldc = n}));
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = true,
+                                                .m = n,
+                                                .n = n,
+                                                .k = rows,
+                                                .alpha = 1,
+                                                .beta = 1,
+                                                .a = centered + b * n,
+                                                .lda = width,
+                                                .b = dout + b * n,
+                                                .ldb = width,
+                                                .c = map->dinverse + b * n * n,
+                                                .ldc = n}));
     return times_inverse(context, map, true, dout, dx, rows);
 }
 
-oq_code oq_shifted_bias(oq_context *context, const oq_real *w, const oq_real *shift, const oq_real *bias, oq_real *out,
-                        int64_t rows, int64_t width)
+oq_code oq_shifted_bias(oq_context *context, const oq_real *w, const oq_real *shift, const oq_real *bias,
+                        oq_real *out, int64_t rows, int64_t width)
 {
     OQ_TRY(oq_linear_forward(context, shift, w, out, 1, width, rows));
     if (bias) oq_add(out, bias, rows);

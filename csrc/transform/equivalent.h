@@ -18,8 +18,8 @@ oq_code oq_map_input_backward(oq_context *context, oq_map *map, const oq_real *c
 oq_code oq_center_backward(oq_context *context, const oq_real *dx, oq_real *dshift, int64_t rows, int64_t width);
 
 /* out [M] = bias + W shift; bias may be NULL. */
-oq_code oq_shifted_bias(oq_context *context, const oq_real *w, const oq_real *shift, const oq_real *bias, oq_real *out,
-                        int64_t rows, int64_t width);
+oq_code oq_shifted_bias(oq_context *context, const oq_real *w, const oq_real *shift, const oq_real *bias,
+                        oq_real *out, int64_t rows, int64_t width);
 /* dshift [K] += W^T dbias; dw [M, K] += dbias shift^T unless NULL. */
 oq_code oq_shifted_bias_backward(oq_context *context, const oq_real *w, const oq_real *shift, const oq_real *dbias,
                                  oq_real *dshift, oq_real *dw, int64_t rows, int64_t width);

@@ -5,8 +5,8 @@
 #include "base/real.h"
 
 typedef struct {
-    int64_t band;      /* |i - j| <= band is open */
-    double stability;  /* alpha_s: the mask's value off the diagonal */
+    int64_t band;     /* |i - j| <= band is open */
+    double stability; /* alpha_s: the mask's value off the diagonal */
 } oq_mask;
 
 /* floor((width - 1) e / (E - 1)) in integers; width - 1 for the last epoch and for E = 1. */

@@ -24,8 +24,8 @@ static int64_t stored_count(const oq_map *map)
 
 oq_code oq_map_create(oq_context *context, oq_map *map, oq_map_kind kind, oq_affine affine, bool pivot)
 {
-    *map = (oq_map){.kind = kind, .affine = affine, .pivot = pivot,
-                    .square = kind == OQ_MAP_ROTATION || kind == OQ_MAP_DENSE};
+    *map = (oq_map){
+        .kind = kind, .affine = affine, .pivot = pivot, .square = kind == OQ_MAP_ROTATION || kind == OQ_MAP_DENSE};
     if (kind == OQ_MAP_NONE) return OQ_OK;
     const int64_t count = stored_count(map);
     OQ_NEW(context, map->a, count);
@@ -41,8 +41,7 @@ oq_code oq_map_create(oq_context *context, oq_map *map, oq_map_kind kind, oq_aff
 void oq_map_from_diagonal(const oq_map *map, const oq_real *s, oq_real *parameters)
 {
     const int64_t n = map->affine.width, half = n / 2;
-    memset(parameters, 0,
-           sizeof *parameters * (size_t)oq_map_parameter_count(map->kind, map->affine.blocks, n));
+    memset(parameters, 0, sizeof *parameters * (size_t)oq_map_parameter_count(map->kind, map->affine.blocks, n));
     for (int64_t b = 0; b < map->affine.blocks; b++)
         for (int64_t i = 0; i < n; i++) {
             const oq_real value = s ? s[b * n + i] : 1;
@@ -154,7 +153,8 @@ oq_code oq_map_backward(oq_context *context, const oq_map *map, const oq_real *p
         dinverse[i] = (double)map->dinverse[i];
     }
     for (int64_t b = 0; b < map->affine.blocks; b++)
-        OQ_TRY(oq_inverse_backward(context, map->exact_inverse + b * n * n, dinverse + b * n * n, da + b * n * n, n));
+        OQ_TRY(
+            oq_inverse_backward(context, map->exact_inverse + b * n * n, dinverse + b * n * n, da + b * n * n, n));
     if (map->kind == OQ_MAP_ROTATION)
         rotation_backward(map, da, dparameters);
     else
@@ -169,7 +169,8 @@ static void rotation_floor(const oq_map *map, oq_real *parameters)
     for (int64_t p = 0; p < pairs; p++) {
         const double radius = hypot((double)parameters[p], (double)parameters[pairs + p]);
         if (radius >= OQ_LET_FLOOR) continue;
-        if (radius == 0) parameters[p] = (oq_real)OQ_LET_FLOOR;
+        if (radius == 0)
+            parameters[p] = (oq_real)OQ_LET_FLOOR;
         else {
             parameters[p] *= (oq_real)(OQ_LET_FLOOR / radius);
             parameters[pairs + p] *= (oq_real)(OQ_LET_FLOOR / radius);

@@ -16,10 +16,10 @@ typedef enum { OQ_MAP_NONE, OQ_MAP_DIAGONAL, OQ_MAP_TIED, OQ_MAP_ROTATION, OQ_MA
 
 typedef struct {
     oq_map_kind kind;
-    oq_affine affine; /* blocks and width for every kind; the rest for dense maps alone */
-    bool pivot;       /* dense: dominance is not kept (policy monitor), so LU pivots */
-    bool square;      /* A and its inverse are stored as [blocks, n, n], not as diagonals [blocks n] */
-    oq_real *a, *inverse;     /* real: what products read */
+    oq_affine affine;     /* blocks and width for every kind; the rest for dense maps alone */
+    bool pivot;           /* dense: dominance is not kept (policy monitor), so LU pivots */
+    bool square;          /* A and its inverse are stored as [blocks, n, n], not as diagonals [blocks n] */
+    oq_real *a, *inverse; /* real: what products read */
     double *exact, *exact_inverse; /* square only */
     oq_real *da, *dinverse;
 } oq_map;

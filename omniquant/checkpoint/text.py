@@ -25,5 +25,6 @@ def one_line(error: BaseException) -> str:
     """Return an exception's text on one line, bounded, printable whatever bytes it quotes."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = " ".join(reason.split()) or type(error).__name__
-    printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    # Libraries quote the bytes they choke on: control characters could drive a terminal.
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 2 * _MAX_ERROR_CHARACTERS])
     return printable if len(printable) <= _MAX_ERROR_CHARACTERS else printable[:_MAX_ERROR_CHARACTERS] + "..."

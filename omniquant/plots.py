@@ -31,6 +31,9 @@ def _new_figure(rows: int, columns: int, width: float, height: float) -> tuple[F
 def plot_losses(results: Sequence[CalibrationResult]) -> Figure:
     """Draw the loss of each block, and of each epoch within it, one column a scheme.
 
+    A block's loss is drawn relative to that of plain rounding of the same block on the same inputs: absolute
+    losses of methods with and without the auxiliary term are not comparable.
+
     Parameters
     ----------
     results : sequence of CalibrationResult
@@ -57,8 +60,9 @@ def plot_losses(results: Sequence[CalibrationResult]) -> Figure:
 def _draw_blocks(axis: Any, scheme: str, results: Sequence[CalibrationResult]) -> None:
     for result in results:
         reports = result.blocks
-        axis.plot([r.index for r in reports], [r.loss_final for r in reports], "o-", label=result.method)
-    axis.set(title=scheme, xlabel="block", ylabel="loss of what was kept", yscale="log")
+        relative = [r.loss_final / r.loss_rtn if r.loss_rtn else 1.0 for r in reports]
+        axis.plot([r.index for r in reports], relative, "o-", label=result.method)
+    axis.set(title=scheme, xlabel="block", ylabel="loss relative to plain rounding", ylim=(0, None))
     axis.legend()
 
 

@@ -1,0 +1,136 @@
+"""The demo and its figures, in the smallest size."""
+
+from __future__ import annotations
+
+import builtins
+import json
+
+import pytest
+from small_run import small_model, small_tokens
+
+import omniquant
+from omniquant import demo as demo_module
+from omniquant.cli import main
+from omniquant.demo import CASES, DemoRow, plain_table, render, run_demo
+from omniquant.errors import UnsupportedError
+
+pytest.importorskip("matplotlib")
+
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return run_demo(samples=1, epochs=1, max_tokens=1024, threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return small_model(tmp_path_factory.mktemp("model"))
+
+
+def without(monkeypatch, name):
+    real = builtins.__import__
+
+    def refuse(module, *rest):
+        if module.partition(".")[0] == name:
+            raise ImportError(name)
+        return real(module, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_every_case_has_a_row(demo):
+    expected = [(scheme, method) for scheme, methods in CASES for method in methods]
+    assert [(row.scheme, row.method) for row in demo.rows] == [("full precision", ""), *expected]
+    full = demo.rows[0].perplexity
+    for row in demo.rows[1:]:
+        assert row.ratio == row.perplexity / full > 1
+        assert (row.min_margin is not None) == (row.method == "affinequant")
+        assert row.min_margin is None or row.min_margin > 0
+    hurt = next(row for row in demo.rows if (row.scheme, row.method) == ("W4A4", "rtn"))
+    assert hurt.ratio > 1.3  # the outlier channels are there
+
+
+def test_table_with_and_without_rich(demo, monkeypatch):
+    pytest.importorskip("rich")
+    assert "affinequant ~" in render(demo.rows)
+    without(monkeypatch, "rich")
+    lines = render(demo.rows).splitlines()
+    assert lines == plain_table(demo.rows).splitlines()
+    assert lines[0].split() == ["scheme", "method", "perplexity", "x", "full", "seconds", "margin"]
+    assert len(lines) == len(demo.rows) + 1
+
+
+def test_plots_are_written(demo, tmp_path):
+    paths = demo.save_plots(tmp_path / "figures")
+    assert [path.name for path in paths] == ["losses.png", "opening.png"]
+    assert all(path.read_bytes().startswith(PNG) for path in paths)
+
+
+def test_plots_without_matplotlib_say_what_to_install(demo, monkeypatch, tmp_path):
+    without(monkeypatch, "matplotlib")
+    paths, reason = demo_module.plots_or_reason(demo, tmp_path / "figures")
+    assert paths == []
+    assert "omniquant-c[plots]" in reason
+    assert not (tmp_path / "figures").exists()
+
+
+def test_command_line(capsys, monkeypatch, demo, tmp_path):
+    def shown(*, say, **options):
+        assert options == {"samples": 2, "epochs": 1, "max_tokens": 512, "seed": 0, "threads": 1}
+        say(demo.rows[0])
+        return demo
+
+    monkeypatch.setattr(demo_module, "run_demo", shown)
+    sizes = ["--samples", "2", "--epochs", "1", "--max-tokens", "512", "--threads", "1"]
+    assert main(["demo", "--output", str(tmp_path / "figures"), "--json", *sizes]) == 0
+    out, err = capsys.readouterr()
+    data = json.loads(out)
+    assert len(data["rows"]) == len(demo.rows)
+    assert data["plots"] == [str(tmp_path / "figures" / name) for name in ("losses.png", "opening.png")]
+    assert err.startswith("full precision")
+    assert main(["demo", "--no-plots", *sizes]) == 0
+    assert "fake-quantized" in capsys.readouterr().out
+    without(monkeypatch, "matplotlib")
+    assert main(["demo", "--output", str(tmp_path / "none"), *sizes]) == 0
+    assert "no plots: plots need matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("epochs", "panels"), [(1, 1), (2, 2), (3, 3), (20, 5)])
+def test_opening_has_a_column_for_each_chosen_epoch(model, epochs, panels):
+    from omniquant.plots import plot_opening
+
+    options = {"method": "affinequant", "epochs": epochs, "progress": False, "threads": 1}
+    figure = plot_opening(omniquant.calibrate(model, small_tokens(1, 4), "W4A4", **options))
+    masks = [axis for axis in figure.axes if axis.get_title().startswith("mask")]
+    assert len(masks) == panels
+    open_entries = [axis.images[0].get_array().astype(bool).sum() for axis in masks]
+    assert open_entries == sorted(open_entries)
+    assert open_entries[-1] == 16  # of 4 x 4: the mask is open at the end
+    # What is drawn last is the map itself: dominant, hence invertible.
+    matrix = figure.axes[-1].images[0].get_array()
+    assert (omniquant.dominance_margins(matrix) > 0).all()
+
+
+def test_opening_needs_a_full_map(model):
+    from omniquant.plots import plot_opening
+
+    result = omniquant.calibrate(
+        model, small_tokens(1, 4), "W4A4", method="omniquant", epochs=1, progress=False
+    )
+    with pytest.raises(UnsupportedError, match="no full affine map at 'qk' of block 0"):
+        plot_opening(result)
+
+
+def test_losses_of_methods_that_do_not_train_have_no_training_curve(model):
+    from omniquant.plots import plot_losses
+
+    result = omniquant.calibrate(model, small_tokens(1, 4), "W4A4", method="rtn", progress=False)
+    figure = plot_losses([result])
+    assert [len(axis.lines) for axis in figure.axes] == [1, 0]
+
+
+def test_rows_without_margin_are_told_so():
+    row = DemoRow("W4A4", "rtn", 2.0, 1.5, 0.25, None, False)
+    assert demo_module.cells(row) == ("W4A4", "rtn", "2.000", "1.500", "0.2", "")

@@ -23,7 +23,12 @@ def right(x: npt.NDArray[np.generic]) -> Floats:
     return _core.matmul(WEIGHT, x, transpose_a=True)
 
 
-FUNCTIONS = {"matmul a": left, "matmul b": right, "inverse": _core.inverse}
+def plain(x: npt.NDArray[np.generic]) -> Floats:
+    """No assembler: here a sanitizer sees what alignment the reads rely on."""
+    return _core.matmul(x, WEIGHT, reference=True)
+
+
+FUNCTIONS = {"matmul a": left, "matmul b": right, "reference": plain, "inverse": _core.inverse}
 functions = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 
 

@@ -19,7 +19,6 @@ import safetensors
 import safetensors.numpy
 
 from omniquant import _core
-from omniquant.bitstream import pack_rows, packed_width, unpack_rows
 from omniquant.checkpoint.text import one_line
 from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError
@@ -52,7 +51,7 @@ def to_tensors(state: BlockState, scheme: QuantConfig) -> dict[str, Array]:
     """Return the tensors of a block's file."""
     tensors = {}
     for name, values in state.folded.items():
-        tensors[name] = pack_rows(values, scheme.w_bits) if name.endswith(".codes") else values
+        tensors[name] = _core.pack(values, scheme.w_bits) if name.endswith(".codes") else values
     return tensors | {_LEARNABLE + name: np.asarray(values) for name, values in state.learnables.items()}
 
 
@@ -81,7 +80,7 @@ def from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where: str) ->
         _check_tensor(values, expected[name], scheme, f"{where}: {name}")
     shapes = linear_shapes(spec)
     folded = {
-        name: unpack_rows(values, scheme.w_bits, shapes[name.removesuffix(".codes")][1])
+        name: _core.unpack(values, scheme.w_bits, shapes[name.removesuffix(".codes")][1])
         if name.endswith(".codes")
         else values
         for name, values in stored.items()
@@ -101,7 +100,7 @@ def _expected(spec: BlockSpec, scheme: QuantConfig) -> dict[str, _Layout]:
     for name, (rows, columns) in linear_shapes(spec).items():
         groups = (rows, scheme.groups(columns))
         if scheme.quantizes_weights:
-            layouts[f"{name}.codes"] = _Layout(np.uint8, (rows, packed_width(columns, scheme.w_bits)))
+            layouts[f"{name}.codes"] = _Layout(np.uint8, (rows, -(-columns * scheme.w_bits // 8)))
             layouts[f"{name}.scale"] = _Layout(np.float32, groups)
             layouts[f"{name}.zero_point"] = _Layout(np.uint8, groups)
         else:

@@ -71,7 +71,7 @@ class CalibrationOptions:
     shuffle : bool
         Draw the order of windows from (seed, block, epoch).
     loss : {"mse", "token"}
-        Mean squared error, or each token's error relative to its own energy.
+        Mean squared error, or each token's error relative to the block's update of it.
     aug_loss : bool
         Also match the full-precision block on the quantized stream.
     best_iterate : bool

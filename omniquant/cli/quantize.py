@@ -87,7 +87,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=int, help="default 20, 40 at 2 bits")
     group.add_argument("--seed", type=int, default=0, help="decides the order of windows, default 0")
-    group.add_argument("--loss", choices=CHOICES["loss"], help="token: errors relative to what the block changes")
+    group.add_argument("--loss", choices=CHOICES["loss"], help="token: errors relative to the update")
     group.add_argument(
         "--aug-loss",
         action=argparse.BooleanOptionalAction,

@@ -275,7 +275,7 @@ class _Run:
             aug,
             cos,
             sin,
-            core_options(self.scheme, self.options, block=index, rope=spec.rope),
+            core_options(self.scheme, self.options, block=index, rope=spec.rope, gated=spec.mlp == "gated"),
             on_step=self._on_step(index) if self.listeners else None,
             threads=self.threads,
         )

@@ -67,7 +67,12 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
         help="between Q and K; scale and full are approximate under rotary positions",
     )
     group.add_argument("--vo-map", choices=CHOICES["vo_map"], help="between V and the output projection")
-    group.add_argument("--up-down", action="store_true", default=None, help="also scales between up and down")
+    group.add_argument(
+        "--up-down",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also scales between up and down; default: affinequant with activations quantized",
+    )
     group.add_argument(
         "--alpha", type=float, help="exponent of the scales' start, default 0.5 (smoothquant 0.85)"
     )

@@ -84,7 +84,7 @@ def test_quantize_in_words(capsys, quantize, tmp_path):
     "more",
     [
         ["--norm-map", "online"], ["--qk-map", "exact"], ["--qk-map", "scale"], ["--vo-map", "diagonal"],
-        ["--up-down"], ["--dominance", "reject"], ["--dominance", "monitor"], ["--stability", "0.1"],
+        ["--no-up-down"], ["--dominance", "reject"], ["--dominance", "monitor"], ["--stability", "0.1"],
         ["--alpha", "0.7"], ["--aug-loss"], ["--no-aug-loss"], ["--loss", "token"], ["--batch-size", "3"],
         ["--schedule", "cosine"], ["--no-shuffle"], ["--best-iterate"], ["--lr-lwc", "0.02"],
         ["--lr-let", "0.01"],

@@ -131,12 +131,14 @@ def test_defaults_are_the_papers(scheme):
     for method in ("omniquant", "affinequant"):
         assert options[method].epochs == (40 if config.w_bits == 2 else 20)
         assert options[method].lwc
-        assert (options[method].lr_lwc, options[method].lr_let, options[method].schedule) == (1e-2, 1e-2, "cosine")
+        assert (options[method].lr_lwc, options[method].schedule) == (1e-2, "cosine")
+        assert options[method].lr_let == (1e-2 if method == "omniquant" else 5e-3)
         short = CalibrationOptions.for_method(method, config, epochs=5)
         assert (short.lr_lwc, short.lr_let, short.schedule) == (1e-2, 5e-3, "constant")
         assert options[method].aug_loss == (scheme != "W3A16")
     affine = options["affinequant"]
     assert (affine.norm_map, affine.vo_map, affine.qk_map) == ("diagonal", "affine", "full")
+    assert affine.up_down == (not config.weight_only)
 
 
 def test_omniquant_is_clipping_alone_where_only_weights_are_quantized():

@@ -9,83 +9,21 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import time
-import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from synthetic import (
-    byte_level_tokenizer,
-    llama_config,
-    llama_tensors,
-    safetensors_bytes,
-    write_llama_folder,
-    write_llama_gguf,
-)
+from hostile import GGUF_SIZES, SIZES, outcome, read_everything, same
+from synthetic import llama_config, llama_tensors, safetensors_bytes, write_llama_folder, write_llama_gguf
 
 from omniquant.checkpoint import check_finite
 from omniquant.checkpoint.gguf_header import read_header
-from omniquant.checkpoint.text import one_line, shown
 from omniquant.errors import CheckpointError, NotFiniteError
-from omniquant.models import Model, load_model
+from omniquant.models import load_model
 
-SIZES: dict[str, Any] = {
-    "num_hidden_layers": 1,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 4,
-    "vocab_size": 16,
-}
-GGUF_SIZES: dict[str, Any] = {**SIZES, "hidden_size": 32, "intermediate_size": 32, "head_dim": 16}
-SETTINGS = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 MEBIBYTE = 1 << 20
-
-
-def read_everything(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Return every tensor of a model, so that every reader runs."""
-    model = load_model(path)
-    tensors = {
-        f"{layer}.{name}": values
-        for layer in range(model.num_layers)
-        for name, values in model.block(layer).items()
-    }
-    tensors |= model.final_norm()
-    tensors |= {"head": model.lm_head(), "embedding": model.embed(np.arange(model.vocab_size))}
-    return tensors
-
-
-def outcome(path: Path, read: Callable[[Path], Any] = read_everything, names: str = "") -> Any:
-    """Return what was read, or None where it was refused as it should be."""
-    start = time.process_time()
-    try:
-        result = read(path)
-    except CheckpointError as error:
-        message = str(error)
-        assert names in message
-        assert str(path) in message
-        assert message.isprintable(), message
-        assert len(message) < 600
-        result = None
-    assert time.process_time() - start < 1.0
-    return result
-
-
-def same(found: dict[str, np.ndarray[Any, Any]], expected: dict[str, np.ndarray[Any, Any]]) -> bool:
-    """Tell whether two models hold the same bits."""
-    return found.keys() == expected.keys() and all(
-        found[name].tobytes() == expected[name].tobytes() and found[name].shape == expected[name].shape
-        for name in expected
-    )
 
 
 @pytest.fixture
@@ -230,14 +168,17 @@ def test_sizes_that_are_none(folder: Path, field: str) -> None:
         assert outcome(folder, load_model, f"config.json: {field} is") is None
 
 
-@pytest.mark.parametrize("field", [*SIZE_FIELDS, "num_key_value_heads", "head_dim"])
-@pytest.mark.parametrize("change", [-1, 1, 7, 1000, 2**31 - 1])
-def test_sizes_that_do_not_match_the_tensors(folder: Path, field: str, change: int) -> None:
-    lie = min(SIZES[field] + change, 2**31 - 1)
-    if lie < 1:
-        pytest.skip("no size")
+WRONG_SIZES = [
+    (field, min(SIZES[field] + change, 2**31 - 1))
+    for field in (*SIZE_FIELDS, "num_key_value_heads", "head_dim")
+    for change in (-1, 1, 7, 1000, 2**31 - 1)
+]
+
+
+@pytest.mark.parametrize(("field", "lie"), WRONG_SIZES)
+def test_sizes_that_do_not_match_the_tensors(folder: Path, field: str, lie: int) -> None:
     write_config(folder, {field: lie})
-    assert outcome(folder, load_model) is None
+    assert outcome(folder, load_model, str(folder)) is None
 
 
 @pytest.mark.parametrize(
@@ -373,170 +314,3 @@ def test_scales_of_gguf_that_are_not_finite(gguf_file: Path) -> None:
     gguf_file.write_bytes(content)
     with pytest.raises(NotFiniteError, match=r"up\.weight: row 0 column 0 is nan"):
         check_finite("up.weight", load_model(gguf_file).block(0)["up.weight"])
-
-
-# --- bombs: small files that ask for much
-
-
-def tiny_tensors(count: int) -> bytes:
-    entries = (
-        f'"{i:x}":{{"dtype":"F32","shape":[],"data_offsets":[{4 * i},{4 * i + 4}]}}' for i in range(count)
-    )
-    header = ("{" + ",".join(entries) + "}").encode()
-    return struct.pack("<Q", len(header)) + header + bytes(4 * count)
-
-
-def gguf_bytes(fields: bytes, field_count: int, tensors: bytes = b"", tensor_count: int = 0) -> bytes:
-    header = b"GGUF" + struct.pack("<IQQ", 3, tensor_count, field_count) + fields + tensors
-    return header + bytes(-len(header) % 32)
-
-
-def gguf_array(kind: int, count: int, item: bytes) -> bytes:
-    return struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, kind, count) + item * count
-
-
-def many_gguf_tensors(count: int) -> bytes:
-    entries = (
-        struct.pack("<Q", 8) + b"%08x" % i + struct.pack("<I4QIQ", 4, 1, 1, 1, 1, 0, 32 * i)
-        for i in range(count)
-    )
-    return gguf_bytes(b"", 0, b"".join(entries), count) + bytes(32 * count)
-
-
-BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "many tensors": ("model.safetensors", lambda: tiny_tensors(46_000)),
-    "nested header": ("model.safetensors", lambda: struct.pack("<Q", 3_000_000) + b"[" * 3_000_000),
-    "deep config": ("config.json", lambda: b"[" * MEBIBYTE),
-    "wide config": ("config.json", lambda: b'{"a":[' + b"[]," * 300_000 + b"[]]}"),
-    "digits": ("config.json", lambda: b'{"a":' + b"9" * (MEBIBYTE - 10) + b"}"),
-    "empty strings": ("m.gguf", lambda: gguf_bytes(gguf_array(8, 2**20, bytes(8)), 1)),
-    "bytes": ("m.gguf", lambda: gguf_bytes(gguf_array(0, 2**24, b"x"), 1)),
-    "many GGUF tensors": ("m.gguf", lambda: many_gguf_tensors(2**14)),
-}
-
-
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_bombs_cost_little_time_and_memory(tmp_path: Path, bomb: str) -> None:
-    name, make = BOMBS[bomb]
-    folder = write_llama_folder(tmp_path / "m")
-    content = make()
-    (folder / name).write_bytes(content)
-    path = folder / name if name.endswith("gguf") else folder
-    if name.endswith("gguf"):
-        pytest.importorskip("gguf", reason="the gguf package is not installed")
-    assert outcome(path, load_model) is None
-    # Once more and untimed: tracing makes Python many times slower.
-    tracemalloc.start()
-    try:
-        outcome_untimed(path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < len(content) + 64 * MEBIBYTE
-
-
-def outcome_untimed(path: Path) -> Model | None:
-    try:
-        return load_model(path)
-    except CheckpointError:
-        return None
-
-
-# --- messages
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("two\n  lines\t", "two lines"),
-        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
-        ("\ud800 lone, \u2028 separator", "\\ud800 lone, separator"),
-        ("", "ValueError"),
-        ("x" * 10_000, "x" * 300 + "..."),
-    ],
-)
-def test_errors_of_libraries_become_one_printable_line(text: str, expected: str) -> None:
-    assert one_line(ValueError(text)) == expected
-
-
-def test_system_errors_give_their_reason_alone() -> None:
-    assert one_line(FileNotFoundError(2, "No such file", "/some/path")) == "No such file"
-
-
-def test_values_of_files_are_shown_short_and_printable() -> None:
-    for value in ("\x1b\n\ud800" * 1000, list(range(10**6)), {"a": {"b": ["c" * 10**6] * 9}}, 10**4000):
-        assert shown(value).isprintable()
-        assert len(shown(value)) < 600
-
-
-# --- random bytes
-
-
-@SETTINGS
-@given(content=st.binary(max_size=400))
-def test_random_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "model.gguf"):
-        with example(tmp_path_factory, name, content) as path:
-            outcome(path, lambda where: load_model(where).tokenizer)
-
-
-@SETTINGS
-@given(header=st.binary(max_size=200), data=st.binary(max_size=64))
-def test_random_safetensors_headers(
-    tmp_path_factory: pytest.TempPathFactory, header: bytes, data: bytes
-) -> None:
-    with example(
-        tmp_path_factory, "model.safetensors", struct.pack("<Q", len(header)) + header + data
-    ) as path:
-        outcome(path)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@SETTINGS
-@given(changes=st.dictionaries(st.sampled_from([*llama_config(), "rope_scaling", "rope_parameters"]), JSON))
-def test_random_configs(tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]) -> None:
-    content = json.dumps(llama_config(**(SIZES | changes))).encode()
-    with example(tmp_path_factory, "config.json", content) as path:
-        outcome(path)
-
-
-@SETTINGS
-@given(data=st.data())
-def test_spliced_gguf(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    pytest.importorskip("gguf", reason="the gguf package is not installed")
-    content = bytearray(valid_gguf(tmp_path_factory))
-    for _ in range(data.draw(st.integers(1, 4))):
-        start = data.draw(st.integers(0, len(content) - 1))
-        content[start : start + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
-    with example(tmp_path_factory, "model.gguf", bytes(content)) as path:
-        outcome(path, lambda where: (read_everything(where), load_model(where).tokenizer))
-
-
-def valid_gguf(factory: pytest.TempPathFactory, cache: list[bytes] = []) -> bytes:  # noqa: B006
-    if not cache:
-        path = factory.mktemp("valid") / "model.gguf"
-        write_llama_gguf(
-            path, tokenizer=byte_level_tokenizer([("t", "h")]), **(GGUF_SIZES | {"vocab_size": 260})
-        )
-        cache.append(path.read_bytes())
-    return cache[0]
-
-
-@contextmanager
-def example(factory: pytest.TempPathFactory, name: str, content: bytes) -> Iterator[Path]:
-    """Yield a model of which one file has the given content; hypothesis makes many in one test."""
-    folder = factory.mktemp("example")
-    if name.endswith("gguf"):
-        (folder / name).write_bytes(content)
-        yield folder / name
-    else:
-        write_llama_folder(folder, layers=1, hidden=8, heads=2, kv_heads=1, ffn=12, vocab=16)
-        (folder / name).write_bytes(content)
-        yield folder
-    shutil.rmtree(folder)

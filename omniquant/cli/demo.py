@@ -8,7 +8,7 @@ from pathlib import Path
 from omniquant.cli.common import Commands, add_run_options, command, emit, note
 
 _EXAMPLES = """\
-  omniquant demo                          about three minutes on two cores
+  omniquant demo                          about two minutes on two cores
   omniquant demo --samples 8 --epochs 4   a quick look
   omniquant demo --json --output figures
 

@@ -92,7 +92,7 @@ oq_code oq_onednn_load(const char *path, oq_error *error)
     return OQ_OK;
 }
 
-/* oneDNN's generated kernels point the stack register into a heap buffer while they run: a signal handler that
+/* oneDNN's generated kernels seem to point the stack register into a heap buffer while they run: a handler that
  * starts there writes its frame over the heap.  So signals wait for the end of the product.  (Measured: a timer
  * of 1 ms and a Python handler corrupt the heap within a second.)  Faults are never held back. */
 static void hold_signals(sigset_t *before)

@@ -34,6 +34,29 @@ def inverse(a: npt.ArrayLike, pivot: bool = False, threads: int = 1) -> npt.NDAr
 def _fail_allocation(n: int, persistent: bool) -> int:
     """Test hook: the n-th allocation from now fails (and all later ones); 0: off. Returns those since."""
 
+# --- packed linear layers (csrc/python/py_kernels.c) ---
+
+def linear_pack(
+    codes: npt.ArrayLike,
+    scales: npt.ArrayLike,
+    zero_points: npt.ArrayLike | None,
+    bias: npt.ArrayLike | None,
+    options: tuple[int, int, int, bool, bool],
+    kernel: str | None,
+    threads: int,
+    /,
+) -> object:
+    """Return a capsule; options: bits, group (0: all), activation bits (16: float), symmetric, full range."""
+
+def linear_run(packed: object, x: npt.ArrayLike, threads: int, /) -> npt.NDArray[np.float32]:
+    """Return y [..., N] of x [..., K]; the same bits for every kernel and any number of threads."""
+
+def linear_info(packed: object, /) -> tuple[str, int]:
+    """Return the kernel's name and the bytes of the packed layer."""
+
+def kernel_names() -> list[str]:
+    """Return the names of the kernels that run here, best first."""
+
 # --- blocks (csrc/python/py_block.c, py_calibrate.c) ---
 # spec: BlockSpec.to_core(); weights: {"q.weight": [n d, H], ...}; options: config.core_options().
 

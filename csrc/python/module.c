@@ -13,7 +13,7 @@
 
 static PyMethodDef *const topics[] = {
     oq_runtime_methods, oq_block_methods, oq_calibrate_methods, oq_linear_methods,
-    oq_quant_methods,   oq_let_methods,   oq_transform_methods,
+    oq_quant_methods,   oq_let_methods,   oq_transform_methods, oq_kernels_methods,
 };
 
 static int execute(PyObject *module)

@@ -9,6 +9,7 @@
 extern PyMethodDef oq_runtime_methods[];
 extern PyMethodDef oq_block_methods[];
 extern PyMethodDef oq_calibrate_methods[];
+extern PyMethodDef oq_kernels_methods[];
 extern PyMethodDef oq_linear_methods[];
 extern PyMethodDef oq_quant_methods[];
 extern PyMethodDef oq_let_methods[];

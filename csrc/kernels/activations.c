@@ -1,0 +1,200 @@
+/* Activations as integers, laid out as the weights' inputs are: padded to whole units a segment. */
+#include <string.h>
+
+#include "base/parallel.h"
+#include "kernels/layout.h"
+
+enum { ROW_CHUNK = 8, PLANES = 3, MOST_ROWS_IN_ONE = 2 };
+
+static const float MOST_FIXED = 8355711.0f; /* 127 * 65536 + 127 * 256 + 127: three balanced digits */
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+typedef struct {
+    const oq_layout *layout;
+    oq_quantizer quantizer;
+    const float *x;
+    int64_t rows;
+    oq_activations *to;
+} job;
+
+/* ---- one row -------------------------------------------------------------- */
+
+INLINE oq_range find_range(const float *x, int64_t n)
+{
+    float lo = 0, hi = 0;
+    for (int64_t i = 0; i < n; i++) {
+        lo = x[i] < lo ? x[i] : lo;
+        hi = x[i] > hi ? x[i] : hi;
+    }
+    return (oq_range){.lo = (oq_real)lo, .hi = (oq_real)hi};
+}
+
+/* a' = clamp(round(x / h) + z, 0, top) - 128; returns the sum of a' - (z - 128). */
+INLINE int32_t quantize_segment(const float *x, int64_t n, oq_grid grid, int8_t *a)
+{
+    const float scale = (float)grid.scale, zero = (float)grid.zero, top = (float)grid.top;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float raw = rintf(x[i] / scale) + zero, low = raw > 0 ? raw : 0;
+        const int32_t code = (int32_t)(low < top ? low : top);
+        a[i] = (int8_t)(code - 128);
+        sum += code;
+    }
+    return sum - (int32_t)n * (int32_t)grid.zero;
+}
+
+INLINE int32_t pair_of(int32_t zero, int32_t sum)
+{
+    return (int32_t)((uint32_t)-zero & 0xffffu) | (int32_t)((uint32_t)-sum << 16);
+}
+
+OQ_VECTORIZED static void quantize_row(const job *j, int64_t row)
+{
+    const oq_layout *l = j->layout;
+    const float *x = j->x + row * l->in;
+    const oq_grid grid = oq_grid_from_range(j->quantizer, find_range(x, l->in));
+    int8_t *a = j->to->codes + row * j->to->stride;
+    int32_t *pair = j->to->pairs + row * l->segments;
+    j->to->scales[row] = (float)grid.scale;
+    for (int64_t g = 0; g < l->groups; g++)
+        for (int64_t done = 0, n; done < oq_group_length(l, g); done += n, x += n) {
+            n = oq_least(OQ_SEGMENT, oq_group_length(l, g) - done);
+            const int64_t padded = oq_segment_units(l, n) * l->unit;
+            *pair++ = pair_of((int32_t)grid.zero - 128, quantize_segment(x, n, grid, a));
+            memset(a + n, 0, (size_t)(padded - n));
+            a += padded;
+        }
+}
+
+/* ---- one row in float ----------------------------------------------------- */
+
+INLINE float largest(const float *x, int64_t n)
+{
+    float most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float magnitude = fabsf(x[i]);
+        most = magnitude > most ? magnitude : most;
+    }
+    return most;
+}
+
+/* The smallest power of two that brings |x| <= most into the range of three digits; no smaller than 2^-126. */
+static float fixed_step(float most)
+{
+    int exponent;
+    if (most == 0) return 1;
+    (void)frexpf(most / MOST_FIXED, &exponent); /* < 2^exponent */
+    float step = ldexpf(1, exponent > -125 ? exponent - 1 : -126);
+    while (most > MOST_FIXED * step) step *= 2;
+    return step;
+}
+
+/* Digits of x / step in base 256, each -128..127; sums of the three. */
+INLINE void split_segment(const float *x, int64_t n, float inverse, int8_t *high, int8_t *middle, int8_t *low,
+                          int32_t sums[PLANES])
+{
+    int32_t sum0 = 0, sum1 = 0, sum2 = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t q = (int32_t)rintf(x[i] * inverse);
+        const int32_t d0 = ((q + 128) & 255) - 128, q1 = (q - d0) / 256;
+        const int32_t d1 = ((q1 + 128) & 255) - 128, d2 = (q1 - d1) / 256;
+        high[i] = (int8_t)d2;
+        middle[i] = (int8_t)d1;
+        low[i] = (int8_t)d0;
+        sum2 += d2;
+        sum1 += d1;
+        sum0 += d0;
+    }
+    sums[0] = sum2;
+    sums[1] = sum1;
+    sums[2] = sum0;
+}
+
+OQ_VECTORIZED static void split_row(const job *j, int64_t row)
+{
+    const oq_layout *l = j->layout;
+    const int64_t stride = j->to->stride;
+    const float *x = j->x + row * l->in;
+    int8_t *a = j->to->codes + row * PLANES * stride;
+    int32_t *pair = j->to->pairs + row * PLANES * l->segments, sums[PLANES];
+    for (int64_t g = 0; g < l->groups; g++) {
+        const float step = fixed_step(largest(x, oq_group_length(l, g)));
+        j->to->scales[row * l->groups + g] = step;
+        for (int64_t done = 0, n; done < oq_group_length(l, g); done += n, x += n) {
+            n = oq_least(OQ_SEGMENT, oq_group_length(l, g) - done);
+            const int64_t padded = oq_segment_units(l, n) * l->unit;
+            split_segment(x, n, 1 / step, a, a + stride, a + 2 * stride, sums);
+            for (int p = 0; p < PLANES; p++) {
+                memset(a + p * stride + n, 0, (size_t)(padded - n));
+                pair[p * l->segments] = pair_of(0, sums[p]);
+            }
+            a += padded;
+            pair++;
+        }
+    }
+}
+
+/* ---- all rows ------------------------------------------------------------- */
+
+static void run_chunk(void *user, int64_t item, int worker)
+{
+    const job *j = user;
+    (void)worker;
+    for (int64_t row = item * ROW_CHUNK; row < oq_least(j->rows, (item + 1) * ROW_CHUNK); row++)
+        if (oq_is_quantized(j->quantizer))
+            quantize_row(j, row);
+        else
+            split_row(j, row);
+}
+
+/* The bits of |x|, compared as integers, order NaN above infinity above all numbers. */
+OQ_VECTORIZED static uint32_t most_bits(const float *x, int64_t count)
+{
+    uint32_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+/* As oq_check_quantizable: finite, and x^ may lie half a step outside. */
+static oq_code check(oq_context *context, const float *x, int64_t rows, int64_t width)
+{
+    const float largest_allowed = FLT_MAX / 2;
+    uint32_t limit;
+    memcpy(&limit, &largest_allowed, sizeof limit);
+    for (int64_t row = 0; row < rows; row++) {
+        const float *at = x + row * width;
+        if (most_bits(at, width) <= limit) continue;
+        int64_t i = 0;
+        while (fabsf(at[i]) <= largest_allowed) i++;
+        return oq_fail(context, OQ_NOT_FINITE, "x row %lld column %lld: %g is not finite or too large to quantize",
+                       (long long)row, (long long)i, (double)at[i]);
+    }
+    return OQ_OK;
+}
+
+oq_code oq_qlinear_quantize(oq_context *context, const oq_qlinear *linear, const float *x, int64_t rows,
+                            oq_activations *to)
+{
+    const oq_layout *l = &linear->layout;
+    const bool quantized = oq_is_quantized(linear->spec.activation);
+    OQ_TRY(check(context, x, rows, l->in));
+    /* One cache line more than a multiple of 4096 bytes: rows should not meet in one set of the cache. */
+    const int64_t stride = oq_pieces(l->units * l->unit, 64) * 64 + 64;
+    *to = (oq_activations){.rows = rows, .planes = quantized ? 1 : PLANES, .stride = stride};
+    OQ_NEW(context, to->codes, rows * to->planes * stride);
+    OQ_NEW(context, to->pairs, rows * to->planes * l->segments);
+    OQ_NEW(context, to->scales, rows * (quantized ? 1 : l->groups));
+    job j = {l, linear->spec.activation, x, rows, to};
+    oq_parallel_for(context->threads, oq_pieces(rows, ROW_CHUNK), run_chunk, &j);
+    return OQ_OK;
+}

@@ -1,0 +1,122 @@
+#include "base/parallel.h"
+#include "kernels/kernel.h"
+
+/* Rows of x whose integers are made at a time: bounds the scratch memory of a long prompt. */
+enum { ROW_BLOCK = 512, MOST_KERNEL_ROWS = 16 };
+
+/* An item's multiplications, some 20 us; its rows are at least as many as hide reading the panel. */
+static const int64_t ITEM_PRODUCTS = (int64_t)1 << 21;
+static const int64_t ITEM_ROWS = 48;
+
+typedef struct {
+    const oq_qlinear *linear;
+    const oq_activations *x;
+    float *y;
+    int64_t panels, rows; /* of an item */
+    int64_t across;       /* items side by side */
+} product;
+
+/* ---- one panel ------------------------------------------------------------ */
+
+/* y = sums x_scale + bias for some rows of one panel. */
+static void finish(const product *p, int64_t row, int rows, int64_t panel, const float *sums)
+{
+    const oq_qlinear *q = p->linear;
+    const int64_t first = panel * OQ_PANEL, count = oq_least(OQ_PANEL, q->spec.out - first);
+    const bool scaled = p->x->planes == 1;
+    for (int r = 0; r < rows; r++) {
+        float *y = p->y + (row + r) * q->spec.out + first;
+        const float *sum = sums + r * OQ_PANEL;
+        const float scale = scaled ? p->x->scales[row + r] : 1;
+        for (int64_t i = 0; i < count; i++) y[i] = sum[i] * scale;
+        if (q->bias)
+            for (int64_t i = 0; i < count; i++) y[i] += q->bias[first + i];
+    }
+}
+
+static oq_tiles tiles_of(const product *p, int64_t panel, int64_t width)
+{
+    const oq_qlinear *q = p->linear;
+    const oq_layout *l = &q->layout;
+    return (oq_tiles){.layout = l,
+                      .codes = q->codes + panel * OQ_PANEL_TILES * l->units * l->unit_bytes,
+                      .scales = q->scales + panel * OQ_PANEL * l->groups,
+                      .code_sums = q->sums + panel * OQ_PANEL * l->segments,
+                      .zeros = q->zeros ? q->zeros + panel * OQ_PANEL * l->groups : NULL,
+                      .zero = 1 << (q->spec.bits - 1),
+                      .width = width,
+                      .a_stride = p->x->stride};
+}
+
+static void multiply_panel(const product *p, int64_t panel, int64_t begin, int64_t end)
+{
+    const oq_qlinear *q = p->linear;
+    const int planes = p->x->planes, most = q->kernel->most_rows / planes;
+    const int64_t tiles = oq_least(OQ_PANEL_TILES, oq_pieces(q->spec.out, OQ_TILE) - panel * OQ_PANEL_TILES);
+    oq_tiles t = tiles_of(p, panel, tiles * OQ_TILE);
+    float sums[MOST_KERNEL_ROWS * OQ_PANEL];
+    for (int64_t row = begin, rows; row < end; row += rows) {
+        rows = oq_pieces(end - row, oq_pieces(end - row, most)); /* 8 are 4 and 4, not 6 and 2 */
+        t.a = p->x->codes + row * planes * p->x->stride;
+        t.pairs = p->x->pairs + row * planes * q->layout.segments;
+        t.x_scales = planes == 1 ? NULL : p->x->scales + row * q->layout.groups;
+        t.sums = sums;
+        q->kernel->multiply(&t, (int)rows * planes, (int)tiles);
+        finish(p, row, (int)rows, panel, sums);
+    }
+}
+
+/* ---- all panels ----------------------------------------------------------- */
+
+static void run_item(void *user, int64_t item, int worker)
+{
+    const product *p = user;
+    const int64_t first = item % p->across * p->panels, row = item / p->across * p->rows;
+    const int64_t last = oq_least(first + p->panels, oq_pieces(p->linear->spec.out, OQ_PANEL));
+    (void)worker;
+    for (int64_t panel = first; panel < last; panel++)
+        multiply_panel(p, panel, row, oq_least(row + p->rows, p->x->rows));
+}
+
+/* Items by the problem alone: enough rows to pay for a panel's way from memory, then panels up to some work. */
+static void cut(product *p)
+{
+    const int64_t panels = oq_pieces(p->linear->spec.out, OQ_PANEL);
+    const int64_t products = OQ_PANEL * p->linear->spec.in * p->x->planes;
+    p->rows = oq_least(p->x->rows, ITEM_ROWS > ITEM_PRODUCTS / products ? ITEM_ROWS : ITEM_PRODUCTS / products);
+    if (p->rows < 1) p->rows = 1;
+    p->panels = ITEM_PRODUCTS / (products * p->rows);
+    if (p->panels < 1) p->panels = 1;
+    p->across = oq_pieces(panels, p->panels);
+}
+
+oq_code oq_qlinear_apply(oq_context *context, const oq_qlinear *linear, const oq_activations *x, float *y)
+{
+    product p = {.linear = linear, .x = x, .y = y};
+    if (x->rows < 1) return OQ_OK;
+    cut(&p);
+    oq_parallel_for(context->threads, p.across * oq_pieces(x->rows, p.rows), run_item, &p);
+    return OQ_OK;
+}
+
+oq_code oq_qlinear_run(oq_context *context, const oq_qlinear *linear, const float *x, int64_t rows, float *y)
+{
+    for (int64_t row = 0; row < rows; row += ROW_BLOCK) {
+        const oq_mark mark = oq_arena_mark(context->arena);
+        oq_activations a;
+        const int64_t some = oq_least(ROW_BLOCK, rows - row);
+        OQ_TRY(oq_qlinear_quantize(context, linear, x + row * linear->spec.in, some, &a));
+        OQ_TRY(oq_qlinear_apply(context, linear, &a, y + row * linear->spec.out));
+        oq_arena_rewind(context->arena, mark);
+    }
+    return OQ_OK;
+}
+
+bool oq_qlinear_shares(const oq_qlinear *a, const oq_qlinear *b)
+{
+    const oq_quantizer p = a->spec.activation, q = b->spec.activation;
+    return a->layout.in == b->layout.in && a->layout.group == b->layout.group &&
+           a->layout.unit == b->layout.unit && oq_is_quantized(p) == oq_is_quantized(q) &&
+           (!oq_is_quantized(p) ||
+            (p.bits == q.bits && p.symmetric == q.symmetric && p.full_range == q.full_range));
+}

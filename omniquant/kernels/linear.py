@@ -1,0 +1,123 @@
+"""One linear layer on packed weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.errors import ConfigError
+from omniquant.threads import resolve_threads
+
+F32 = npt.NDArray[np.float32]
+
+_ACTIVATION_BITS = {"int8": 8, "int4": 4, "float": 16}
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the kernels that run on this processor, the best first."""
+    return tuple(_core.kernel_names())
+
+
+def _whole(value: object, name: str, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise ConfigError(f"{name} {value!r} is not a whole number from {least} to {most}")
+    return int(value)
+
+
+class Linear:
+    """y = x Wᵀ + bias with W = (codes - zero_points) scales, computed in integers.
+
+    Weights stay packed at their bits; a call quantizes x token by token as :func:`omniquant.fake_quantize`
+    does (the same codes, scales and zero points), sums products of integers exactly and scales once a group.
+    With ``activations="float"`` x becomes 24-bit fixed point a group, its step at most 2⁻²² of the group's
+    largest value, which is about as exact as a float32 product.
+
+    Parameters
+    ----------
+    codes : array_like of int [N, K]
+        0 to 2^bits - 1.
+    scales : array_like of float [N, G]
+        One a row and group of inputs, finite.
+    zero_points : array_like of int [N, G], optional
+        0 to 2^bits - 1; None is symmetric: 2^(bits - 1).
+    bits : int
+        2 to 8; 5, 6 and 7 take as much memory as 8.
+    group_size : int, optional
+        Consecutive inputs that share a scale, 1 to K; None: the whole row. G = ceil(K / group_size), the last
+        group may be shorter.
+    activations : {"int8", "int4", "float"}, optional
+        What x becomes on the way: codes of 8 or 4 bits with a scale a token, or float.
+    symmetric_activations : bool, optional
+        One grid around zero a token (zero point 2^(n - 1)) rather than one from smallest to largest.
+    bias : array_like of float [N], optional
+    threads : int, optional
+        None: as `OMP_NUM_THREADS` says, else all processors.
+    kernel : str, optional
+        One of :func:`available`; None: the best.
+
+    Raises
+    ------
+    ConfigError, ValueError
+        Bits, group size, shapes, codes, zero points or an activation kind that do not fit.
+    NotFiniteError
+        A scale or bias that is NaN or infinite.
+    UnsupportedError
+        A kernel that does not exist or cannot run on this processor.
+    TypeError
+        An array of a dtype that cannot be converted.
+
+    Examples
+    --------
+    >>> import numpy as np, omniquant
+    >>> from omniquant.kernels import Linear
+    >>> w, x = np.random.default_rng(0).standard_normal((2, 8, 64)).astype(np.float32)
+    >>> codes, scales, zero_points = omniquant.quantize(w, bits=4, group_size=32)
+    >>> Linear(codes, scales, zero_points, bits=4, group_size=32)(x).shape
+    (8, 8)
+    """
+
+    def __init__(
+        self,
+        codes: npt.ArrayLike,
+        scales: npt.ArrayLike,
+        zero_points: npt.ArrayLike | None = None,
+        *,
+        bits: int,
+        group_size: int | None = None,
+        activations: str = "int8",
+        symmetric_activations: bool = False,
+        bias: npt.ArrayLike | None = None,
+        threads: int | None = None,
+        kernel: str | None = None,
+    ) -> None:
+        if activations not in _ACTIVATION_BITS:
+            raise ConfigError(f"activations {activations!r} are not one of {', '.join(_ACTIVATION_BITS)}")
+        group = 0 if group_size is None else _whole(group_size, "group_size", 1, 2**31)
+        width = _ACTIVATION_BITS[activations]
+        options = (_whole(bits, "bits", 2, 8), group, width, bool(symmetric_activations), False)
+        self._threads = resolve_threads(threads)
+        self._packed = _core.linear_pack(codes, scales, zero_points, bias, options, kernel, self._threads)
+
+    def __call__(self, x: npt.ArrayLike) -> F32:
+        """Return y [..., N] for x [..., K], new float32; calls from several threads at a time are fine.
+
+        Raises
+        ------
+        ValueError
+            If the last axis of x is not K.
+        NotFiniteError
+            Naming the row and column of a NaN, an infinity or a number above half the largest.
+        TypeError
+        """
+        return _core.linear_run(self._packed, x, self._threads)
+
+    @property
+    def kernel(self) -> str:
+        """The name of the kernel that computes it."""
+        return _core.linear_info(self._packed)[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory the packed layer takes."""
+        return _core.linear_info(self._packed)[1]

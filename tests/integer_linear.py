@@ -1,0 +1,82 @@
+"""The integer linear in NumPy: int64 sums, and float32 in the order the kernels promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+import omniquant
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+MOST_FIXED = np.float32(127 * 65536 + 127 * 256 + 127)
+
+
+def group_slices(width: int, group: int) -> list[slice]:
+    return [slice(begin, min(width, begin + group)) for begin in range(0, width, group)]
+
+
+def random_layer(rng, n, k, bits, group, symmetric):
+    """Codes [n, k], scales and zero points [n, G] (None where symmetric)."""
+    groups = len(group_slices(k, group))
+    codes = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
+    scales = rng.uniform(0.5, 2, (n, groups)).astype(np.float32)
+    zero_points = None if symmetric else rng.integers(0, 1 << bits, (n, groups)).astype(np.uint8)
+    return codes, scales, zero_points
+
+
+def centred_weights(codes, zero_points, bits, group) -> list[I64]:
+    """w - z of each group."""
+    out = []
+    for g, part in enumerate(group_slices(codes.shape[1], group)):
+        zero = np.full((len(codes), 1), 1 << (bits - 1)) if zero_points is None else zero_points[:, g : g + 1]
+        out.append(codes[:, part].astype(np.int64) - zero.astype(np.int64))
+    return out
+
+
+def quantized_linear(x, layer, bits, group, activation_bits, symmetric_activations=False, bias=None) -> F32:
+    """Activations at 2 to 8 bits."""
+    codes, scales, zero_points = layer
+    a, a_scale, a_zero = omniquant.quantize(x, bits=activation_bits, symmetric=symmetric_activations)
+    centred = a.astype(np.int64) - a_zero.astype(np.int64)
+    y = np.zeros((len(x), len(codes)), np.float32)
+    weights = centred_weights(codes, zero_points, bits, group)
+    for g, part in enumerate(group_slices(codes.shape[1], group)):
+        y += (centred[:, part] @ weights[g].T).astype(np.float32) * scales[:, g]
+    y *= a_scale
+    return y if bias is None else y + bias
+
+
+def fixed_point(x: F32) -> tuple[I64, F32]:
+    """x [rows, group] as whole multiples of a power of two a row."""
+    most = np.abs(x).max(axis=1, keepdims=True)
+    step = np.ones_like(most)
+    for row in range(len(x)):
+        if most[row] == 0:
+            continue
+        exponent = -126
+        while most[row] > MOST_FIXED * np.float32(2.0**exponent):
+            exponent += 1
+        step[row] = np.float32(2.0**exponent)
+    return np.rint(x.astype(np.float64) / step.astype(np.float64)).astype(np.int64), step
+
+
+def digits(q: I64) -> list[I64]:
+    """High, middle and low balanced digits of base 256."""
+    low = (q + 128) % 256 - 128
+    rest = (q - low) // 256
+    middle = (rest + 128) % 256 - 128
+    return [(rest - middle) // 256, middle, low]
+
+
+def float_linear(x, layer, bits, group, bias=None) -> F32:
+    """Float activations as three planes of fixed point a group."""
+    codes, scales, zero_points = layer
+    y = np.zeros((len(x), len(codes)), np.float32)
+    weights = centred_weights(codes, zero_points, bits, group)
+    for g, part in enumerate(group_slices(codes.shape[1], group)):
+        q, step = fixed_point(x[:, part])
+        high, middle, low = ((d @ weights[g].T).astype(np.float32) for d in digits(q))
+        together = (high * np.float32(256) + middle) * np.float32(256) + low
+        y += together * step * scales[:, g]
+    return y if bias is None else y + bias

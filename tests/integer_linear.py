@@ -25,6 +25,13 @@ def random_layer(rng, n, k, bits, group, symmetric):
     return codes, scales, zero_points
 
 
+RUN = 32768  # products of two bytes that surely fit 32 bits together: longer groups are added up in runs
+
+
+def runs(values: I64) -> list[slice]:
+    return group_slices(values.shape[1], RUN)
+
+
 def centred_weights(codes, zero_points, bits, group) -> list[I64]:
     """w - z of each group."""
     out = []
@@ -42,7 +49,8 @@ def quantized_linear(x, layer, bits, group, activation_bits, symmetric_activatio
     y = np.zeros((len(x), len(codes)), np.float32)
     weights = centred_weights(codes, zero_points, bits, group)
     for g, part in enumerate(group_slices(codes.shape[1], group)):
-        y += (centred[:, part] @ weights[g].T).astype(np.float32) * scales[:, g]
+        for run in runs(weights[g]):
+            y += (centred[:, part][:, run] @ weights[g][:, run].T).astype(np.float32) * scales[:, g]
     y *= a_scale
     return y if bias is None else y + bias
 
@@ -76,7 +84,8 @@ def float_linear(x, layer, bits, group, bias=None) -> F32:
     weights = centred_weights(codes, zero_points, bits, group)
     for g, part in enumerate(group_slices(codes.shape[1], group)):
         q, step = fixed_point(x[:, part])
-        high, middle, low = ((d @ weights[g].T).astype(np.float32) for d in digits(q))
-        together = (high * np.float32(256) + middle) * np.float32(256) + low
-        y += together * step * scales[:, g]
+        for run in runs(q):
+            planes = [(d[:, run] @ weights[g][:, run].T).astype(np.float32) for d in digits(q)]
+            together = (planes[0] * np.float32(256) + planes[1]) * np.float32(256) + planes[2]
+            y += together * step * scales[:, g]
     return y if bias is None else y + bias

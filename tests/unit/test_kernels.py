@@ -53,19 +53,14 @@ def test_float_activations_have_the_promised_bits(bits, symmetric, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(
-    ("k", "group"), [(300, 129), (1000, 1000), (700, 256), (40000, 40000), (70000, 33000)]
-)
+@pytest.mark.parametrize(("k", "group"), [(300, 129), (999, 999), (700, 256), (40000, 40000), (70000, 33000)])
 def test_long_rows(k, group, kernel):
     """Several segments a group, and groups whose sum takes more than one run of 32 bits."""
     rng = np.random.default_rng(k)
     x = rng.standard_normal((2, k)).astype(np.float32)
-    runs = -(-min(k, group) // 32768)
     for bits in BITS:
         layer = random_layer(rng, 3, k, bits, group, symmetric=False)
         y = linear(layer, kernel, bits=bits, group_size=group)(x)
-        expected = quantized_linear(x, layer, bits, group, 8)
-        np.testing.assert_allclose(y, expected, rtol=0 if runs == 1 else 1e-6)
+        np.testing.assert_array_equal(y, quantized_linear(x, layer, bits, group, 8))
         y = linear(layer, kernel, bits=bits, group_size=group, activations="float")(x)
-        expected = float_linear(x, layer, bits, group)
-        np.testing.assert_allclose(y, expected, rtol=0 if runs == 1 else 1e-5)
+        np.testing.assert_array_equal(y, float_linear(x, layer, bits, group))

@@ -54,7 +54,7 @@ static void multiply_panel(const product *p, int64_t panel, int64_t begin, int64
     const int planes = p->x->planes, most = q->kernel->most_rows / planes;
     const int64_t tiles = oq_least(OQ_PANEL_TILES, oq_pieces(q->spec.out, OQ_TILE) - panel * OQ_PANEL_TILES);
     oq_tiles t = tiles_of(p, panel, tiles * OQ_TILE);
-    float sums[MOST_KERNEL_ROWS * OQ_PANEL];
+    _Alignas(64) float sums[MOST_KERNEL_ROWS * OQ_PANEL];
     for (int64_t row = begin, rows; row < end; row += rows) {
         rows = oq_pieces(end - row, oq_pieces(end - row, most)); /* 8 are 4 and 4, not 6 and 2 */
         t.a = p->x->codes + row * planes * p->x->stride;

@@ -15,7 +15,7 @@
 enum { ROWS = 6, TILES = OQ_PANEL_TILES };
 
 typedef struct {
-    int32_t of[ROWS][OQ_PANEL];
+    _Alignas(64) int32_t of[ROWS][OQ_PANEL];
 } block;
 
 /* Inputs 4j .. 4j + 3 of a unit. */
@@ -107,32 +107,35 @@ typedef struct {
 } run;
 
 /* total [rows] of 16 outputs: sums - z_a sum(w) - z_w sum(a - z_a), in pairs of 16 bits, one instruction each. */
-INLINE void correct(const oq_tiles *t, const run *at, int rows, __m512i total[ROWS])
+INLINE void correct(const oq_tiles *t, const run *at, __m512i total[ROWS], const int rows)
 {
     const __m512i zero =
         t->zeros
             ? _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(t->zeros + at->group * t->width + at->lane)))
             : _mm512_set1_epi32(t->zero);
-    for (int64_t s = at->segment; s < at->segment + at->segments; s++) {
+    const int64_t end = at->segment + at->segments;
+    for (int64_t s = at->segment; s < end; s++) {
         const __m512i codes =
             _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(t->code_sums + s * t->width + at->lane)));
         const __m512i columns = _mm512_or_si512(codes, _mm512_slli_epi32(zero, 16));
-        for (int r = 0; r < rows; r++)
-            total[r] =
-                _mm512_dpwssd_epi32(total[r], columns, _mm512_set1_epi32(t->pairs[r * t->layout->segments + s]));
+        UNROLL for (int r = 0; r < rows; r++)
+        {
+            const __m512i pair = _mm512_set1_epi32(t->pairs[r * t->layout->segments + s]);
+            total[r] = _mm512_dpwssd_epi32(total[r], columns, pair);
+        }
     }
 }
 
 /* t->sums += float(total) scale, for 16 outputs. */
-INLINE void flush(const oq_tiles *t, const run *at, int rows, const __m512i total[ROWS])
+INLINE void flush(const oq_tiles *t, const run *at, const __m512i total[ROWS], const int rows, const bool planes)
 {
     const __m512 base = _mm512_set1_ps(256);
     const __m512 scale = _mm512_loadu_ps(t->scales + at->group * t->width + at->lane);
-    const int planes = t->x_scales ? 3 : 1;
-    for (int r = 0; r < rows; r += planes) {
-        float *to = t->sums + r / planes * OQ_PANEL + at->lane;
+    float *to = t->sums + at->lane;
+    UNROLL for (int r = 0; r < rows; r += planes ? 3 : 1, to += OQ_PANEL)
+    {
         __m512 sum = _mm512_cvtepi32_ps(total[r]);
-        if (planes == 3) {
+        if (planes) {
             sum = _mm512_add_ps(_mm512_mul_ps(sum, base), _mm512_cvtepi32_ps(total[r + 1]));
             sum = _mm512_add_ps(_mm512_mul_ps(sum, base), _mm512_cvtepi32_ps(total[r + 2]));
             sum = _mm512_mul_ps(sum, _mm512_set1_ps(t->x_scales[r / 3 * t->layout->groups + at->group]));
@@ -141,24 +144,44 @@ INLINE void flush(const oq_tiles *t, const run *at, int rows, const __m512i tota
     }
 }
 
-VNNI static void finish_run(const oq_tiles *t, run at, int rows, int tiles, const block *sums)
+INLINE void finish_tile(const oq_tiles *t, const run *at, const block *sums, int n, const int rows,
+                        const bool planes)
 {
-    for (int n = 0; n < tiles; n++, at.lane += OQ_TILE) {
-        __m512i total[ROWS];
-        for (int r = 0; r < rows; r++) total[r] = _mm512_loadu_si512(&sums->of[r][n * OQ_TILE]);
-        correct(t, &at, rows, total);
-        flush(t, &at, rows, total);
-    }
+    __m512i total[ROWS];
+    UNROLL for (int r = 0; r < rows; r++) total[r] = _mm512_loadu_si512(&sums->of[r][n * OQ_TILE]);
+    correct(t, at, total, rows);
+    flush(t, at, total, rows, planes);
 }
+
+typedef void (*finish_function)(const oq_tiles *t, const run *at, const block *sums, int n);
+
+#define DEFINE_FINISH(rows, planes)                                                                       \
+    VNNI static void finish_##rows##_##planes(const oq_tiles *t, const run *at, const block *sums, int n) \
+    {                                                                                                     \
+        finish_tile(t, at, sums, n, rows, planes);                                                        \
+    }
+DEFINE_FINISH(1, false)
+DEFINE_FINISH(2, false)
+DEFINE_FINISH(3, false)
+DEFINE_FINISH(4, false)
+DEFINE_FINISH(5, false)
+DEFINE_FINISH(6, false)
+DEFINE_FINISH(3, true)
+DEFINE_FINISH(6, true)
+
+/* [rows - 1], then 3 and 6 rows of planes */
+static const finish_function finishes[ROWS + 2] = {finish_1_false, finish_2_false, finish_3_false, finish_4_false,
+                                                   finish_5_false, finish_6_false, finish_3_true,  finish_6_true};
 
 static void multiply_tiles(const oq_tiles *t, int rows, int64_t lane, int tiles)
 {
     const oq_layout *l = t->layout;
     const int bits = l->stored_bits;
     const add_function add = functions[tiles == TILES][bits == 8 ? 3 : bits - 2][rows - 1];
+    const finish_function finish = finishes[t->x_scales ? ROWS + rows / 3 - 1 : rows - 1];
     const uint8_t *codes = t->codes + lane / OQ_TILE * l->unit_bytes;
     const int8_t *a = t->a;
-    run at = {.lane = lane};
+    run at = {0};
     block sums;
     for (; at.group < l->groups; at.group++)
         for (int64_t done = 0, length; done < oq_group_length(l, at.group); done += length) {
@@ -166,7 +189,10 @@ static void multiply_tiles(const oq_tiles *t, int rows, int64_t lane, int tiles)
             const int64_t units = oq_segment_units(l, length);
             add(t, codes, a, units, &sums);
             at.segments = oq_pieces(length, OQ_SEGMENT);
-            finish_run(t, at, rows, tiles, &sums);
+            for (int n = 0; n < tiles; n++) {
+                at.lane = lane + n * OQ_TILE;
+                finish(t, &at, &sums, n);
+            }
             at.segment += at.segments;
             codes += units * t->width / OQ_TILE * l->unit_bytes;
             a += units * l->unit;

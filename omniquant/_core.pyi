@@ -57,7 +57,7 @@ def linear_info(packed: object, /) -> tuple[str, int]:
 def kernel_names() -> list[str]:
     """Return the names of the kernels that run here, best first."""
 
-# --- blocks (csrc/python/py_block.c, py_calibrate.c) ---
+# --- blocks and the head (csrc/python/py_block.c, py_head.c) ---
 # spec: BlockSpec.to_core(); weights: {"q.weight": [n d, H], ...}; options: config.core_options().
 
 def block_forward(
@@ -191,7 +191,7 @@ def pack(codes: npt.ArrayLike, bits: int) -> npt.NDArray[np.uint8]:
 def unpack(packed: npt.ArrayLike, bits: int, width: int) -> npt.NDArray[np.uint8]:
     """Packed [..., ceil(width bits / 8)] -> codes [..., width]."""
 
-# --- transforms (csrc/python/py_let.c, py_transform.c) ---
+# --- transforms (csrc/python/py_transform.c): matrices [..., n, n] ---
 
 def let_forward(
     x: npt.ArrayLike,
@@ -244,10 +244,10 @@ def affine_backward(
 def gradual_mask(width: int, epoch: int, epochs: int, stability: float = 1.0) -> npt.NDArray[np.float64]:
     """Return the mask [width, width] of an epoch counted from 0."""
 
-def dominance_margins(a: npt.ArrayLike, /) -> npt.NDArray[np.float64]:
+def dominance_margins(a: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """|A_ii| - sum |A_ij| of every row of A [n, n] or [blocks, n, n]."""
 
-def varah_bound(a: npt.ArrayLike, /) -> Any:
+def varah_bound(a: npt.ArrayLike) -> Any:
     """1 / smallest margin, infinity without dominance: np.float64, or [blocks]."""
 
 def project_dominant(a: npt.ArrayLike, tau: float = 0.05) -> tuple[npt.NDArray[np.float64], int]:

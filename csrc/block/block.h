@@ -86,6 +86,9 @@ oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *
 /* y [T, H] = block(x [T, H]); y may be x. */
 oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                          const oq_real *x, oq_saved *saved, oq_real *y);
+/* The same for windows x [N, T, H], with its own scratch memory; the caller may stop it between windows. */
+oq_code oq_block_forward_windows(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
+                                 const oq_real *x, oq_real *y, int64_t samples);
 /* From dy [T, H], the gradients; x is a constant of the calibration, it has none. */
 oq_code oq_block_backward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                           const oq_saved *saved, const oq_real *dy, const oq_block_gradients *gradients);

@@ -128,3 +128,16 @@ oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_
     oq_add(y, saved->x2, count);
     return OQ_OK;
 }
+
+oq_code oq_block_forward_windows(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
+                                 const oq_real *x, oq_real *y, int64_t samples)
+{
+    const int64_t window = run->tokens * run->spec->hidden;
+    oq_saved saved;
+    OQ_TRY(oq_saved_create(context, run, &saved));
+    for (int64_t i = 0; i < samples; i++) {
+        OQ_TRY(oq_check_cancel(context));
+        OQ_TRY(oq_block_forward(context, run, weights, x + i * window, &saved, y + i * window));
+    }
+    return OQ_OK;
+}

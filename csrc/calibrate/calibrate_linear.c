@@ -4,9 +4,9 @@
 
 #include "block/act_quant.h"
 #include "calibrate/initialize.h"
+#include "math/check.h"
 #include "math/gemm.h"
 #include "math/vector.h"
-#include "quant/check.h"
 #include "quant/fake_quantize.h"
 #include "quant/lwc.h"
 #include "transform/dominance.h"

@@ -1,173 +1,83 @@
 #include "python/block_args.h"
 
-#include <stdio.h>
-#include <string.h>
+/* ---- fields ----------------------------------------------------------------------------------------------- */
 
-#include "python/fields.h"
+static const char *const norms[] = {"rms", "layer", NULL}, *const mlps[] = {"plain", "gated", NULL};
+static const char *const activations[] = {"silu", "gelu", "gelu_tanh", "relu", NULL};
+const oq_argument oq_spec_fields[] = {
+    OQ_FIELD("hidden_size", oq_block_spec, hidden),
+    OQ_FIELD("ffn_size", oq_block_spec, ffn),
+    OQ_FIELD("num_heads", oq_block_spec, heads),
+    OQ_FIELD("num_kv_heads", oq_block_spec, kv_heads),
+    OQ_FIELD("head_dim", oq_block_spec, head_dim),
+    OQ_FIELD("norm", oq_block_spec, norm, .choices = norms),
+    OQ_FIELD("norm_eps", oq_block_spec, norm_eps),
+    OQ_FIELD("rope", oq_block_spec, rope),
+    OQ_FIELD("mlp", oq_block_spec, gated, .choices = mlps),
+    OQ_FIELD("activation", oq_block_spec, activation, .choices = activations),
+    {.name = NULL},
+};
 
-int oq_block_args_begin(oq_block_args *args)
+#define QUANTIZER(key, field)                                                              \
+    OQ_FIELD(key, oq_activation_quantizers, field.bits, .range = "bits", .otherwise = 16), \
+        OQ_FIELD("symmetric", oq_activation_quantizers, field.symmetric),                  \
+        OQ_FIELD("full_range", oq_activation_quantizers, field.full_range)
+const oq_argument oq_activation_fields[] = {
+    QUANTIZER("bits", x), QUANTIZER("q_bits", q), QUANTIZER("k_bits", k), QUANTIZER("v_bits", v), {.name = NULL},
+};
+
+/* In the order of oq_map_kind. */
+static const char *const norm_maps[] = {"none", "diagonal", "", "", "online", NULL};
+static const char *const vo_maps[] = {"none", "diagonal", "", "", "affine", NULL};
+static const char *const qk_maps[] = {"none", "scale", "tied", "rotation", "full", NULL};
+static const char *const schedules[] = {"constant", "cosine", NULL}, *const losses[] = {"mse", "token", NULL};
+static const char *const parametrizations[] = {"relative", "absolute", NULL};
+static const char *const policies[] = {"project", "reject", "raise", "monitor", NULL};
+const oq_argument oq_option_fields[] = {
+    OQ_FIELD("w_bits", oq_options, weight.bits, .range = "bits"),
+    OQ_FIELD("w_symmetric", oq_options, weight.symmetric),
+    OQ_FIELD("group_size", oq_options, group_size),
+    OQ_FIELD("lwc", oq_options, lwc),
+    OQ_FIELD("shift", oq_options, shift),
+    OQ_FIELD("norm_map", oq_options, map[OQ_SITE_NORM1], .choices = norm_maps),
+    OQ_FIELD("norm_map", oq_options, map[OQ_SITE_NORM2], .choices = norm_maps),
+    OQ_FIELD("vo_map", oq_options, map[OQ_SITE_VO], .choices = vo_maps),
+    OQ_FIELD("qk_map", oq_options, map[OQ_SITE_QK], .choices = qk_maps),
+    /* True is 1, a diagonal map. */
+    {.name = "up_down", .kind = OQ_INT, .at = offsetof(oq_options, map[OQ_SITE_UP_DOWN]), .range = "[0, 1]"},
+    OQ_FIELD("parametrization", oq_options, parametrization, .choices = parametrizations),
+    OQ_FIELD("dominance", oq_options, dominance, .choices = policies),
+    OQ_FIELD("margin", oq_options, margin),
+    OQ_FIELD("stability", oq_options, stability),
+    OQ_FIELD("alpha", oq_options, alpha),
+    OQ_FIELD("block", oq_options, block),
+    OQ_FIELD("seed", oq_options, seed),
+    OQ_FIELD("epochs", oq_options, epochs, .range = "[0, inf)"),
+    OQ_FIELD("batch_size", oq_options, batch_size),
+    OQ_FIELD("lr_lwc", oq_options, lr_lwc),
+    OQ_FIELD("lr_let", oq_options, lr_let),
+    OQ_FIELD("schedule", oq_options, cosine, .choices = schedules),
+    OQ_FIELD("loss", oq_options, loss, .choices = losses),
+    OQ_FIELD("shuffle", oq_options, shuffle),
+    OQ_FIELD("best_iterate", oq_options, best_iterate),
+    OQ_FIELDS("activation", oq_options, activation, oq_activation_fields, .flags = OQ_OPTIONAL),
+    {.name = NULL},
+};
+
+int oq_check_block(oq_call *call, const oq_block_spec *spec)
 {
-    memset(args, 0, sizeof *args);
-    args->keep = PyList_New(0);
-    return args->keep ? 0 : -1;
-}
-
-void oq_block_args_end(oq_block_args *args) { Py_XDECREF(args->keep); }
-
-/* ---- dictionaries ------------------------------------------------------- */
-
-static int parse_sizes(PyObject *dict, oq_block_spec *spec)
-{
-    return oq_field_int(dict, "spec", "hidden_size", &spec->hidden) < 0 ||
-                   oq_field_int(dict, "spec", "ffn_size", &spec->ffn) < 0 ||
-                   oq_field_int(dict, "spec", "num_heads", &spec->heads) < 0 ||
-                   oq_field_int(dict, "spec", "num_kv_heads", &spec->kv_heads) < 0 ||
-                   oq_field_int(dict, "spec", "head_dim", &spec->head_dim) < 0
-               ? -1
-               : 0;
-}
-
-int oq_parse_spec(PyObject *dict, oq_block_spec *spec)
-{
-    static const char *const norms[] = {"rms", "layer", NULL}, *const mlps[] = {"plain", "gated", NULL};
-    static const char *const activations[] = {"silu", "gelu", "gelu_tanh", "relu", NULL};
-    int norm, mlp, activation;
-    if (parse_sizes(dict, spec) < 0 || oq_field_choice(dict, "spec", "norm", norms, &norm) < 0 ||
-        oq_field_double(dict, "spec", "norm_eps", &spec->norm_eps) < 0 ||
-        oq_field_bool(dict, "spec", "rope", &spec->rope) < 0 ||
-        oq_field_choice(dict, "spec", "mlp", mlps, &mlp) < 0 ||
-        oq_field_choice(dict, "spec", "activation", activations, &activation) < 0)
-        return -1;
-    spec->norm = (oq_norm_kind)norm;
-    spec->gated = mlp == 1;
-    spec->activation = (oq_activation)activation;
     oq_context context = {0};
+    call->size['H'] = spec->hidden;
     if (oq_check_spec(&context, spec) == OQ_OK) return 0;
     PyErr_SetString(PyExc_ValueError, context.error.message);
     return -1;
 }
 
-static int parse_bits(PyObject *dict, const char *name, const char *key, int *bits)
-{
-    int64_t value;
-    if (oq_field_int(dict, name, key, &value) < 0) return -1;
-    if ((value >= 2 && value <= 8) || (value >= 16 && value <= 64)) {
-        *bits = (int)value;
-        return 0;
-    }
-    PyErr_Format(PyExc_ValueError, "%s[\"%s\"] must be 2..8, or 16 for none; got %lld", name, key,
-                 (long long)value);
-    return -1;
-}
+/* ---- arrays ----------------------------------------------------------------------------------------------- */
 
-int oq_parse_activation(PyObject *dict, oq_activation_quantizers *q)
-{
-    const char *name = "activation";
-    oq_quantizer common = {.bits = 16};
-    if (dict != Py_None && (oq_field_bool(dict, name, "symmetric", &common.symmetric) < 0 ||
-                            oq_field_bool(dict, name, "full_range", &common.full_range) < 0))
-        return -1;
-    q->x = q->q = q->k = q->v = common;
-    if (dict == Py_None) return 0;
-    return parse_bits(dict, name, "bits", &q->x.bits) < 0 || parse_bits(dict, name, "q_bits", &q->q.bits) < 0 ||
-                   parse_bits(dict, name, "k_bits", &q->k.bits) < 0 ||
-                   parse_bits(dict, name, "v_bits", &q->v.bits) < 0
-               ? -1
-               : 0;
-}
-
-/* ---- options ------------------------------------------------------------ */
-
-static int parse_maps(PyObject *dict, oq_options *o)
-{
-    static const char *const norm_maps[] = {"none", "diagonal", "online", NULL};
-    static const char *const vo_maps[] = {"none", "diagonal", "affine", NULL};
-    static const char *const qk_maps[] = {"none", "scale", "tied", "rotation", "full", NULL};
-    static const oq_map_kind simple[] = {OQ_MAP_NONE, OQ_MAP_DIAGONAL, OQ_MAP_DENSE};
-    static const oq_map_kind paired[] = {OQ_MAP_NONE, OQ_MAP_DIAGONAL, OQ_MAP_TIED, OQ_MAP_ROTATION, OQ_MAP_DENSE};
-    int norm, vo, qk;
-    bool up_down;
-    if (oq_field_choice(dict, "options", "norm_map", norm_maps, &norm) < 0 ||
-        oq_field_choice(dict, "options", "vo_map", vo_maps, &vo) < 0 ||
-        oq_field_choice(dict, "options", "qk_map", qk_maps, &qk) < 0 ||
-        oq_field_bool(dict, "options", "up_down", &up_down) < 0)
-        return -1;
-    o->map[OQ_SITE_NORM1] = o->map[OQ_SITE_NORM2] = simple[norm];
-    o->map[OQ_SITE_VO] = simple[vo];
-    o->map[OQ_SITE_QK] = paired[qk];
-    o->map[OQ_SITE_UP_DOWN] = up_down ? OQ_MAP_DIAGONAL : OQ_MAP_NONE;
-    return 0;
-}
-
-static int parse_weight_quantizer(PyObject *dict, oq_options *o)
-{
-    return parse_bits(dict, "options", "w_bits", &o->weight.bits) < 0 ||
-                   oq_field_bool(dict, "options", "w_symmetric", &o->weight.symmetric) < 0 ||
-                   oq_field_int(dict, "options", "group_size", &o->group_size) < 0 ||
-                   oq_field_bool(dict, "options", "lwc", &o->lwc) < 0 ||
-                   oq_field_bool(dict, "options", "shift", &o->shift) < 0
-               ? -1
-               : 0;
-}
-
-static int parse_training(PyObject *dict, oq_options *o)
-{
-    static const char *const schedules[] = {"constant", "cosine", NULL}, *const losses[] = {"mse", "token", NULL};
-    int schedule, loss;
-    int64_t seed;
-    if (oq_field_int(dict, "options", "block", &o->block) < 0 ||
-        oq_field_int(dict, "options", "seed", &seed) < 0 ||
-        oq_field_int(dict, "options", "epochs", &o->epochs) < 0 ||
-        oq_field_int(dict, "options", "batch_size", &o->batch_size) < 0 ||
-        oq_field_double(dict, "options", "lr_lwc", &o->lr_lwc) < 0 ||
-        oq_field_double(dict, "options", "lr_let", &o->lr_let) < 0 ||
-        oq_field_choice(dict, "options", "schedule", schedules, &schedule) < 0 ||
-        oq_field_choice(dict, "options", "loss", losses, &loss) < 0 ||
-        oq_field_bool(dict, "options", "shuffle", &o->shuffle) < 0 ||
-        oq_field_bool(dict, "options", "best_iterate", &o->best_iterate) < 0)
-        return -1;
-    if (o->epochs < 0) { /* the trace is allocated before the core checks its options */
-        PyErr_Format(PyExc_ValueError, "options[\"epochs\"] must be >= 0, got %lld", (long long)o->epochs);
-        return -1;
-    }
-    o->seed = (uint64_t)seed;
-    o->cosine = schedule == 1;
-    o->loss = (oq_loss_kind)loss;
-    return 0;
-}
-
-static int parse_affine(PyObject *dict, oq_options *o)
-{
-    static const char *const parametrizations[] = {"relative", "absolute", NULL};
-    static const char *const policies[] = {"project", "reject", "raise", "monitor", NULL};
-    int parametrization, policy;
-    if (oq_field_choice(dict, "options", "parametrization", parametrizations, &parametrization) < 0 ||
-        oq_field_choice(dict, "options", "dominance", policies, &policy) < 0 ||
-        oq_field_double(dict, "options", "margin", &o->margin) < 0 ||
-        oq_field_double(dict, "options", "stability", &o->stability) < 0 ||
-        oq_field_double(dict, "options", "alpha", &o->alpha) < 0)
-        return -1;
-    o->parametrization = (oq_parametrization)parametrization;
-    o->dominance = (oq_dominance_policy)policy;
-    return 0;
-}
-
-int oq_parse_options(PyObject *dict, oq_options *options)
-{
-    memset(options, 0, sizeof *options);
-    if (parse_weight_quantizer(dict, options) < 0 || parse_maps(dict, options) < 0 ||
-        parse_affine(dict, options) < 0 || parse_training(dict, options) < 0)
-        return -1;
-    PyObject *activation = PyDict_GetItemString(dict, "activation"); /* borrowed */
-    return oq_parse_activation(activation ? activation : Py_None, &options->activation);
-}
-
-/* ---- arrays ------------------------------------------------------------- */
-
-/* dict[owner.what] as reals of the given shape, kept alive by args; *to stays NULL when an optional one is absent.
- */
-static int take_tensor(PyObject *dict, const char *owner, const char *what, bool required, int ndim,
-                       const npy_intp *shape, oq_block_args *args, const oq_real **to)
+/* dict[owner.what]; *to stays NULL when an optional one is absent. */
+static int take_tensor(oq_call *call, PyObject *dict, const char *owner, const char *what, bool required,
+                       const char *shape, const oq_real **to)
 {
     char key[40];
     snprintf(key, sizeof key, "%s.%s", owner, what);
@@ -176,78 +86,50 @@ static int take_tensor(PyObject *dict, const char *owner, const char *what, bool
         if (required) PyErr_Format(PyExc_ValueError, "weights lack \"%s\"", key);
         return required ? -1 : 0;
     }
-    PyArrayObject *array = oq_array_in(object, key, OQ_NPY_REAL, ndim);
-    if (!array) return -1;
-    int failed = oq_array_expect(array, key, ndim, shape) < 0 || PyList_Append(args->keep, (PyObject *)array) < 0;
-    *to = oq_array_reals(array);
-    oq_array_release(array);
+    PyArrayObject *array = oq_take_array(call, object, key, OQ_REALS, shape);
+    if (array) *to = oq_data(array);
+    return array ? 0 : -1;
+}
+
+int oq_take_weights(oq_call *call, PyObject *dict, const oq_block_spec *spec, oq_block_weights *w)
+{
+    int failed = !PyDict_Check(dict);
+    if (failed) PyErr_SetString(PyExc_TypeError, "weights must be a dict of arrays");
+    for (int i = 0; !failed && i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(spec, i);
+        const char *name = oq_linear_names[i];
+        call->size['o'] = shape.out;
+        call->size['i'] = shape.in;
+        if (oq_has_linear(spec, i))
+            failed = take_tensor(call, dict, name, "weight", true, "oi", &w->weight[i]) ||
+                     take_tensor(call, dict, name, "bias", false, "o", &w->bias[i]);
+    }
+    for (int i = 0; !failed && i < OQ_NORMS; i++) {
+        const char *name = oq_norm_names[i];
+        failed = take_tensor(call, dict, name, "weight", true, "H", &w->gain[i]) ||
+                 take_tensor(call, dict, name, "bias", false, "H", &w->norm_bias[i]) ||
+                 take_tensor(call, dict, name, "inverse", false, "HH", &w->map_inverse[i]);
+    }
     return failed ? -1 : 0;
 }
 
-int oq_parse_weights(PyObject *dict, oq_block_args *args)
-{
-    oq_block_weights *w = &args->weights;
-    const npy_intp H = args->spec.hidden;
-    if (!PyDict_Check(dict)) {
-        PyErr_SetString(PyExc_TypeError, "weights must be a dict of arrays");
-        return -1;
-    }
-    for (int i = 0; i < OQ_LINEARS; i++) {
-        const oq_linear_shape shape = oq_shape_of(&args->spec, i);
-        const char *name = oq_linear_names[i];
-        if (!oq_has_linear(&args->spec, i)) continue;
-        if (take_tensor(dict, name, "weight", true, 2, (npy_intp[]){shape.out, shape.in}, args, &w->weight[i]) <
-                0 ||
-            take_tensor(dict, name, "bias", false, 1, (npy_intp[]){shape.out}, args, &w->bias[i]) < 0)
-            return -1;
-    }
-    for (int i = 0; i < OQ_NORMS; i++) {
-        const char *name = oq_norm_names[i];
-        if (take_tensor(dict, name, "weight", true, 1, (npy_intp[]){H}, args, &w->gain[i]) < 0 ||
-            take_tensor(dict, name, "bias", false, 1, (npy_intp[]){H}, args, &w->norm_bias[i]) < 0 ||
-            take_tensor(dict, name, "inverse", false, 2, (npy_intp[]){H, H}, args, &w->map_inverse[i]) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-const oq_real *oq_parse_stream(PyObject *object, const char *name, oq_block_args *args)
-{
-    oq_calibration_data *data = &args->data;
-    PyArrayObject *array = oq_array_in(object, name, OQ_NPY_REAL, 3);
-    if (!array) return NULL;
-    const npy_intp shape[3] = {data->tokens ? data->samples : -1, data->tokens ? data->tokens : -1,
-                               args->spec.hidden};
-    const oq_real *reals = NULL;
-    if (oq_array_expect(array, name, 3, shape) == 0 && PyList_Append(args->keep, (PyObject *)array) == 0) {
-        reals = oq_array_reals(array);
-        data->samples = PyArray_DIM(array, 0);
-        data->tokens = PyArray_DIM(array, 1);
-    }
-    oq_array_release(array);
-    return reals;
-}
-
 /* One table [>= T, d / 2]. */
-static const oq_real *parse_table(PyObject *object, const char *name, oq_block_args *args)
+static const oq_real *take_table(oq_call *call, PyObject *object, const char *name, int64_t head_dim)
 {
-    PyArrayObject *array = oq_array_in(object, name, OQ_NPY_REAL, 2);
-    if (!array) return NULL;
-    const oq_real *reals = NULL;
-    if (PyArray_DIM(array, 0) < args->data.tokens || PyArray_DIM(array, 1) != args->spec.head_dim / 2)
-        PyErr_Format(PyExc_ValueError, "%s: expected at least (%lld, %lld), got (%zd, %zd)", name,
-                     (long long)args->data.tokens, (long long)(args->spec.head_dim / 2),
-                     (Py_ssize_t)PyArray_DIM(array, 0), (Py_ssize_t)PyArray_DIM(array, 1));
-    else if (PyList_Append(args->keep, (PyObject *)array) == 0)
-        reals = oq_array_reals(array);
-    oq_array_release(array);
-    return reals;
+    call->size['p'] = -1;
+    call->size['f'] = head_dim / 2;
+    PyArrayObject *table = oq_take_array(call, object, name, OQ_REALS, "pf");
+    if (!table) return NULL;
+    if (oq_size(call, 'p') >= oq_size(call, 'T')) return oq_data(table);
+    PyErr_Format(PyExc_ValueError, "%s: expected at least %lld rows, one a position, got %lld", name,
+                 (long long)oq_size(call, 'T'), (long long)oq_size(call, 'p'));
+    return NULL;
 }
 
-int oq_parse_rope(PyObject *cosine, PyObject *sine, oq_block_args *args)
+int oq_take_rope(oq_call *call, PyObject *cosine, PyObject *sine, const oq_block_spec *spec, oq_rope *rope)
 {
-    if (!args->spec.rope) return 0;
-    args->data.rope.cos = parse_table(cosine, "cos", args);
-    args->data.rope.sin = args->data.rope.cos ? parse_table(sine, "sin", args) : NULL;
-    return args->data.rope.sin ? 0 : -1;
+    if (!spec->rope) return 0;
+    rope->cos = take_table(call, cosine, "cos", spec->head_dim);
+    rope->sin = rope->cos ? take_table(call, sine, "sin", spec->head_dim) : NULL;
+    return rope->sin ? 0 : -1;
 }

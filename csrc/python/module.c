@@ -11,10 +11,18 @@
 #define MODULE_INIT PyInit__core
 #endif
 
+/* clang-format off: a topic a line */
 static PyMethodDef *const topics[] = {
-    oq_runtime_methods, oq_block_methods, oq_calibrate_methods, oq_linear_methods,
-    oq_quant_methods,   oq_let_methods,   oq_transform_methods, oq_kernels_methods,
+    oq_runtime_methods,
+    oq_product_methods,
+    oq_kernels_methods,
+    oq_block_methods,
+    oq_head_methods,
+    oq_linear_methods,
+    oq_quant_methods,
+    oq_transform_methods,
 };
+/* clang-format on */
 
 static int execute(PyObject *module)
 {

@@ -1,152 +1,219 @@
-/* A block's forward pass and the head of a language model. */
-#include "math/cross_entropy.h"
+/* One transformer block: forward, calibrated, folded, and the loss of its learnables. */
+#include <string.h>
+
+#include "calibrate/fold.h"
 #include "python/block_args.h"
-#include "python/call.h"
 #include "python/topics.h"
+#include "python/training.h"
+#include "quant/ste_tape.h"
 
-/* y [N, T, H], window by window. */
-static oq_code forward_windows(oq_context *context, const oq_block_args *args, const oq_real *x, oq_real *y)
+/* N windows of T tokens, H hidden; e epochs, t numbers in all learnables. */
+struct values {
+    oq_block_spec spec;
+    PyObject *weights, *cos, *sin, *learnables, *on_step;
+    oq_block_weights tensors;
+    oq_rope rope;
+    oq_activation_quantizers activation;
+    oq_options options;
+    const oq_real *x, *x_fp, *x_q, *targets, *aug_targets;
+    int64_t epoch;
+    oq_learnables list;
+    oq_real *y, *theta, *dtheta;
+    double loss, *trace;
+    PyObject *folded_tensors; /* owned by the call */
+    oq_folded folded;
+    oq_calibration_result result;
+};
+
+/* ---- what the lines of the tables do ---------------------------------------------------------------------- */
+
+static int check_block(oq_call *call, values *v) { return oq_check_block(call, &v->spec); }
+
+static int take_weights(oq_call *call, values *v)
 {
-    const int64_t window = args->data.tokens * args->spec.hidden;
-    const oq_block_run run = {&args->spec, &args->options.activation, args->data.rope, args->data.tokens};
-    oq_saved saved;
-    OQ_TRY(oq_saved_create(context, &run, &saved));
-    for (int64_t i = 0; i < args->data.samples; i++) {
-        OQ_TRY(oq_check_cancel(context));
-        OQ_TRY(oq_block_forward(context, &run, &args->weights, x + i * window, &saved, y + i * window));
-    }
-    return OQ_OK;
+    return oq_take_weights(call, v->weights, &v->spec, &v->tensors);
 }
 
-static PyObject *run_forward(const oq_block_args *args, const oq_real *x, int threads)
-{
-    oq_context context;
-    oq_code code;
-    PyArrayObject *y =
-        oq_array_new(OQ_NPY_REAL, 3, (npy_intp[]){args->data.samples, args->data.tokens, args->spec.hidden});
-    if (!y) return NULL;
-    if (oq_call_begin(&context, threads) < 0) {
-        oq_array_release(y);
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS code = forward_windows(&context, args, x, oq_array_reals(y));
-    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)y);
-}
+static int take_rope(oq_call *call, values *v) { return oq_take_rope(call, v->cos, v->sin, &v->spec, &v->rope); }
 
-static PyObject *block_forward(PyObject *module, PyObject *positional, PyObject *keywords)
+static int list_learnables(oq_call *call, values *v)
 {
-    static char *names[] = {"spec", "weights", "x", "cos", "sin", "activation", "threads", NULL};
-    PyObject *spec, *weights, *stream, *cosine, *sine, *activation = Py_None, *result = NULL;
-    int threads = 1;
-    oq_block_args args;
-    (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OOOOO|$Oi:block_forward", names, &spec, &weights,
-                                     &stream, &cosine, &sine, &activation, &threads) ||
-        oq_block_args_begin(&args) < 0)
-        return NULL;
-    if (oq_parse_spec(spec, &args.spec) == 0 && oq_parse_weights(weights, &args) == 0 &&
-        oq_parse_activation(activation, &args.options.activation) == 0) {
-        const oq_real *x = oq_parse_stream(stream, "x", &args);
-        if (x && oq_parse_rope(cosine, sine, &args) == 0) result = run_forward(&args, x, threads);
-    }
-    oq_block_args_end(&args);
-    return result;
-}
-
-typedef struct {
-    oq_norm_shape shape;
-    int64_t samples, tokens, vocabulary;
-    const oq_real *hidden, *gain, *bias, *head;
-    const int32_t *ids;
-    double *nll;
-} head_job;
-
-/* nll [N, T - 1]: token t predicts token t + 1. */
-static oq_code windows_nll(oq_context *context, const head_job *j)
-{
-    oq_real *normed;
-    oq_norm_stats *stats;
-    OQ_NEW(context, normed, j->shape.rows * j->shape.width);
-    OQ_NEW(context, stats, j->shape.rows);
-    for (int64_t i = 0; i < j->samples; i++) {
-        oq_norm_forward(context, j->shape, j->hidden + i * j->tokens * j->shape.width, j->gain, j->bias, normed,
-                        stats);
-        OQ_TRY(oq_cross_entropy(context, normed, j->head, j->ids + i * j->tokens + 1, j->nll + i * j->shape.rows,
-                                j->shape.rows, j->shape.width, j->vocabulary));
-    }
-    return OQ_OK;
-}
-
-static PyObject *run_head(head_job *j, int threads)
-{
-    oq_context context;
-    oq_code code;
-    PyArrayObject *nll = oq_array_new(NPY_DOUBLE, 2, (npy_intp[]){j->samples, j->shape.rows});
-    if (!nll) return NULL;
-    if (oq_call_begin(&context, threads) < 0) {
-        oq_array_release(nll);
-        return NULL;
-    }
-    j->nll = oq_array_doubles(nll);
-    Py_BEGIN_ALLOW_THREADS code = windows_nll(&context, j);
-    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)nll);
-}
-
-/* The arrays of next_token_nll, checked against each other; 0 or -1. */
-static int head_arrays(PyObject *const objects[5], PyArrayObject *arrays[5], head_job *j)
-{
-    static const char *const labels[5] = {"hidden", "norm_weight", "norm_bias", "lm_head", "tokens"};
-    static const int dimensions[5] = {3, 1, 1, 2, 2};
-    for (int i = 0; i < 5; i++) {
-        if (objects[i] == Py_None && i == 2) continue;
-        arrays[i] = oq_array_in(objects[i], labels[i], i == 4 ? NPY_INT32 : OQ_NPY_REAL, dimensions[i]);
-        if (!arrays[i]) return -1;
-    }
-    const npy_intp *shape = PyArray_DIMS(arrays[0]), width = shape[2];
-    if (oq_array_expect(arrays[1], labels[1], 1, &width) < 0 ||
-        (arrays[2] && oq_array_expect(arrays[2], labels[2], 1, &width) < 0) ||
-        oq_array_expect(arrays[3], labels[3], 2, (npy_intp[]){-1, width}) < 0 ||
-        oq_array_expect(arrays[4], labels[4], 2, shape) < 0)
-        return -1;
-    if (shape[1] < 2) {
-        PyErr_Format(PyExc_ValueError, "tokens: a window needs at least 2 tokens, got %zd", (Py_ssize_t)shape[1]);
-        return -1;
-    }
-    *j = (head_job){.shape = {j->shape.kind, j->shape.eps, shape[1] - 1, width},
-                    .samples = shape[0],
-                    .tokens = shape[1],
-                    .vocabulary = PyArray_DIM(arrays[3], 0),
-                    .hidden = oq_array_reals(arrays[0]),
-                    .gain = oq_array_reals(arrays[1]),
-                    .bias = arrays[2] ? oq_array_reals(arrays[2]) : NULL,
-                    .head = oq_array_reals(arrays[3]),
-                    .ids = PyArray_DATA(arrays[4])};
+    oq_learnables_list(&v->spec, &v->options, &v->tensors, &v->list);
+    call->size['t'] = v->list.total;
+    call->size['e'] = v->options.epochs;
     return 0;
 }
 
-static PyObject *next_token_nll(PyObject *module, PyObject *positional, PyObject *keywords)
+static int take_learnables(oq_call *call, values *v)
 {
-    static char *names[] = {"hidden",  "norm",   "norm_eps", "norm_weight", "norm_bias",
-                            "lm_head", "tokens", "threads",  NULL};
-    PyObject *objects[5], *result = NULL;
-    PyArrayObject *arrays[5] = {NULL};
-    const char *norm;
-    head_job j = {.samples = 0};
-    int threads = 1;
-    (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OsdOOOO|$i:next_token_nll", names, &objects[0], &norm,
-                                     &j.shape.eps, &objects[1], &objects[2], &objects[3], &objects[4], &threads))
-        return NULL;
-    j.shape.kind = norm[0] == 'l' ? OQ_NORM_LAYER : OQ_NORM_RMS;
-    if (head_arrays(objects, arrays, &j) == 0) result = run_head(&j, threads);
-    for (int i = 0; i < 5; i++) oq_array_release(arrays[i]);
-    return result;
+    return oq_learnables_from_dict(call, &v->list, v->learnables, v->theta);
 }
 
+static int make_linear(oq_call *call, values *v, int i)
+{
+    const oq_linear_shape shape = oq_shape_of(&v->spec, i);
+    const oq_groups groups = oq_weight_groups(&v->spec, &v->options, i);
+    const bool quantized = oq_is_quantized(v->options.weight);
+    const oq_tensor tensors[] = {
+        {"bias", v->tensors.bias[i], OQ_REALS, "o", &v->folded.bias[i]},
+        {"weight", !quantized, OQ_REALS, "oi", &v->folded.weight[i]},
+        {"codes", quantized, OQ_BYTES, "oi", &v->folded.codes[i]},
+        {"scale", quantized, OQ_REALS, "og", &v->folded.scale[i]},
+        {"zero_point", quantized, OQ_BYTES, "og", &v->folded.zero_point[i]},
+    };
+    call->size['o'] = shape.out;
+    call->size['i'] = shape.in;
+    call->size['g'] = oq_groups_per_row(&groups);
+    return oq_put_tensors(call, v->folded_tensors, oq_linear_names[i], tensors, OQ_COUNT(tensors));
+}
+
+static int make_norm(oq_call *call, values *v, int i)
+{
+    const bool online = v->options.map[i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2] == OQ_MAP_DENSE;
+    const oq_tensor tensors[] = {
+        {"weight", true, OQ_REALS, "H", &v->folded.gain[i]},
+        {"bias", v->tensors.norm_bias[i], OQ_REALS, "H", &v->folded.norm_bias[i]},
+        {"inverse", online, OQ_REALS, "HH", &v->folded.map_inverse[i]},
+    };
+    return oq_put_tensors(call, v->folded_tensors, oq_norm_names[i], tensors, OQ_COUNT(tensors));
+}
+
+static int make_folded(oq_call *call, values *v)
+{
+    v->folded_tensors = oq_new_dict(call);
+    int failed = !v->folded_tensors;
+    for (int i = 0; !failed && i < OQ_LINEARS; i++)
+        failed = oq_has_linear(&v->spec, i) && make_linear(call, v, i) < 0;
+    for (int i = 0; !failed && i < OQ_NORMS; i++) failed = make_norm(call, v, i);
+    return failed ? -1 : 0;
+}
+
+static oq_calibration_data data_of(const oq_call *call, const values *v)
+{
+    return (oq_calibration_data){oq_size(call, 'N'), oq_size(call, 'T'), v->x_fp, v->x_q,
+                                 v->targets,         v->aug_targets,     v->rope};
+}
+
+#define BLOCK OQ_STRUCT(spec, oq_spec_fields, .then = check_block), OQ_SCALAR(weights, .then = take_weights)
+#define ROPE OQ_SCALAR(cos), OQ_SCALAR(sin, .then = take_rope)
+#define DATA                                                               \
+    OQ_ARRAY(x_fp, "NTH"), OQ_ARRAY(x_q, "NTH"), OQ_ARRAY(targets, "NTH"), \
+        OQ_ARRAY(aug_targets, "NTH", .flags = OQ_NULLABLE), ROPE
+#define OPTIONS OQ_STRUCT(options, oq_option_fields, .then = list_learnables), OQ_RESULT(theta, "t")
+
+/* ---- block_forward ---------------------------------------------------------------------------------------- */
+
+static const oq_argument block_forward_arguments[] = {
+    BLOCK,      OQ_ARRAY(x, "NTH"),  ROPE, OQ_STRUCT(activation, oq_activation_fields, .flags = OQ_KEYWORD),
+    OQ_THREADS, OQ_RESULT(y, "NTH"),
+};
+
+static oq_code block_forward_run(oq_call *call, values *v)
+{
+    const oq_block_run run = {
+        .spec = &v->spec, .quantizers = &v->activation, .rope = v->rope, .tokens = oq_size(call, 'T')};
+    return oq_block_forward_windows(&call->context, &run, &v->tensors, v->x, v->y, oq_size(call, 'N'));
+}
+
+OQ_FUNCTION(block_forward);
+
+/* ---- calibrate_block -------------------------------------------------------------------------------------- */
+
+static const oq_argument calibrate_block_arguments[] = {
+    BLOCK,
+    DATA,
+    OPTIONS,
+    OQ_SCALAR(on_step, .flags = OQ_KEYWORD),
+    OQ_THREADS,
+    OQ_RESULT(trace, "e"),
+    OQ_DERIVED(make_folded),
+};
+
+static oq_code calibrate_block_run(oq_call *call, values *v)
+{
+    oq_context *context = &call->context;
+    const oq_calibration_data data = data_of(call, v);
+    const oq_hooks hooks = {.on_step = oq_python_step, .user = v->on_step};
+    const oq_mark mark = oq_arena_mark(context->arena);
+    v->result = (oq_calibration_result){.theta = v->theta, .trace = v->trace};
+    OQ_TRY(oq_calibrate_block(context, &v->spec, &v->tensors, &v->options, &data, &hooks, &v->result));
+    oq_arena_rewind(context->arena, mark);
+    return oq_fold_block(context, &v->spec, &v->tensors, &v->options, v->theta, &v->folded);
+}
+
+static PyObject *report(oq_call *call, values *v)
+{
+    PyObject *learnables = oq_learnables_to_dict(call, &v->list, v->theta);
+    return oq_training_report(call, &v->result, oq_site_names, learnables, v->folded_tensors);
+}
+
+OQ_FUNCTION_WITH(calibrate_block, report);
+
+/* ---- fold_block ------------------------------------------------------------------------------------------- */
+
+static const oq_argument fold_block_arguments[] = {
+    BLOCK, OPTIONS, OQ_SCALAR(learnables, .then = take_learnables), OQ_THREADS, OQ_DERIVED(make_folded),
+};
+
+static oq_code fold_block_run(oq_call *call, values *v)
+{
+    return oq_fold_block(&call->context, &v->spec, &v->tensors, &v->options, v->theta, &v->folded);
+}
+
+static PyObject *folded_tensors(oq_call *call, values *v)
+{
+    (void)call;
+    return Py_NewRef(v->folded_tensors);
+}
+
+OQ_FUNCTION_WITH(fold_block, folded_tensors);
+
+/* ---- block_loss ------------------------------------------------------------------------------------------- */
+
+static const oq_argument block_loss_arguments[] = {
+    BLOCK,
+    DATA,
+    OPTIONS,
+    OQ_SCALAR(learnables, .then = take_learnables),
+    OQ_SCALAR(epoch, .flags = OQ_KEYWORD),
+    OQ_THREADS,
+    OQ_RESULT(dtheta, "t"),
+};
+
+static oq_code block_loss_run(oq_call *call, values *v)
+{
+    const oq_calibration_data data = data_of(call, v);
+    return oq_block_loss(&call->context, &v->spec, &v->tensors, &v->options, &data, v->theta, v->epoch, &v->loss,
+                         v->dtheta);
+}
+
+static PyObject *loss_and_gradients(oq_call *call, values *v)
+{
+    return Py_BuildValue("dN", v->loss, oq_learnables_to_dict(call, &v->list, v->dtheta));
+}
+
+OQ_FUNCTION_WITH(block_loss, loss_and_gradients);
+
+#ifdef OQ_DOUBLE
+static PyObject *tape(PyObject *module, PyObject *args)
+{
+    int mode;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "i:_tape", &mode)) return NULL;
+    if (mode < OQ_TAPE_OFF || mode > OQ_TAPE_REPLAY)
+        return PyErr_Format(PyExc_ValueError, "mode must be 0 (off), 1 (record) or 2 (replay), got %d", mode);
+    oq_tape_start((oq_tape_mode)mode);
+    Py_RETURN_NONE;
+}
+#endif
+
 PyMethodDef oq_block_methods[] = {
-    {"block_forward", (PyCFunction)(void (*)(void))block_forward, METH_VARARGS | METH_KEYWORDS,
-     "One transformer block."},
-    {"next_token_nll", (PyCFunction)(void (*)(void))next_token_nll, METH_VARARGS | METH_KEYWORDS,
-     "Negative log-likelihood of each next token."},
+    OQ_METHOD(block_forward, "One transformer block."),
+    OQ_METHOD(calibrate_block, "Train, check and fold one block."),
+    OQ_METHOD(fold_block, "Fold given learnables into one block."),
+    OQ_METHOD(block_loss, "The loss the training descends, and its gradient."),
+#ifdef OQ_DOUBLE
+    {"_tape", tape, METH_VARARGS, "Test hook: record or replay the straight-through surrogate."},
+#endif
     {NULL, NULL, 0, NULL},
 };

@@ -1,322 +1,182 @@
 /* The quantizer on arrays: fake quantization forward and backward, codes, and their bit streams. */
-#include <limits.h>
-
-#include "python/call.h"
-#include "python/rows.h"
+#include "math/check.h"
+#include "python/function.h"
 #include "python/topics.h"
-#include "quant/check.h"
 #include "quant/fake_quantize.h"
 #include "quant/pack.h"
 
-/* ---- arguments ------------------------------------------------------------ */
+/* Rows of k values in g groups; p bytes of a packed row. */
+struct values {
+    const oq_real *x, *dout, *max_logit, *min_logit, *scales;
+    const uint8_t *codes, *zero_points, *packed;
+    int bits;
+    int64_t group_size, width;
+    bool symmetric, full_range;
+    oq_real *out, *dx, *dmax_logit, *dmin_logit, *scale;
+    uint8_t *code, *zero_point;
+};
 
-typedef struct {
-    oq_rows x, dout, max_logit, min_logit; /* arrays owned: drop them with end() */
-    oq_groups groups;
-    int threads;
-} quant_args;
-
-static void end(quant_args *a)
+static oq_groups groups_of(const oq_call *call, const values *v)
 {
-    oq_array_release(a->x.array);
-    oq_array_release(a->dout.array);
-    oq_array_release(a->max_logit.array);
-    oq_array_release(a->min_logit.array);
+    const int64_t k = oq_size(call, 'k'), size = v->group_size;
+    return (oq_groups){.rows = oq_size(call, '*'),
+                       .width = k,
+                       .group = size > 0 && size < k ? size
+                                : k                  ? k
+                                                     : 1,
+                       .quantizer = {v->bits, v->symmetric, v->full_range}};
 }
 
-/* groups from the shape of x and the group size asked for; 0 or -1. */
-static int set_groups(const oq_rows *x, int64_t group_size, oq_groups *groups)
+static oq_clip clip_of(const values *v) { return (oq_clip){v->max_logit, v->min_logit}; }
+
+static int count_groups(oq_call *call, values *v)
 {
-    if (group_size < 0) {
-        PyErr_Format(PyExc_ValueError, "group_size: expected at least 0 (0: the whole row), got %lld",
-                     (long long)group_size);
-        return -1;
-    }
-    groups->rows = x->rows;
-    groups->width = x->width;
-    groups->group = group_size > 0 && group_size < x->width ? group_size : x->width;
-    if (groups->group == 0) groups->group = 1;
+    const oq_groups groups = groups_of(call, v);
+    call->size['g'] = oq_groups_per_row(&groups);
     return 0;
 }
 
-static int set_logits(quant_args *a, PyObject *max_logit, PyObject *min_logit)
+static int both_or_none(oq_call *call, values *v)
 {
-    const int64_t per_row = oq_groups_per_row(&a->groups);
-    if (max_logit == Py_None && min_logit == Py_None) return 0;
-    if (max_logit == Py_None || min_logit == Py_None) {
-        PyErr_SetString(PyExc_ValueError, "max_logit and min_logit go together: give both or none");
-        return -1;
-    }
-    return oq_rows_in_like(max_logit, "max_logit", OQ_NPY_REAL, a->x.array, per_row, &a->max_logit) < 0 ||
-                   oq_rows_in_like(min_logit, "min_logit", OQ_NPY_REAL, a->x.array, per_row, &a->min_logit) < 0
-               ? -1
-               : 0;
+    (void)call;
+    if (!v->max_logit == !v->min_logit) return 0;
+    PyErr_SetString(PyExc_ValueError, "max_logit and min_logit go together: give both or none");
+    return -1;
 }
 
-/* (x[, dout], *, bits, group_size, symmetric, full_range, max_logit, min_logit, threads); 0 or -1. */
-static int parse(PyObject *positional, PyObject *keywords, bool backward, const char *name, quant_args *a)
+#define GROUP_SIZE OQ_SCALAR(group_size, .flags = OQ_KEYWORD, .range = "[0, inf)", .then = count_groups)
+#define QUANTIZER                                                                                               \
+    OQ_SCALAR(bits, .flags = OQ_KEYWORD | OQ_NEEDED), GROUP_SIZE, OQ_SCALAR(symmetric, .flags = OQ_KEYWORD),    \
+        OQ_SCALAR(full_range, .flags = OQ_KEYWORD), OQ_ARRAY(max_logit, "*g", .flags = OQ_KEYWORD | OQ_FINITE), \
+        OQ_ARRAY(min_logit, "*g", .flags = OQ_KEYWORD | OQ_FINITE, .then = both_or_none)
+
+/* ---- fake_quantize, fake_quantize_backward ---------------------------------------------------------------- */
+
+static oq_code forward(oq_call *call, const values *v, oq_real *out, oq_range **ranges)
 {
-    static char *all[] = {"x",          "dout",      "bits",      "group_size", "symmetric",
-                          "full_range", "max_logit", "min_logit", "threads",    NULL};
-    static char *without_dout[] = {"x",         "bits",      "group_size", "symmetric", "full_range",
-                                   "max_logit", "min_logit", "threads",    NULL};
-    PyObject *x, *dout = NULL, *max_logit = Py_None, *min_logit = Py_None;
-    long long group_size = 0;
-    int symmetric = 0, full_range = 0, bits = INT_MIN;
-    char format[48];
-    *a = (quant_args){.threads = 1};
-    snprintf(format, sizeof format, "%s|$iLppOOi:%s", backward ? "OO" : "O", name);
-    const int parsed =
-        backward ? PyArg_ParseTupleAndKeywords(positional, keywords, format, all, &x, &dout, &bits, &group_size,
-                                               &symmetric, &full_range, &max_logit, &min_logit, &a->threads)
-                 : PyArg_ParseTupleAndKeywords(positional, keywords, format, without_dout, &x, &bits, &group_size,
-                                               &symmetric, &full_range, &max_logit, &min_logit, &a->threads);
-    if (parsed && bits == INT_MIN) PyErr_Format(PyExc_TypeError, "%s() needs bits", name);
-    if (!parsed || bits == INT_MIN || oq_rows_in(x, "x", OQ_NPY_REAL, &a->x) < 0) return -1;
-    a->groups.quantizer = (oq_quantizer){bits, symmetric != 0, full_range != 0};
-    if (set_groups(&a->x, group_size, &a->groups) < 0 || set_logits(a, max_logit, min_logit) < 0) return -1;
-    return backward ? oq_rows_in_like(dout, "dout", OQ_NPY_REAL, a->x.array, a->x.width, &a->dout) : 0;
+    const oq_groups groups = groups_of(call, v);
+    OQ_TRY(oq_check_quantizable(&call->context, "x", v->x, groups.rows, groups.width));
+    OQ_NEW(&call->context, *ranges, groups.rows * oq_groups_per_row(&groups));
+    return oq_fake_quantize_forward(&call->context, &groups, clip_of(v), v->x, out, *ranges);
 }
 
-static oq_clip clip_of(const quant_args *a)
-{
-    if (!a->max_logit.array) return (oq_clip){NULL, NULL};
-    return (oq_clip){oq_array_reals(a->max_logit.array), oq_array_reals(a->min_logit.array)};
-}
+static const oq_argument fake_quantize_arguments[] = {
+    OQ_ARRAY(x, "*k"),
+    QUANTIZER,
+    OQ_THREADS,
+    OQ_RESULT(out, "*k"),
+};
 
-static oq_code check_matrix(oq_context *context, const char *name, const oq_rows *m)
-{
-    return m->array ? oq_check_finite(context, name, oq_array_reals(m->array), m->rows, m->width) : OQ_OK;
-}
-
-static oq_code check(oq_context *context, const quant_args *a)
-{
-    OQ_TRY(oq_check_quantizable(context, "x", oq_array_reals(a->x.array), a->x.rows, a->x.width));
-    OQ_TRY(check_matrix(context, "dout", &a->dout));
-    OQ_TRY(check_matrix(context, "max_logit", &a->max_logit));
-    return check_matrix(context, "min_logit", &a->min_logit);
-}
-
-/* ---- fake_quantize, fake_quantize_backward -------------------------------- */
-
-static oq_code forward(oq_context *context, const quant_args *a, oq_real *out, oq_range **ranges)
-{
-    OQ_TRY(check(context, a));
-    OQ_NEW(context, *ranges, a->groups.rows * oq_groups_per_row(&a->groups));
-    return oq_fake_quantize_forward(context, &a->groups, clip_of(a), oq_array_reals(a->x.array), out, *ranges);
-}
-
-static PyObject *fake_quantize(PyObject *module, PyObject *positional, PyObject *keywords)
-{
-    quant_args a;
-    oq_context context;
-    oq_range *ranges;
-    PyArrayObject *out = NULL;
-    PyObject *result = NULL;
-    (void)module;
-    if (parse(positional, keywords, false, "fake_quantize", &a) == 0 &&
-        (out = oq_rows_new(OQ_NPY_REAL, a.x.array, a.x.width)) && oq_call_begin(&context, a.threads) == 0) {
-        oq_code code;
-        Py_BEGIN_ALLOW_THREADS code = forward(&context, &a, oq_array_reals(out), &ranges);
-        Py_END_ALLOW_THREADS result = oq_call_end(&context, code, Py_NewRef((PyObject *)out));
-    }
-    oq_array_release(out);
-    end(&a);
-    return result;
-}
-
-/* grads: dx, dmax_logit, dmin_logit; the last two NULL without LWC. */
-static oq_code backward(oq_context *context, const quant_args *a, PyArrayObject *const grads[3])
+static oq_code fake_quantize_run(oq_call *call, values *v)
 {
     oq_range *ranges;
-    oq_real *to[3] = {NULL};
-    for (int i = 0; i < 3; i++)
-        if (grads[i]) to[i] = oq_array_reals(grads[i]);
-    OQ_TRY(forward(context, a, to[0], &ranges));
-    for (int i = 1; i < 3 && to[i]; i++)
-        for (int64_t k = 0; k < a->max_logit.rows * a->max_logit.width; k++) to[i][k] = 0;
-    return oq_fake_quantize_backward(context, &a->groups, clip_of(a), oq_array_reals(a->x.array), ranges,
-                                     oq_array_reals(a->dout.array), to[0], to[1], to[2]);
+    return forward(call, v, v->out, &ranges);
 }
 
-/* New arrays for dx and, with LWC, the two logits' gradients; 0 or -1. */
-static int new_gradients(const quant_args *a, PyArrayObject *grads[3])
+static const oq_argument fake_quantize_backward_arguments[] = {
+    OQ_ARRAY(x, "*k"),
+    OQ_ARRAY(dout, "*k", .flags = OQ_FINITE),
+    QUANTIZER,
+    OQ_THREADS,
+    OQ_RESULT(dx, "*k"),
+    OQ_RESULT(dmax_logit, "*g", .when = offsetof(values, max_logit)),
+    OQ_RESULT(dmin_logit, "*g", .when = offsetof(values, max_logit)),
+};
+
+static oq_code fake_quantize_backward_run(oq_call *call, values *v)
 {
-    grads[0] = oq_rows_new(OQ_NPY_REAL, a->x.array, a->x.width);
-    if (!grads[0] || !a->max_logit.array) return grads[0] ? 0 : -1;
-    for (int i = 1; i < 3; i++)
-        if (!(grads[i] = oq_rows_new(OQ_NPY_REAL, a->x.array, a->max_logit.width))) return -1;
-    return 0;
+    const oq_groups groups = groups_of(call, v);
+    const size_t logits = v->max_logit ? (size_t)(groups.rows * oq_groups_per_row(&groups)) : 0;
+    oq_range *ranges;
+    OQ_TRY(forward(call, v, v->dx, &ranges));
+    if (logits) memset(v->dmax_logit, 0, sizeof(oq_real) * logits);
+    if (logits) memset(v->dmin_logit, 0, sizeof(oq_real) * logits);
+    return oq_fake_quantize_backward(&call->context, &groups, clip_of(v), v->x, ranges, v->dout, v->dx,
+                                     v->dmax_logit, v->dmin_logit);
 }
 
-static PyObject *fake_quantize_backward(PyObject *module, PyObject *positional, PyObject *keywords)
+/* ---- quantize, dequantize --------------------------------------------------------------------------------- */
+
+static const oq_argument quantize_arguments[] = {
+    OQ_ARRAY(x, "*k"),           QUANTIZER, OQ_THREADS, OQ_RESULT(code, "*k"), OQ_RESULT(scale, "*g"),
+    OQ_RESULT(zero_point, "*g"),
+};
+
+static oq_code quantize_run(oq_call *call, values *v)
 {
-    quant_args a;
-    oq_context context;
-    PyArrayObject *grads[3] = {NULL};
-    PyObject *result = NULL;
-    (void)module;
-    if (parse(positional, keywords, true, "fake_quantize_backward", &a) == 0 && new_gradients(&a, grads) == 0 &&
-        oq_call_begin(&context, a.threads) == 0) {
-        oq_code code;
-        Py_BEGIN_ALLOW_THREADS code = backward(&context, &a, grads);
-        Py_END_ALLOW_THREADS result =
-            code == OQ_OK ? Py_BuildValue("OOO", grads[0], grads[1] ? (PyObject *)grads[1] : Py_None,
-                                          grads[2] ? (PyObject *)grads[2] : Py_None)
-                          : NULL;
-        result = oq_call_end(&context, code, result);
-    }
-    for (int i = 0; i < 3; i++) oq_array_release(grads[i]);
-    end(&a);
-    return result;
+    const oq_groups groups = groups_of(call, v);
+    OQ_TRY(oq_check_quantizable(&call->context, "x", v->x, groups.rows, groups.width));
+    return oq_quantize(&call->context, &groups, clip_of(v), v->x, v->code, v->scale, v->zero_point);
 }
 
-/* ---- quantize, dequantize -------------------------------------------------- */
+static const oq_argument dequantize_arguments[] = {
+    OQ_ARRAY(codes, "*k"),
+    OQ_ARRAY(scales, "*g", .flags = OQ_FINITE),
+    OQ_ARRAY(zero_points, "*g"),
+    GROUP_SIZE,
+    OQ_THREADS,
+    OQ_RESULT(out, "*k"),
+};
 
-static oq_code to_codes(oq_context *context, const quant_args *a, PyArrayObject *const out[3])
+static oq_code dequantize_run(oq_call *call, values *v)
 {
-    OQ_TRY(check(context, a));
-    return oq_quantize(context, &a->groups, clip_of(a), oq_array_reals(a->x.array), PyArray_DATA(out[0]),
-                       oq_array_reals(out[1]), PyArray_DATA(out[2]));
+    oq_groups groups = groups_of(call, v);
+    groups.quantizer.bits = 8; /* codes of any grid */
+    return oq_dequantize(&call->context, &groups, v->codes, v->scales, v->zero_points, v->out);
 }
 
-static PyObject *quantize(PyObject *module, PyObject *positional, PyObject *keywords)
-{
-    quant_args a;
-    oq_context context;
-    PyArrayObject *out[3] = {NULL}; /* codes, scale, zero_point */
-    PyObject *result = NULL;
-    (void)module;
-    if (parse(positional, keywords, false, "quantize", &a) == 0 &&
-        (out[0] = oq_rows_new(NPY_UINT8, a.x.array, a.x.width)) &&
-        (out[1] = oq_rows_new(OQ_NPY_REAL, a.x.array, oq_groups_per_row(&a.groups))) &&
-        (out[2] = oq_rows_new(NPY_UINT8, a.x.array, oq_groups_per_row(&a.groups))) &&
-        oq_call_begin(&context, a.threads) == 0) {
-        oq_code code;
-        Py_BEGIN_ALLOW_THREADS code = to_codes(&context, &a, out);
-        Py_END_ALLOW_THREADS result = oq_call_end(&context, code, Py_BuildValue("OOO", out[0], out[1], out[2]));
-    }
-    for (int i = 0; i < 3; i++) oq_array_release(out[i]);
-    end(&a);
-    return result;
-}
+/* ---- pack, unpack ----------------------------------------------------------------------------------------- */
 
-static oq_code from_codes(oq_context *context, const oq_groups *groups, const oq_rows in[3], oq_real *out)
+static int count_bytes(oq_call *call, values *v)
 {
-    OQ_TRY(check_matrix(context, "scales", &in[1]));
-    return oq_dequantize(context, groups, PyArray_DATA(in[0].array), oq_array_reals(in[1].array),
-                         PyArray_DATA(in[2].array), out);
-}
-
-static PyObject *run_dequantize(const oq_groups *groups, const oq_rows in[3], int threads)
-{
-    oq_context context;
-    oq_code code;
-    PyArrayObject *out = oq_rows_new(OQ_NPY_REAL, in[0].array, groups->width);
-    if (!out) return NULL;
-    if (oq_call_begin(&context, threads) < 0) {
-        oq_array_release(out);
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS code = from_codes(&context, groups, in, oq_array_reals(out));
-    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)out);
-}
-
-static PyObject *dequantize(PyObject *module, PyObject *positional, PyObject *keywords)
-{
-    static char *names[] = {"codes", "scales", "zero_points", "group_size", "threads", NULL};
-    PyObject *codes, *scales, *zero_points, *result = NULL;
-    long long group_size = 0;
-    int threads = 1;
-    oq_rows in[3] = {{.array = NULL}};
-    oq_groups groups = {.quantizer = {.bits = 8}};
-    (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OOO|$Li:dequantize", names, &codes, &scales,
-                                     &zero_points, &group_size, &threads))
-        return NULL;
-    if (oq_rows_in(codes, "codes", NPY_UINT8, &in[0]) == 0 && set_groups(&in[0], group_size, &groups) == 0) {
-        const int64_t per_row = oq_groups_per_row(&groups);
-        if (oq_rows_in_like(scales, "scales", OQ_NPY_REAL, in[0].array, per_row, &in[1]) == 0 &&
-            oq_rows_in_like(zero_points, "zero_points", NPY_UINT8, in[0].array, per_row, &in[2]) == 0)
-            result = run_dequantize(&groups, in, threads);
-    }
-    for (int i = 0; i < 3; i++) oq_array_release(in[i].array);
-    return result;
-}
-
-/* ---- pack, unpack ----------------------------------------------------------- */
-
-static PyObject *run_pack(const oq_rows *from, int64_t width, int bits, bool packing)
-{
-    oq_context context;
-    oq_code code;
-    const uint8_t *in = PyArray_DATA(from->array);
-    PyArrayObject *out = oq_rows_new(NPY_UINT8, from->array, packing ? oq_packed_width(width, bits) : width);
-    if (!out) return NULL;
-    if (oq_call_begin(&context, 1) < 0) {
-        oq_array_release(out);
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS code = packing ? oq_pack(&context, in, from->rows, width, bits, PyArray_DATA(out))
-                                          : oq_unpack(&context, in, from->rows, width, bits, PyArray_DATA(out));
-    Py_END_ALLOW_THREADS return oq_call_end(&context, code, (PyObject *)out);
-}
-
-/* The bytes of a packed row, or -1 with ValueError. */
-static int64_t packed_width(int64_t width, int bits)
-{
-    const int64_t bytes = oq_packed_width(width, bits);
+    if (oq_size(call, 'k') < 0) call->size['k'] = v->width; /* of unpack */
+    const int64_t k = oq_size(call, 'k'), bytes = oq_packed_width(k, v->bits), given = oq_size(call, 'p');
+    call->size['p'] = bytes;
     if (bytes < 0)
-        PyErr_Format(PyExc_ValueError, "expected bits in 1..8 and a width of at least 0, got %d and %lld", bits,
-                     (long long)width);
-    return bytes;
+        PyErr_Format(PyExc_ValueError, "expected bits in 1..8 and a width of at least 0, got %d and %lld", v->bits,
+                     (long long)k);
+    else if (given >= 0 && given != bytes)
+        PyErr_Format(PyExc_ValueError, "packed: a row of %lld codes of %d bits has %lld bytes, not %lld",
+                     (long long)k, v->bits, (long long)bytes, (long long)given);
+    return PyErr_Occurred() ? -1 : 0;
 }
 
-static PyObject *pack(PyObject *module, PyObject *positional, PyObject *keywords)
+static const oq_argument pack_arguments[] = {
+    OQ_ARRAY(codes, "*k"),
+    OQ_SCALAR(bits, .then = count_bytes),
+    OQ_RESULT(code, "*p"),
+};
+
+static oq_code pack_run(oq_call *call, values *v)
 {
-    static char *names[] = {"codes", "bits", NULL};
-    PyObject *object, *result = NULL;
-    oq_rows codes;
-    int bits;
-    (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "Oi:pack", names, &object, &bits) ||
-        oq_rows_in(object, "codes", NPY_UINT8, &codes) < 0)
-        return NULL;
-    if (packed_width(codes.width, bits) >= 0) result = run_pack(&codes, codes.width, bits, true);
-    oq_array_release(codes.array);
-    return result;
+    return oq_pack(&call->context, v->codes, oq_size(call, '*'), oq_size(call, 'k'), v->bits, v->code);
 }
 
-static PyObject *unpack(PyObject *module, PyObject *positional, PyObject *keywords)
+static const oq_argument unpack_arguments[] = {
+    OQ_ARRAY(packed, "*p"),
+    OQ_SCALAR(bits),
+    OQ_SCALAR(width, .then = count_bytes),
+    OQ_RESULT(code, "*k"),
+};
+
+static oq_code unpack_run(oq_call *call, values *v)
 {
-    static char *names[] = {"packed", "bits", "width", NULL};
-    PyObject *object, *result = NULL;
-    oq_rows packed;
-    long long width;
-    int bits;
-    (void)module;
-    if (!PyArg_ParseTupleAndKeywords(positional, keywords, "OiL:unpack", names, &object, &bits, &width))
-        return NULL;
-    const int64_t bytes = packed_width(width, bits);
-    if (bytes < 0 || oq_rows_in(object, "packed", NPY_UINT8, &packed) < 0) return NULL;
-    if (packed.width == bytes)
-        result = run_pack(&packed, width, bits, false);
-    else
-        PyErr_Format(PyExc_ValueError, "packed: a row of %lld codes of %d bits has %lld bytes, not %lld", width,
-                     bits, (long long)bytes, (long long)packed.width);
-    oq_array_release(packed.array);
-    return result;
+    return oq_unpack(&call->context, v->packed, oq_size(call, '*'), v->width, v->bits, v->code);
 }
 
-#define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
+OQ_FUNCTION(fake_quantize);
+OQ_FUNCTION(fake_quantize_backward);
+OQ_FUNCTION(quantize);
+OQ_FUNCTION(dequantize);
+OQ_FUNCTION(pack);
+OQ_FUNCTION(unpack);
 
 PyMethodDef oq_quant_methods[] = {
-    {"fake_quantize", WITH_KEYWORDS(fake_quantize), "Round to the grid of each group and back."},
-    {"fake_quantize_backward", WITH_KEYWORDS(fake_quantize_backward),
-     "Straight-through gradients of fake_quantize."},
-    {"quantize", WITH_KEYWORDS(quantize), "Codes, scales and zero points."},
-    {"dequantize", WITH_KEYWORDS(dequantize), "(q - z) h."},
-    {"pack", WITH_KEYWORDS(pack), "Codes as a little-endian bit stream a row."},
-    {"unpack", WITH_KEYWORDS(unpack), "The codes of a bit stream."},
+    OQ_METHOD(fake_quantize, "Round to the grid of each group and back."),
+    OQ_METHOD(fake_quantize_backward, "Straight-through gradients of fake_quantize."),
+    OQ_METHOD(quantize, "Codes, scales and zero points."),
+    OQ_METHOD(dequantize, "(q - z) h."),
+    OQ_METHOD(pack, "Codes as a little-endian bit stream a row."),
+    OQ_METHOD(unpack, "The codes of a bit stream."),
     {NULL, NULL, 0, NULL},
 };

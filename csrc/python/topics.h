@@ -7,12 +7,12 @@
 #include <Python.h>
 
 extern PyMethodDef oq_runtime_methods[];
+extern PyMethodDef oq_product_methods[];
 extern PyMethodDef oq_block_methods[];
-extern PyMethodDef oq_calibrate_methods[];
 extern PyMethodDef oq_kernels_methods[];
+extern PyMethodDef oq_head_methods[];
 extern PyMethodDef oq_linear_methods[];
 extern PyMethodDef oq_quant_methods[];
-extern PyMethodDef oq_let_methods[];
 extern PyMethodDef oq_transform_methods[];
 
 #endif

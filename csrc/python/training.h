@@ -3,20 +3,15 @@
 #define OQ_PYTHON_TRAINING_H
 
 #include "calibrate/trainer.h"
-#include "python/numpy_api.h"
+#include "python/learned.h"
 
-typedef struct {
-    PyObject *on_step; /* borrowed; NULL: signals alone */
-    PyThreadState *state;
-} oq_python_hook;
-
-/* An oq_step_hook whose user is an oq_python_hook.  Takes the GIL back for a moment: Ctrl-C and the caller's
- * callback both end the calibration. */
+/* An oq_step_hook whose user is the caller's callback, or NULL.  Takes the GIL for a moment: Ctrl-C and the
+ * callback's exceptions both end the calibration. */
 oq_code oq_python_step(void *user, const oq_progress *progress);
 
-/* The result's dict; takes over learnables, folded and trace (NULL with an exception set: hands it on).
- * map_names are the guarded maps'. */
-PyObject *oq_training_report(const oq_calibration_result *r, const char *const *map_names, PyObject *learnables,
-                             PyObject *folded, PyObject *trace);
+/* The result's dict, with the call's array `trace`; takes over the reference to `learnables` (NULL with an
+ * exception set: hands it on).  map_names are the guarded maps'. */
+PyObject *oq_training_report(oq_call *call, const oq_calibration_result *r, const char *const *map_names,
+                             PyObject *learnables, PyObject *folded);
 
 #endif

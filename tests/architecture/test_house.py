@@ -136,13 +136,13 @@ def binding_share() -> float:
     return lines[True] / lines[False]
 
 
-@pytest.mark.xfail(strict=True, reason="open: the functions on arrays took the binding to 0.40 of the core")
+@pytest.mark.xfail(strict=True, reason="open: the binding is 0.31 of the core")
 def test_binding_is_a_quarter_of_the_core_at_most() -> None:
     assert binding_share() <= 0.25
 
 
 def test_binding_does_not_grow_further() -> None:
-    assert binding_share() <= 0.41
+    assert binding_share() <= 0.32
 
 
 def includes(path: Path) -> list[str]:

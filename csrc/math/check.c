@@ -1,4 +1,4 @@
-#include "quant/check.h"
+#include "math/check.h"
 
 #include "math/vector.h"
 
@@ -14,6 +14,16 @@ oq_code oq_check_finite(oq_context *context, const char *name, const oq_real *x,
     if (at < 0) return OQ_OK;
     return oq_fail(context, OQ_NOT_FINITE, "%s row %lld column %lld: %g is not finite", name,
                    (long long)(at / width), (long long)(at % width), (double)x[at]);
+}
+
+oq_code oq_check_finite_doubles(oq_context *context, const char *name, const double *x, int64_t rows,
+                                int64_t width)
+{
+    for (int64_t i = 0; i < rows * width; i++)
+        if (!isfinite(x[i]))
+            return oq_fail(context, OQ_NOT_FINITE, "%s row %lld column %lld: %g is not finite", name,
+                           (long long)(i / width), (long long)(i % width), x[i]);
+    return OQ_OK;
 }
 
 OQ_VECTORIZED static oq_real largest_magnitude(const oq_real *x, int64_t count)

@@ -1,0 +1,77 @@
+/* The plain products behind everything, for tests and benchmarks. */
+#include "math/gemm.h"
+#include "math/inverse.h"
+#include "python/function.h"
+#include "python/topics.h"
+
+struct values {
+    const oq_real *a, *b;
+    const double *square;
+    bool transpose_a, transpose_b, reference, pivot;
+    oq_real *product;
+    double *inverse;
+};
+
+/* op(a) [m, k] op(b) [k, n] from the stored a [r, s] and b [t, u]. */
+static int product_sizes(oq_call *call, values *v)
+{
+    const int64_t k = oq_size(call, v->transpose_a ? 'r' : 's'), inner = oq_size(call, v->transpose_b ? 'u' : 't');
+    call->size['m'] = oq_size(call, v->transpose_a ? 's' : 'r');
+    call->size['n'] = oq_size(call, v->transpose_b ? 't' : 'u');
+    call->size['k'] = k;
+    if (k == inner) return 0;
+    PyErr_Format(PyExc_ValueError, "b: expected an inner dimension of %lld, as of a, got %lld", (long long)k,
+                 (long long)inner);
+    return -1;
+}
+
+static const oq_argument matmul_arguments[] = {
+    OQ_ARRAY(a, "rs"),
+    OQ_ARRAY(b, "tu"),
+    OQ_SCALAR(transpose_a, .flags = OQ_KEYWORD),
+    OQ_SCALAR(transpose_b, .flags = OQ_KEYWORD),
+    OQ_THREADS,
+    OQ_SCALAR(reference, .flags = OQ_KEYWORD),
+    OQ_DERIVED(product_sizes),
+    OQ_RESULT(product, "mn"),
+};
+
+static oq_code matmul_run(oq_call *call, values *v)
+{
+    const oq_gemm_args g = {.transpose_a = v->transpose_a,
+                            .transpose_b = v->transpose_b,
+                            .m = oq_size(call, 'm'),
+                            .n = oq_size(call, 'n'),
+                            .k = oq_size(call, 'k'),
+                            .alpha = 1,
+                            .a = v->a,
+                            .b = v->b,
+                            .lda = oq_size(call, 's'),
+                            .ldb = oq_size(call, 'u'),
+                            .ldc = oq_size(call, 'n'),
+                            .c = v->product};
+    if (!v->reference) return oq_gemm(&call->context, &g);
+    oq_gemm_reference(&g);
+    return OQ_OK;
+}
+
+static const oq_argument inverse_arguments[] = {
+    {.name = "a", OQ_LINE(values, square), .shape = "nn"},
+    OQ_SCALAR(pivot, .flags = OQ_OPTIONAL),
+    {.name = "threads", .kind = OQ_THREAD_COUNT, .flags = OQ_OPTIONAL, .otherwise = 1},
+    OQ_RESULT(inverse, "nn"),
+};
+
+static oq_code inverse_run(oq_call *call, values *v)
+{
+    return oq_inverse(&call->context, v->square, v->inverse, oq_size(call, 'n'), v->pivot, "a");
+}
+
+OQ_FUNCTION(matmul);
+OQ_FUNCTION(inverse);
+
+PyMethodDef oq_product_methods[] = {
+    OQ_METHOD(matmul, "op(a) op(b)."),
+    OQ_METHOD(inverse, "The inverse, in double."),
+    {NULL, NULL, 0, NULL},
+};

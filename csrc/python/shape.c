@@ -1,0 +1,100 @@
+/* Arrays of a call, by the letters of their shapes. */
+#include <string.h>
+
+#include "python/function.h"
+
+static int numpy_type(oq_kind kind)
+{
+    static const int types[] = {NPY_FLOAT, NPY_DOUBLE, NPY_UINT8, NPY_INT32};
+    return types[kind];
+}
+
+void *oq_data(PyArrayObject *array)
+{
+    static double nothing;
+    return PyArray_DATA(array) ? PyArray_DATA(array) : (void *)&nothing;
+}
+
+/* Hands array over to the call; NULL if that fails. */
+static PyArrayObject *keep(oq_call *call, PyArrayObject *array)
+{
+    const bool kept = array && PyList_Append(call->keep, (PyObject *)array) == 0;
+    oq_array_release(array);
+    return kept ? array : NULL;
+}
+
+static bool agree_axes(oq_call *call, int count, const npy_intp *dims)
+{
+    if (call->axis_count >= 0)
+        return count == call->axis_count && memcmp(call->axes, dims, sizeof *dims * (size_t)count) == 0;
+    call->axis_count = count;
+    call->size['*'] = 1;
+    for (int i = 0; i < count; i++) call->size['*'] *= call->axes[i] = dims[i];
+    return true;
+}
+
+/* Sets the letters that are not known yet; false where a known one differs. */
+static bool agree(oq_call *call, PyArrayObject *array, const char *shape)
+{
+    const char *letters = shape + (*shape == '*');
+    const npy_intp *dims = PyArray_DIMS(array);
+    const int axes = PyArray_NDIM(array) - (int)strlen(letters);
+    if (axes < 0 || (axes > 0 && letters == shape)) return false;
+    for (int i = axes; *letters; letters++, i++) {
+        int64_t *size = &call->size[(int)*letters];
+        if (*size < 0) *size = dims[i];
+        if (*size != dims[i]) return false;
+    }
+    return *shape != '*' || agree_axes(call, axes, dims);
+}
+
+/* "(2, 3, k)": sizes where they are known, "..." for unknown axes. */
+static const char *describe(const oq_call *call, const char *shape, char text[160])
+{
+    size_t used = 0;
+    const size_t most = 160;
+    const char *letters = shape + (*shape == '*');
+    const int axes = letters > shape ? call->axis_count : 0, total = axes + (int)strlen(letters);
+    if (axes < 0) used += (size_t)snprintf(text, most, "..., ");
+    for (int i = 0; i < axes && used < most; i++)
+        used += (size_t)snprintf(text + used, most - used, "%lld, ", (long long)call->axes[i]);
+    for (; *letters && used < most; letters++) {
+        const int64_t size = oq_size(call, *letters);
+        used += (size_t)(size < 0 ? snprintf(text + used, most - used, "%c, ", *letters)
+                                  : snprintf(text + used, most - used, "%lld, ", (long long)size));
+    }
+    if (used < most) text[used - (total == 1 ? 1 : 2)] = '\0'; /* (3,) but (3, 4) */
+    return text;
+}
+
+PyArrayObject *oq_take_array(oq_call *call, PyObject *object, const char *name, oq_kind kind, const char *shape)
+{
+    char wanted[160];
+    const int ndim = *shape == '*' ? -1 : (int)strlen(shape);
+    PyArrayObject *array = keep(call, oq_array_in(object, name, numpy_type(kind), ndim));
+    if (!array || agree(call, array, shape)) return array;
+    PyObject *got = PyObject_GetAttrString((PyObject *)array, "shape");
+    if (got)
+        PyErr_Format(PyExc_ValueError, "%s: expected shape (%s), got %R", name, describe(call, shape, wanted),
+                     got);
+    Py_XDECREF(got);
+    return NULL;
+}
+
+PyArrayObject *oq_make_array(oq_call *call, oq_kind kind, const char *shape)
+{
+    npy_intp dims[OQ_MAX_AXES];
+    int ndim = 0;
+    for (const char *s = shape; *s; s++) {
+        for (int i = 0; *s == '*' && i < call->axis_count; i++) dims[ndim++] = call->axes[i];
+        if (*s != '*') dims[ndim++] = (npy_intp)oq_size(call, *s);
+    }
+    return keep(call, oq_array_new(numpy_type(kind), ndim, dims));
+}
+
+PyArrayObject *oq_made_array(const oq_call *call, const char *name)
+{
+    const oq_argument *line = call->function->arguments;
+    while (!line->name || strcmp(line->name, name) != 0) line++;
+    return call->array[line - call->function->arguments];
+}

@@ -38,20 +38,24 @@ def _fail_allocation(n: int, persistent: bool) -> int:
 
 def linear_pack(
     codes: npt.ArrayLike,
+    bits: int,
+    group_size: int,
     scales: npt.ArrayLike,
     zero_points: npt.ArrayLike | None,
     bias: npt.ArrayLike | None,
-    options: tuple[int, int, int, bool, bool],
+    activation_bits: int,
+    symmetric: bool,
+    full_range: bool,
     kernel: str | None,
-    threads: int,
-    /,
+    *,
+    threads: int = 1,
 ) -> object:
-    """Return a capsule; options: bits, group (0: all), activation bits (16: float), symmetric, full range."""
+    """Return a capsule; group_size 0: the whole row; activation_bits 16: float, else their grid as given."""
 
-def linear_run(packed: object, x: npt.ArrayLike, threads: int, /) -> npt.NDArray[np.float32]:
+def linear_run(packed: object, x: npt.ArrayLike, *, threads: int = 1) -> npt.NDArray[np.float32]:
     """Return y [..., N] of x [..., K]; the same bits for every kernel and any number of threads."""
 
-def linear_info(packed: object, /) -> tuple[str, int]:
+def linear_info(packed: object) -> tuple[str, int]:
     """Return the kernel's name and the bytes of the packed layer."""
 
 def kernel_names() -> list[str]:

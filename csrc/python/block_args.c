@@ -91,7 +91,12 @@ static int take_tensor(oq_call *call, PyObject *dict, const char *owner, const c
     return array ? 0 : -1;
 }
 
-int oq_take_weights(oq_call *call, PyObject *dict, const oq_block_spec *spec, oq_block_weights *w)
+int oq_take_weights(oq_call *call, PyObject *dict, const oq_block_spec *spec, oq_block_weights *weights)
+{
+    return oq_take_tensors(call, dict, spec, true, weights);
+}
+
+int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bool weights, oq_block_weights *w)
 {
     int failed = !PyDict_Check(dict);
     if (failed) PyErr_SetString(PyExc_TypeError, "weights must be a dict of arrays");
@@ -101,7 +106,7 @@ int oq_take_weights(oq_call *call, PyObject *dict, const oq_block_spec *spec, oq
         call->size['o'] = shape.out;
         call->size['i'] = shape.in;
         if (oq_has_linear(spec, i))
-            failed = take_tensor(call, dict, name, "weight", true, "oi", &w->weight[i]) ||
+            failed = (weights && take_tensor(call, dict, name, "weight", true, "oi", &w->weight[i])) ||
                      take_tensor(call, dict, name, "bias", false, "o", &w->bias[i]);
     }
     for (int i = 0; !failed && i < OQ_NORMS; i++) {
@@ -132,4 +137,35 @@ int oq_take_rope(oq_call *call, PyObject *cosine, PyObject *sine, const oq_block
     rope->cos = take_table(call, cosine, "cos", spec->head_dim);
     rope->sin = rope->cos ? take_table(call, sine, "sin", spec->head_dim) : NULL;
     return rope->sin ? 0 : -1;
+}
+
+/* ---- the hand-written way ---------------------------------------------------------------------------------- */
+
+int oq_block_args_begin(oq_block_args *args)
+{
+    memset(args, 0, sizeof *args);
+    args->keep = PyList_New(0);
+    return args->keep ? 0 : -1;
+}
+
+void oq_block_args_end(oq_block_args *args) { Py_XDECREF(args->keep); }
+
+int oq_parse_spec(PyObject *dict, oq_block_spec *spec)
+{
+    const oq_argument line = {.name = "spec", .kind = OQ_DICT, .fields = oq_spec_fields};
+    oq_call call = {.axis_count = -1};
+    return oq_take_scalar(&line, dict, "spec", spec) < 0 ? -1 : oq_check_block(&call, spec);
+}
+
+int oq_parse_activation(PyObject *dict, oq_activation_quantizers *quantizers)
+{
+    const oq_argument line = {.name = "activation", .kind = OQ_DICT, .fields = oq_activation_fields};
+    return oq_take_scalar(&line, dict == Py_None ? NULL : dict, "activation", quantizers);
+}
+
+int oq_parse_tensors(PyObject *dict, oq_block_args *args, bool weights)
+{
+    oq_call call = {.keep = args->keep, .axis_count = -1};
+    call.size['H'] = args->spec.hidden;
+    return oq_take_tensors(&call, dict, &args->spec, weights, &args->weights);
 }

@@ -49,7 +49,7 @@ static int take(oq_call *call, const oq_argument *a, PyObject *object, char *bas
         return -1;
     }
     const bool none = object == Py_None && a->flags & (OQ_NULLABLE | LEAVABLE);
-    if (!is_array(a)) return oq_take_scalar(a, none && a->kind >= OQ_OBJECT ? NULL : object, a->name, to);
+    if (!is_array(a)) return oq_take_scalar(a, none && a->kind >= OQ_STRING ? NULL : object, a->name, to);
     if (none || !object) return 0;
     PyArrayObject *array = oq_take_array(call, object, a->name, a->kind, a->shape);
     return store_array(call, a - call->function->arguments, array, to);
@@ -95,6 +95,7 @@ static PyObject *result(const oq_call *call, const oq_argument *a, const char *b
 {
     PyArrayObject *array = call->array[a - call->function->arguments];
     if (a->kind == OQ_LONG) return PyLong_FromLongLong(*(const int64_t *)(const void *)(base + a->at));
+    if (a->kind == OQ_STRING) return PyUnicode_FromString(*(const char *const *)(const void *)(base + a->at));
     if (a->kind == OQ_NUMBER) return PyFloat_FromDouble(*(const double *)(const void *)(base + a->at));
     return array ? PyArray_Return((PyArrayObject *)Py_NewRef((PyObject *)array)) : Py_NewRef(Py_None);
 }

@@ -21,6 +21,7 @@
  *     [const] float *, double *, uint8_t *, int32_t *     an array (OQ_ARRAY, OQ_RESULT)
  *     int64_t, int, double, bool                          a number, a truth value
  *     an enum                                             one of the strings `choices`
+ *     const char *                                        a string, borrowed
  *     PyObject *                                          the object itself, borrowed, for `then`
  *
  * Letters of shapes are sizes.  The first array that has a letter sets it, every other has to agree. */
@@ -42,6 +43,7 @@ typedef enum {
     OQ_NUMBER,
     OQ_FLAG,
     OQ_CHOICE,
+    OQ_STRING,
     OQ_OBJECT,
     OQ_DICT,         /* a dict, by `fields` */
     OQ_THREAD_COUNT, /* of the call itself */
@@ -54,7 +56,7 @@ enum {
     OQ_OPTIONAL = 1, /* may be left out: an array or object then is NULL, a number `otherwise` */
     OQ_KEYWORD = 2,  /* by keyword alone, and may be left out */
     OQ_NEEDED = 4,   /* though OQ_KEYWORD */
-    OQ_NULLABLE = 8, /* may be None, which is NULL; so may every array and object that may be left out */
+    OQ_NULLABLE = 8, /* may be None, which is NULL; so may every array, string and object that may be left out */
     OQ_FINITE = 16,  /* NaN and infinity are refused, by row and column */
     OQ_MADE = 32     /* a result */
 };
@@ -128,7 +130,7 @@ int oq_take_scalar(const oq_argument *argument, PyObject *object, const char *wh
     uint8_t *: OQ_BYTES,    const uint8_t *: OQ_BYTES,      \
     int32_t *: OQ_INDICES,  const int32_t *: OQ_INDICES,    \
     int: OQ_INT, int64_t: OQ_LONG, uint64_t: OQ_LONG, double: OQ_NUMBER, bool: OQ_FLAG, unsigned: OQ_CHOICE, \
-    PyObject *: OQ_OBJECT)
+    const char *: OQ_STRING, PyObject *: OQ_OBJECT)
 /* clang-format on */
 #define OQ_LINE(type, field) .kind = OQ_KIND_OF(((type *)0)->field), .at = offsetof(type, field)
 

@@ -11,7 +11,7 @@
 #define MODULE_INIT PyInit__core
 #endif
 
-/* clang-format off: a topic a line */
+/* clang-format off */ /* a topic a line */
 static PyMethodDef *const topics[] = {
     oq_runtime_methods,
     oq_product_methods,

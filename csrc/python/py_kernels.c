@@ -1,144 +1,123 @@
 /* A packed linear layer, kept in a capsule. */
 #include "base/alloc.h"
 #include "kernels/linear.h"
-#include "python/call.h"
-#include "python/rows.h"
+#include "python/function.h"
 #include "python/topics.h"
 
 #define CAPSULE "omniquant._core.linear"
 
-typedef struct {
-    oq_qlinear linear;
-    void *memory;
-} packed_linear;
-
-static void free_linear(PyObject *capsule)
-{
-    packed_linear *p = PyCapsule_GetPointer(capsule, CAPSULE);
-    oq_free(p->memory);
-    oq_free(p);
-}
-
-typedef struct {
-    PyArrayObject *codes, *scales, *zero_points, *bias; /* owned; the last two may be NULL */
+/* n outputs, k inputs, g groups; m numbers in a row of codes. */
+struct values {
+    const uint8_t *codes, *zero_points;
+    const float *scales, *bias, *x;
+    const char *kernel;
+    bool symmetric, full_range;
+    int bits, activation_bits;
+    int64_t group_size, nbytes;
+    PyObject *packed;
+    float *y;
     oq_qlinear_spec spec;
-} pack_args;
+    oq_qlinear *linear; /* followed by its packed weights */
+};
 
-static void end(pack_args *a)
-{
-    oq_array_release(a->codes);
-    oq_array_release(a->scales);
-    oq_array_release(a->zero_points);
-    oq_array_release(a->bias);
-}
+static void free_linear(PyObject *capsule) { oq_free(PyCapsule_GetPointer(capsule, CAPSULE)); }
 
-/* Shapes are checked against the codes'; 0 or -1. */
-static int take(PyObject *codes, PyObject *scales, PyObject *zero_points, PyObject *bias, pack_args *a)
+static int find_linear(oq_call *call, values *v)
 {
-    oq_qlinear_spec *s = &a->spec;
-    if (!(a->codes = oq_array_in(codes, "codes", NPY_UINT8, 2))) return -1;
-    s->out = PyArray_DIM(a->codes, 0);
-    s->in = PyArray_DIM(a->codes, 1);
-    if (s->group == 0) s->group = s->in;
-    if (s->group < 0 || s->group > s->in) {
-        PyErr_Format(PyExc_ValueError, "group_size %lld does not fit %lld inputs", (long long)s->group,
-                     (long long)s->in);
-        return -1;
-    }
-    const npy_intp grid[] = {s->out, s->group ? (s->in + s->group - 1) / s->group : 0};
-    s->symmetric = zero_points == Py_None;
-    s->bias = bias != Py_None;
-    if (!(a->scales = oq_array_in(scales, "scales", NPY_FLOAT, 2)) ||
-        oq_array_expect(a->scales, "scales", 2, grid) < 0 ||
-        (!s->symmetric && (!(a->zero_points = oq_array_in(zero_points, "zero_points", NPY_UINT8, 2)) ||
-                           oq_array_expect(a->zero_points, "zero_points", 2, grid) < 0)) ||
-        (s->bias &&
-         (!(a->bias = oq_array_in(bias, "bias", NPY_FLOAT, 1)) || oq_array_expect(a->bias, "bias", 1, grid) < 0)))
-        return -1;
+    v->linear = PyCapsule_GetPointer(v->packed, CAPSULE);
+    if (!v->linear) return -1;
+    call->size['k'] = v->linear->spec.in;
+    call->size['n'] = v->linear->spec.out;
     return 0;
 }
 
-static oq_code pack(oq_context *context, const pack_args *a, const char *kernel, packed_linear *p)
+/* ---- linear_pack ------------------------------------------------------------------------------------------- */
+
+static int count_groups(oq_call *call, values *v)
 {
-    const oq_qlinear_source source = {.codes = PyArray_DATA(a->codes),
-                                      .scales = PyArray_DATA(a->scales),
-                                      .zero_points = a->zero_points ? PyArray_DATA(a->zero_points) : NULL,
-                                      .bias = a->bias ? PyArray_DATA(a->bias) : NULL};
+    const int64_t k = oq_size(call, 'k'), group = v->group_size ? v->group_size : k;
+    call->size['g'] = group ? (k + group - 1) / group : 0;
+    v->group_size = group;
+    if (group <= k) return 0;
+    PyErr_Format(PyExc_ValueError, "group_size %lld does not fit %lld inputs", (long long)group, (long long)k);
+    return -1;
+}
+
+static const oq_argument linear_pack_arguments[] = {
+    OQ_ARRAY(codes, "nk"),
+    OQ_SCALAR(bits),
+    OQ_SCALAR(group_size, .range = "[0, inf)", .then = count_groups),
+    OQ_ARRAY(scales, "ng"),
+    OQ_ARRAY(zero_points, "ng", .flags = OQ_NULLABLE),
+    OQ_ARRAY(bias, "n", .flags = OQ_NULLABLE),
+    OQ_SCALAR(activation_bits),
+    OQ_SCALAR(symmetric),
+    OQ_SCALAR(full_range),
+    OQ_SCALAR(kernel, .flags = OQ_NULLABLE),
+    OQ_THREADS,
+};
+
+static oq_code pack(oq_call *call, values *v, char *memory)
+{
+    const oq_qlinear_source source = {
+        .codes = v->codes, .scales = v->scales, .zero_points = v->zero_points, .bias = v->bias};
+    OQ_TRY(oq_qlinear_pack(&call->context, &v->spec, &source, memory, v->linear));
+    return oq_qlinear_use(&call->context, v->linear, v->kernel);
+}
+
+static oq_code linear_pack_run(oq_call *call, values *v)
+{
+    const size_t head = (sizeof *v->linear + 63) / 64 * 64;
     size_t bytes;
-    OQ_TRY(oq_qlinear_bytes(context, &a->spec, &bytes));
-    if (!(p->memory = oq_malloc(bytes))) return oq_fail_memory(context, bytes, 1);
-    OQ_TRY(oq_qlinear_pack(context, &a->spec, &source, p->memory, &p->linear));
-    return oq_qlinear_use(context, &p->linear, kernel);
+    v->spec = (oq_qlinear_spec){.out = oq_size(call, 'n'),
+                                .in = oq_size(call, 'k'),
+                                .group = v->group_size,
+                                .bits = v->bits,
+                                .symmetric = !v->zero_points,
+                                .bias = v->bias,
+                                .activation = {v->activation_bits, v->symmetric, v->full_range}};
+    OQ_TRY(oq_qlinear_bytes(&call->context, &v->spec, &bytes));
+    if (!(v->linear = oq_malloc(head + bytes))) return oq_fail_memory(&call->context, bytes, 1);
+    const oq_code code = pack(call, v, (char *)v->linear + head);
+    if (code != OQ_OK) oq_free(v->linear);
+    return code;
 }
 
-/* (codes, scales, zero_points, bias, (bits, group_size, activation bits, symmetric, full_range), kernel, threads)
- */
-static PyObject *linear_pack(PyObject *module, PyObject *args)
+static PyObject *into_capsule(oq_call *call, values *v)
 {
-    PyObject *codes, *scales, *zero_points, *bias, *capsule = NULL;
-    pack_args a = {NULL};
-    const char *kernel;
-    int threads, symmetric, full_range;
-    long long group;
-    oq_context context;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "OOOO(iLipp)zi:linear_pack", &codes, &scales, &zero_points, &bias, &a.spec.bits,
-                          &group, &a.spec.activation.bits, &symmetric, &full_range, &kernel, &threads))
-        return NULL;
-    a.spec.group = group;
-    a.spec.activation.symmetric = symmetric != 0;
-    a.spec.activation.full_range = full_range != 0;
-    packed_linear *p = oq_malloc(sizeof *p);
-    if (!p) return PyErr_NoMemory();
-    *p = (packed_linear){.memory = NULL};
-    if (take(codes, scales, zero_points, bias, &a) == 0 && oq_call_begin(&context, threads) == 0) {
-        oq_code code;
-        Py_BEGIN_ALLOW_THREADS code = pack(&context, &a, kernel, p);
-        Py_END_ALLOW_THREADS capsule = code == OQ_OK ? PyCapsule_New(p, CAPSULE, free_linear) : NULL;
-        capsule = oq_call_end(&context, code, capsule);
-    }
-    end(&a);
-    if (capsule) return capsule;
-    oq_free(p->memory);
-    oq_free(p);
-    return NULL;
+    (void)call;
+    PyObject *capsule = PyCapsule_New(v->linear, CAPSULE, free_linear);
+    if (!capsule) oq_free(v->linear);
+    return capsule;
 }
 
-static PyObject *linear_run(PyObject *module, PyObject *args)
+/* ---- linear_run, linear_info ------------------------------------------------------------------------------- */
+
+static const oq_argument linear_run_arguments[] = {
+    OQ_SCALAR(packed, .then = find_linear),
+    OQ_ARRAY(x, "*k"),
+    OQ_THREADS,
+    OQ_RESULT(y, "*n"),
+};
+
+static oq_code linear_run_run(oq_call *call, values *v)
 {
-    PyObject *capsule, *x, *result = NULL;
-    oq_context context;
-    oq_rows rows;
-    int threads;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "OOi:linear_run", &capsule, &x, &threads)) return NULL;
-    const packed_linear *p = PyCapsule_GetPointer(capsule, CAPSULE);
-    if (!p || oq_rows_in(x, "x", NPY_FLOAT, &rows) < 0) return NULL;
-    PyArrayObject *y = NULL;
-    if (rows.width != p->linear.spec.in)
-        PyErr_Format(PyExc_ValueError, "x: expected rows of %lld values, got %lld", (long long)p->linear.spec.in,
-                     (long long)rows.width);
-    else if ((y = oq_rows_new(NPY_FLOAT, rows.array, p->linear.spec.out)) &&
-             oq_call_begin(&context, threads) == 0) {
-        oq_code code;
-        Py_BEGIN_ALLOW_THREADS code =
-            oq_qlinear_run(&context, &p->linear, PyArray_DATA(rows.array), rows.rows, PyArray_DATA(y));
-        Py_END_ALLOW_THREADS result = oq_call_end(&context, code, Py_NewRef((PyObject *)y));
-    }
-    oq_array_release(y);
-    oq_array_release(rows.array);
-    return result;
+    return oq_qlinear_run(&call->context, v->linear, v->x, oq_size(call, '*'), v->y);
 }
 
-static PyObject *linear_info(PyObject *module, PyObject *capsule)
+static const oq_argument linear_info_arguments[] = {
+    OQ_SCALAR(packed, .then = find_linear),
+    OQ_SCALAR(kernel, .flags = OQ_MADE),
+    OQ_SCALAR(nbytes, .flags = OQ_MADE),
+};
+
+static oq_code linear_info_run(oq_call *call, values *v)
 {
-    size_t bytes = 0;
-    oq_context context = {.threads = 1};
-    (void)module;
-    const packed_linear *p = PyCapsule_GetPointer(capsule, CAPSULE);
-    if (!p) return NULL;
-    (void)oq_qlinear_bytes(&context, &p->linear.spec, &bytes); /* it was packed: its spec is sound */
-    return Py_BuildValue("sn", oq_qlinear_kernel(&p->linear), (Py_ssize_t)bytes);
+    size_t bytes;
+    OQ_TRY(oq_qlinear_bytes(&call->context, &v->linear->spec, &bytes));
+    v->nbytes = (int64_t)bytes;
+    v->kernel = oq_qlinear_kernel(v->linear);
+    return OQ_OK;
 }
 
 static PyObject *kernel_names(PyObject *module, PyObject *unused)
@@ -153,10 +132,14 @@ static PyObject *kernel_names(PyObject *module, PyObject *unused)
     return list;
 }
 
+OQ_FUNCTION_WITH(linear_pack, into_capsule);
+OQ_FUNCTION(linear_run);
+OQ_FUNCTION(linear_info);
+
 PyMethodDef oq_kernels_methods[] = {
-    {"linear_pack", linear_pack, METH_VARARGS, "Pack a linear layer."},
-    {"linear_run", linear_run, METH_VARARGS, "y = x W^T + bias."},
-    {"linear_info", linear_info, METH_O, "A packed layer's kernel and bytes."},
+    OQ_METHOD(linear_pack, "Pack a linear layer."),
+    OQ_METHOD(linear_run, "y = x W^T + bias."),
+    OQ_METHOD(linear_info, "A packed layer's kernel and bytes."),
     {"kernel_names", kernel_names, METH_NOARGS, "The kernels that run here, best first."},
     {NULL, NULL, 0, NULL},
 };

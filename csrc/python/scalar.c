@@ -64,20 +64,23 @@ static const char *list_choices(const char *const *choices, char text[160])
     return text;
 }
 
+/* The object's own characters. */
+static int take_string(PyObject *object, const char *where, const char **text)
+{
+    *text = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, NULL) : NULL;
+    return *text ? 0 : fail_type(where, "a string");
+}
+
 static int take_choice(PyObject *object, const char *where, const char *const *choices, int *place)
 {
-    char text[160];
-    PyObject *bytes = PyUnicode_Check(object) ? PyUnicode_AsUTF8String(object) : NULL;
-    if (!bytes) return fail_type(where, "a string");
-    const char *given = PyBytes_AsString(bytes);
-    *place = -1;
-    for (int i = 0; choices[i]; i++)
-        if (choices[i][0] && strcmp(given, choices[i]) == 0) *place = i;
-    if (*place < 0)
-        PyErr_Format(PyExc_ValueError, "%s: expected one of %s; got \"%s\"", where, list_choices(choices, text),
-                     given);
-    Py_DECREF(bytes);
-    return *place < 0 ? -1 : 0;
+    char list[160];
+    const char *given;
+    if (take_string(object, where, &given) < 0) return -1;
+    for (*place = 0; choices[*place]; ++*place)
+        if (*choices[*place] && strcmp(given, choices[*place]) == 0) return 0;
+    PyErr_Format(PyExc_ValueError, "%s: expected one of %s; got \"%s\"", where, list_choices(choices, list),
+                 given);
+    return -1;
 }
 
 /* A truth value, or which of two strings it is. */
@@ -115,6 +118,7 @@ static int leave_out(const oq_argument *a, void *to)
     case OQ_NUMBER: *(double *)to = a->otherwise; break;
     case OQ_FLAG: *(bool *)to = a->otherwise != 0; break;
     case OQ_DICT: return take_fields(a, NULL, to);
+    case OQ_STRING: *(const char **)to = NULL; break;
     case OQ_OBJECT: *(PyObject **)to = NULL; break;
     default: *(int *)to = (int)a->otherwise;
     }
@@ -147,6 +151,7 @@ int oq_take_scalar(const oq_argument *a, PyObject *object, const char *where, vo
     if (a->kind == OQ_DICT) return take_fields(a, object, to);
     if (a->kind == OQ_FLAG) return take_flag(a, object, where, to);
     if (a->choices) return take_choice(object, where, a->choices, to);
+    if (a->kind == OQ_STRING) return take_string(object, where, to);
     if (a->kind != OQ_OBJECT) return take_number(a, object, where, to);
     *(PyObject **)to = object; /* borrowed */
     return 0;

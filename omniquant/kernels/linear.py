@@ -95,9 +95,20 @@ class Linear:
             raise ConfigError(f"activations {activations!r} are not one of {', '.join(_ACTIVATION_BITS)}")
         group = 0 if group_size is None else _whole(group_size, "group_size", 1, 2**31)
         width = _ACTIVATION_BITS[activations]
-        options = (_whole(bits, "bits", 2, 8), group, width, bool(symmetric_activations), False)
         self._threads = resolve_threads(threads)
-        self._packed = _core.linear_pack(codes, scales, zero_points, bias, options, kernel, self._threads)
+        self._packed = _core.linear_pack(
+            codes,
+            bits=_whole(bits, "bits", 2, 8),
+            group_size=group,
+            scales=scales,
+            zero_points=zero_points,
+            bias=bias,
+            activation_bits=width,
+            symmetric=bool(symmetric_activations),
+            full_range=False,
+            kernel=kernel,
+            threads=self._threads,
+        )
 
     def __call__(self, x: npt.ArrayLike) -> F32:
         """Return y [..., N] for x [..., K], new float32; calls from several threads at a time are fine.
@@ -110,7 +121,7 @@ class Linear:
             Naming the row and column of a NaN, an infinity or a number above half the largest.
         TypeError
         """
-        return _core.linear_run(self._packed, x, self._threads)
+        return _core.linear_run(self._packed, x, threads=self._threads)
 
     @property
     def kernel(self) -> str:

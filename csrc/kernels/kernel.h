@@ -30,7 +30,7 @@ typedef struct oq_kernel {
     void (*multiply)(const oq_tiles *args, int rows, int tiles);
 } oq_kernel;
 
-extern const oq_kernel oq_kernel_reference, oq_kernel_avx512_vnni;
+extern const oq_kernel oq_kernel_reference, oq_kernel_avx2, oq_kernel_avx512_vnni;
 
 /* The kernel of a name, the default for NULL; NULL where there is none or it cannot run here. */
 const oq_kernel *oq_kernel_find(const char *name);

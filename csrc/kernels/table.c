@@ -4,7 +4,7 @@
 #include "kernels/kernel.h"
 
 /* Best first. */
-static const oq_kernel *const table[] = {&oq_kernel_avx512_vnni, &oq_kernel_reference};
+static const oq_kernel *const table[] = {&oq_kernel_avx512_vnni, &oq_kernel_avx2, &oq_kernel_reference};
 
 enum { COUNT = sizeof table / sizeof *table };
 

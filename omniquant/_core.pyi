@@ -272,3 +272,15 @@ def calibrate_linear(
 
     folded: codes, scale, zero_point (or weight), and where there are: bias, shift, map, map_inverse, margins.
     """
+
+def linear_loss(
+    weight: npt.ArrayLike,
+    x: npt.ArrayLike,
+    bias: npt.ArrayLike | None,
+    options: Mapping[str, Any],
+    learnables: Mapping[str, npt.ArrayLike],
+    *,
+    epoch: int = 0,
+    threads: int = 1,
+) -> tuple[float, dict[str, npt.NDArray[np.float32]]]:
+    """Return the loss over all rows and its gradient for every learnable."""

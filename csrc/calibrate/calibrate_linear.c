@@ -281,3 +281,15 @@ oq_code oq_calibrate_linear(oq_context *context, const oq_layer *layer, const oq
     OQ_TRY(oq_train(context, &objective, &guarded, hooks, initial, rtn, result));
     return fold(context, &s, result->theta, folded);
 }
+
+oq_code oq_linear_loss(oq_context *context, const oq_layer *layer, const oq_options *options, const oq_real *theta,
+                       int64_t epoch, double *loss, oq_real *dtheta)
+{
+    oq_options whole = *options;
+    session s = {.layer = layer, .options = &whole};
+    whole.batch_size = layer->rows; /* all rows are one micro-batch, in one piece */
+    OQ_TRY(check(context, layer, options));
+    OQ_TRY(create(context, &s));
+    memset(dtheta, 0, sizeof *dtheta * (size_t)s.list.total);
+    return gradients(context, &s, theta, epoch, NULL, layer->rows, dtheta, loss);
+}

@@ -29,4 +29,9 @@ typedef struct {
 oq_code oq_calibrate_linear(oq_context *context, const oq_layer *layer, const oq_options *options,
                             const oq_hooks *hooks, oq_calibration_result *result, const oq_folded_layer *folded);
 
+/* Loss of one set of learnables over all rows, and its gradient [total]: the very function the training descends,
+ * for tests and for those with their own optimiser. */
+oq_code oq_linear_loss(oq_context *context, const oq_layer *layer, const oq_options *options, const oq_real *theta,
+                       int64_t epoch, double *loss, oq_real *dtheta);
+
 #endif

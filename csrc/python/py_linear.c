@@ -10,9 +10,10 @@
 struct values {
     const oq_real *weight, *x, *bias;
     oq_options options;
-    PyObject *on_step;
-    oq_real *theta;
-    double *trace;
+    PyObject *learnables, *on_step;
+    int64_t epoch;
+    oq_real *theta, *dtheta;
+    double loss, *trace;
     PyObject *tensors; /* the folded ones, owned by the call */
 
     oq_learnables list;
@@ -52,21 +53,33 @@ static int make_folded(oq_call *call, values *v)
     return v->tensors ? oq_put_tensors(call, v->tensors, "", tensors, OQ_COUNT(tensors)) : -1;
 }
 
+static int take_learnables(oq_call *call, values *v)
+{
+    return oq_learnables_from_dict(call, &v->list, v->learnables, v->theta);
+}
+
+static oq_layer layer_of(const oq_call *call, const values *v)
+{
+    return (oq_layer){oq_size(call, '*'), oq_size(call, 'i'), oq_size(call, 'o'), v->x, v->weight, v->bias};
+}
+
+#define LAYER OQ_ARRAY(weight, "oi"), OQ_ARRAY(x, "*i"), OQ_ARRAY(bias, "o", .flags = OQ_NULLABLE)
+#define OPTIONS OQ_STRUCT(options, oq_option_fields, .then = list_learnables), OQ_RESULT(theta, "t")
+
+/* ---- calibrate_linear -------------------------------------------------------------------------------------- */
+
 static const oq_argument calibrate_linear_arguments[] = {
-    OQ_ARRAY(weight, "oi"),
-    OQ_ARRAY(x, "*i"),
-    OQ_ARRAY(bias, "o", .flags = OQ_NULLABLE),
-    OQ_STRUCT(options, oq_option_fields, .then = list_learnables),
+    LAYER,
+    OPTIONS,
     OQ_SCALAR(on_step, .flags = OQ_KEYWORD),
     OQ_THREADS,
-    OQ_RESULT(theta, "t"),
     OQ_RESULT(trace, "e"),
     OQ_DERIVED(make_folded),
 };
 
 static oq_code calibrate_linear_run(oq_call *call, values *v)
 {
-    const oq_layer layer = {oq_size(call, '*'), oq_size(call, 'i'), oq_size(call, 'o'), v->x, v->weight, v->bias};
+    const oq_layer layer = layer_of(call, v);
     const oq_hooks hooks = {.on_step = oq_python_step, .user = v->on_step};
     v->result = (oq_calibration_result){.theta = v->theta, .trace = v->trace};
     return oq_calibrate_linear(&call->context, &layer, &v->options, &hooks, &v->result, &v->folded);
@@ -81,7 +94,32 @@ static PyObject *report(oq_call *call, values *v)
 
 OQ_FUNCTION_WITH(calibrate_linear, report);
 
+/* ---- linear_loss ------------------------------------------------------------------------------------------- */
+
+static const oq_argument linear_loss_arguments[] = {
+    LAYER,
+    OPTIONS,
+    OQ_SCALAR(learnables, .then = take_learnables),
+    OQ_SCALAR(epoch, .flags = OQ_KEYWORD),
+    OQ_THREADS,
+    OQ_RESULT(dtheta, "t"),
+};
+
+static oq_code linear_loss_run(oq_call *call, values *v)
+{
+    const oq_layer layer = layer_of(call, v);
+    return oq_linear_loss(&call->context, &layer, &v->options, v->theta, v->epoch, &v->loss, v->dtheta);
+}
+
+static PyObject *loss_and_gradients(oq_call *call, values *v)
+{
+    return Py_BuildValue("dN", v->loss, oq_learnables_to_dict(call, &v->list, v->dtheta));
+}
+
+OQ_FUNCTION_WITH(linear_loss, loss_and_gradients);
+
 PyMethodDef oq_linear_methods[] = {
     OQ_METHOD(calibrate_linear, "Train, check and fold one linear layer."),
+    OQ_METHOD(linear_loss, "The loss that training descends, and its gradient."),
     {NULL, NULL, 0, NULL},
 };

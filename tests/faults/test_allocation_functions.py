@@ -45,6 +45,7 @@ def block() -> Case:
 
 
 BLOCK = block()
+LEARNABLES = _core.calibrate_linear(W, X, W[:, 0], LINEAR)["learnables"]
 CALLS: dict[str, Callable[[], Any]] = {
     "fake_quantize": lambda: _core.fake_quantize(X, bits=3, group_size=8, max_logit=LOGITS, min_logit=LOGITS),
     "fake_quantize_backward": lambda: _core.fake_quantize_backward(
@@ -62,6 +63,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "varah_bound": lambda: _core.varah_bound(P),
     "project_dominant": lambda: _core.project_dominant(P),
     "calibrate_linear": lambda: _core.calibrate_linear(W, X, W[:, 0], LINEAR),
+    "linear_loss": lambda: _core.linear_loss(W, X, W[:, 0], LINEAR, LEARNABLES),
     "block_forward": lambda: BLOCK.forward(_core, BLOCK.weights, BLOCK.x_fp),
     "block_loss": lambda: BLOCK.loss(_core),
     "fold_block": lambda: BLOCK.fold(_core),

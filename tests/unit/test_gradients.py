@@ -19,13 +19,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_blocks import LINEARS, Array, Arrays, Case, Draw, double_core, map_kinds, same_decisions
-from surrogate import Surrogate, has_one_gradient
+from random_blocks import LINEARS, Arrays, Case, Draw, double_core, map_kinds, same_decisions
+from surrogate import Surrogate, check_direction, check_gradients, has_one_gradient
 
 from omniquant import _core
-
-STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
-TOLERANCE = 1e-6
 
 
 @pytest.fixture
@@ -33,40 +30,6 @@ def double() -> Iterator[Any]:
     core = double_core()
     yield core
     core._tape(0)
-
-
-def check_direction(surrogate: Surrogate, name: str, direction: Array) -> bool:
-    """Compare g . v with the differences, relative to the size of the products; return False at a kink."""
-    products = surrogate.gradients[name] * direction
-    slope = float(products.sum())
-    # Differences of a loss carry its rounding: 1e-16 / step of it, so far smaller slopes say nothing.
-    scale = max(float(np.linalg.norm(products)), 1e-4 * surrogate.base_loss)
-    errors = []
-    for step in STEPS:
-        errors.append(abs(surrogate.slope(name, direction, step) - slope) / scale)
-        if errors[-1] <= TOLERANCE:
-            return True
-    if not surrogate.is_smooth():
-        return False
-    case = surrogate.case
-    pytest.fail(f"{name}: relative errors {errors} at steps {STEPS}; {case.spec} {case.options}")
-
-
-def check_gradients(core: Any, case: Case, rng: np.random.Generator) -> bool:
-    """Check every learnable along a random direction and one coordinate; return whether all were sharp."""
-    plain_loss, plain = case.loss(core)
-    surrogate = Surrogate(core, case)
-    assert surrogate.base_loss == pytest.approx(plain_loss, rel=1e-12)
-    assert set(surrogate.gradients) == set(case.learnables) == set(plain)
-    sharp = True
-    for name, value in case.learnables.items():
-        assert surrogate.gradients[name].shape == value.shape
-        coordinate = np.zeros(value.shape)
-        coordinate.flat[rng.integers(value.size)] = 1
-        for direction in (rng.uniform(-1, 1, value.shape), coordinate):
-            sharp &= check_direction(surrogate, name, direction)
-    core._tape(0)
-    return sharp
 
 
 def many_bits(seed: int) -> Case:

@@ -284,3 +284,50 @@ def linear_loss(
     threads: int = 1,
 ) -> tuple[float, dict[str, npt.NDArray[np.float32]]]:
     """Return the loss over all rows and its gradient for every learnable."""
+
+# --- running a model (csrc/python/py_decoder.c); float build only: see omniquant/runtime/engine.py ---
+# A matrix is (kind, values, scales or None), both as bytes: runtime.matrix.Matrix.to_core().
+
+Matrix = tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]
+
+def model_create(
+    spec: Mapping[str, Any],
+    activation: Mapping[str, int | bool] | None,
+    embedding: Matrix,
+    lm_head: Matrix,
+    norm: npt.ArrayLike,
+    norm_bias: npt.ArrayLike | None,
+    layers: int,
+    kernel: str | None,
+) -> object:
+    """Return a model without its blocks, in a capsule; matrices [V, H], norm [H]. kernel None: the best."""
+
+def model_set_block(
+    model: object,
+    index: int,
+    tensors: Mapping[str, npt.ArrayLike],
+    bits: int,
+    symmetric: bool,
+    group_size: int,
+    *,
+    threads: int = 1,
+) -> None:
+    """Pack one block from the tensors of its file; each block once. group_size 0: whole rows."""
+
+def model_facts(model: object, /) -> dict[str, Any]:
+    """Keys: bytes (of the packed blocks), lanes, kernel."""
+
+def decoder_create(model: object, capacity: int, cos: npt.ArrayLike, sin: npt.ArrayLike) -> object:
+    """Return an empty cache for that many tokens, in a capsule; cos and sin [>= capacity, d / 2]."""
+
+def decoder_feed(decoder: object, tokens: npt.ArrayLike, want: str, *, threads: int = 1) -> Any:
+    """Run tokens [n] behind those it holds.
+
+    Want "nothing": None, "last": logits [V], "all": logits [n, V], "nll": float64 [n - 1], nats of the next.
+    """
+
+def decoder_rewind(decoder: object, length: int) -> None:
+    """Forget the tokens behind the first `length`."""
+
+def decoder_facts(decoder: object, /) -> dict[str, Any]:
+    """Keys: capacity, length, bytes, keys, values (how they are kept)."""

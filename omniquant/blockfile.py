@@ -56,7 +56,22 @@ def to_tensors(state: BlockState, scheme: QuantConfig) -> dict[str, Array]:
 
 
 def from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where: str) -> BlockState:
-    """Read a block's file, which nobody vouches for.
+    """Read a block's file, which nobody vouches for; errors as :func:`tensors_from_bytes`."""
+    tensors = tensors_from_bytes(data, spec, scheme, where)
+    learnables = {k.removeprefix(_LEARNABLE): v for k, v in tensors.items() if k.startswith(_LEARNABLE)}
+    shapes = linear_shapes(spec)
+    folded = {
+        name: _core.unpack(values, scheme.w_bits, shapes[name.removesuffix(".codes")][1])
+        if name.endswith(".codes")
+        else values
+        for name, values in tensors.items()
+        if not name.startswith(_LEARNABLE)
+    }
+    return BlockState(folded, learnables)
+
+
+def tensors_from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where: str) -> dict[str, Array]:
+    """Read a block's file as it is stored, codes packed.
 
     Raises
     ------
@@ -68,7 +83,6 @@ def from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where: str) ->
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: not a valid safetensors file: {one_line(error)}") from error
-    learnables = {k.removeprefix(_LEARNABLE): v for k, v in tensors.items() if k.startswith(_LEARNABLE)}
     stored = {name: values for name, values in tensors.items() if not name.startswith(_LEARNABLE)}
     expected = _expected(spec, scheme)
     for name, layout in expected.items():
@@ -78,14 +92,7 @@ def from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where: str) ->
         if name not in expected:
             raise CheckpointError(f"{where}: tensor {name!r} is unknown")
         _check_tensor(values, expected[name], scheme, f"{where}: {name}")
-    shapes = linear_shapes(spec)
-    folded = {
-        name: _core.unpack(values, scheme.w_bits, shapes[name.removesuffix(".codes")][1])
-        if name.endswith(".codes")
-        else values
-        for name, values in stored.items()
-    }
-    return BlockState(folded, learnables)
+    return dict(tensors)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What of a model lies outside its blocks: embedding, last norm, head, configuration, tokenizer.
 
 A result directory keeps them once, unquantized, so that it needs the original model no more:
-`outer.safetensors` (a tied head is the embedding and is not stored twice), `config.json` and, where there is
+`outer.safetensors` (a tied head is the embedding and is not stored twice; see runtime/matrix.py for the
+precisions), `config.json` and, where there is
 one, `tokenizer.json`.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,7 @@ from omniquant.models.model import Model, check_token_ids
 from omniquant.models.registry import adapter_for_model_type
 from omniquant.models.rope import rope_tables
 from omniquant.models.spec import BlockSpec
+from omniquant.runtime.matrix import Matrix, from_tensors
 
 OUTER_NAME = "outer.safetensors"
 CONFIG_NAME = "config.json"
@@ -38,12 +41,15 @@ TOKENIZER_NAME = "tokenizer.json"
 def save_outer(model: Model, folder: Path) -> list[str]:
     """Write everything outside the blocks durably; returns the names of the files."""
     tokenizer = _tokenizer_json(model)  # before anything is written: it may not fit the model
-    tensors = {"embedding.weight": _compact(model.embed(np.arange(model.vocab_size)))}
-    tensors |= {f"final_norm.{name}": values for name, values in model.final_norm().items()}
+    floats = {"embedding": model.embed(np.arange(model.vocab_size))}
     if not model.architecture.tied_embeddings:
-        tensors["lm_head.weight"] = _compact(model.lm_head())
-    for name, values in tensors.items():
+        floats["lm_head"] = model.lm_head()
+    norm = {f"final_norm.{name}": values for name, values in model.final_norm().items()}
+    for name, values in (floats | norm).items():
         check_finite(f"{model.name}: {name}", values)
+    tensors: dict[str, npt.NDArray[Any]] = dict(norm)
+    for name in list(floats):
+        tensors |= Matrix.exact(floats.pop(name)).to_tensors(name)
     config = json.dumps(dict(model.config), indent=1, sort_keys=True, allow_nan=False)
     atomic_write_bytes(folder / CONFIG_NAME, config.encode() + b"\n")
     names = [CONFIG_NAME]
@@ -52,13 +58,6 @@ def save_outer(model: Model, folder: Path) -> list[str]:
         names.append(TOKENIZER_NAME)
     atomic_save_safetensors(folder / OUTER_NAME, tensors)
     return [*names, OUTER_NAME]
-
-
-def _compact(values: F32) -> npt.NDArray[np.floating]:
-    """Float16 where it holds every value exactly, which is how most checkpoints were stored."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        half = values.astype(np.float16)
-    return half if np.array_equal(half.astype(np.float32), values) else values
 
 
 def _tokenizer_json(model: Model) -> str | None:
@@ -89,25 +88,28 @@ class StoredOuter:
         self.config = config.values
         self.architecture: Architecture = adapter.architecture(config)
         self._source = SafetensorsFolder(folder / OUTER_NAME)
-        self._check_shapes()
+        self._embedding, self._head = self._read_tensors()
 
-    def _check_shapes(self) -> None:
+    def _read_tensors(self) -> tuple[Matrix, Matrix]:
         vocab, hidden = self.vocab_size, self.spec.hidden_size
-        expected = {"embedding.weight": (vocab, hidden), "final_norm.weight": (hidden,)}
-        if self.spec.norm == "layer" and "final_norm.bias" in self._source.names():
-            expected["final_norm.bias"] = (hidden,)
+        where, source = str(self._folder / OUTER_NAME), self._source
+        stored = {name: (source.dtype(name), source.shape(name)) for name in source.names()}
+        embedding = from_tensors("embedding", (vocab, hidden), stored, source.load_stored, where)
+        head = embedding
+        expected = set(embedding.to_tensors("embedding")) | {"final_norm.weight"}
         if not self.architecture.tied_embeddings:
-            expected["lm_head.weight"] = (vocab, hidden)
-        where = self._folder / OUTER_NAME
-        for name in sorted(set(expected) ^ set(self._source.names())):
+            head = from_tensors("lm_head", (vocab, hidden), stored, source.load_stored, where)
+            expected |= set(head.to_tensors("lm_head"))
+        if self.spec.norm == "layer" and "final_norm.bias" in stored:
+            expected.add("final_norm.bias")
+        for name in sorted(expected ^ set(stored)):
             raise CheckpointError(
                 f"{where}: tensor {name!r} is {'missing' if name in expected else 'unknown'}"
             )
-        for name, shape in expected.items():
-            if self._source.shape(name) != shape:
-                raise CheckpointError(
-                    f"{where}: {name} is {list(self._source.shape(name))}, expected {list(shape)}"
-                )
+        for name in expected:
+            if name.startswith("final_norm.") and stored[name][1] != (hidden,):
+                raise CheckpointError(f"{where}: {name} is {list(stored[name][1])}, expected {[hidden]}")
+        return embedding, head
 
     @property
     def spec(self) -> BlockSpec:
@@ -139,8 +141,7 @@ class StoredOuter:
         ids = np.asarray(tokens)
         check_token_ids(ids, self.vocab_size, "tokens")
         distinct, where = np.unique(ids, return_inverse=True)
-        rows = self._source.load_rows("embedding.weight", distinct.astype(np.int64))
-        return rows[where.reshape(ids.shape)]
+        return self._embedding.rows(distinct.astype(np.int64))[where.reshape(ids.shape)]
 
     def final_norm(self) -> Weights:
         """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""
@@ -149,9 +150,11 @@ class StoredOuter:
 
     def lm_head(self) -> F32:
         """Return the output matrix [V, H]."""
-        return self._source.load(
-            "embedding.weight" if self.architecture.tied_embeddings else "lm_head.weight"
-        )
+        return self._head.rows()
+
+    def matrices(self) -> tuple[Matrix, Matrix]:
+        """Return embedding and head as they are stored; the same object where they are tied."""
+        return self._embedding, self._head
 
     def rope_tables(self, length: int) -> tuple[F32, F32]:
         """Return cos and sin [length, d/2]; DataError beyond the longest sequence."""

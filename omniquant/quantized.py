@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from omniquant.blockfile import BlockState, dequantized
+from omniquant.blockfile import Array, BlockState, dequantized
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import CheckpointError
 from omniquant.evaluate import Evaluation, evaluate
@@ -22,6 +22,7 @@ from omniquant.models.model import Model
 from omniquant.models.spec import BlockSpec
 from omniquant.outer import StoredOuter
 from omniquant.report import BlockReport
+from omniquant.runtime.matrix import Matrix
 from omniquant.state import BlockStore, StateDirectory
 
 
@@ -41,6 +42,9 @@ class Outer(Protocol):
 
     def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
         """Return the embeddings."""
+
+    def matrices(self) -> tuple[Matrix, Matrix]:
+        """Return embedding and head in the precision they came in."""
 
     def final_norm(self) -> Weights:
         """Return the last norm."""
@@ -134,6 +138,14 @@ class QuantizedModel:
     def state(self, index: int) -> BlockState:
         """Return a block as it is stored: integer codes, scales, zero points, and what was learned."""
         return self._store.get(index)
+
+    def tensors(self, index: int) -> dict[str, Array]:
+        """Return a block's tensors as they are stored: codes as bit streams a row."""
+        return self._store.tensors(index, self.scheme)
+
+    def matrices(self) -> tuple[Matrix, Matrix]:
+        """Return embedding and head as they are stored; the same object where they are tied."""
+        return self._outer.matrices()
 
     def block(self, index: int) -> Weights:
         """Return the dequantized weights of a block."""

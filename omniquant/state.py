@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from omniquant._version import __version__
-from omniquant.blockfile import BlockState, from_bytes, to_tensors
+from omniquant.blockfile import Array, BlockState, from_bytes, tensors_from_bytes, to_tensors
 from omniquant.checkpoint.atomic import atomic_save_safetensors, atomic_write_bytes
 from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.text import one_line
@@ -50,6 +50,9 @@ class BlockStore(Protocol):
     def get(self, index: int) -> BlockState:
         """Return a finished block."""
 
+    def tensors(self, index: int, scheme: QuantConfig) -> dict[str, Array]:
+        """Return a finished block as it is stored: codes as bit streams."""
+
 
 class MemoryStore:
     """Blocks of a calibration that nobody asked to keep on disk."""
@@ -70,6 +73,10 @@ class MemoryStore:
     def get(self, index: int) -> BlockState:
         """Return a finished block."""
         return self._blocks[index][0]
+
+    def tensors(self, index: int, scheme: QuantConfig) -> dict[str, Array]:
+        """Return a finished block as it would be stored: codes as bit streams."""
+        return to_tensors(self._blocks[index][0], scheme)
 
 
 def block_name(index: int) -> str:
@@ -197,10 +204,18 @@ class StateDirectory:
         CheckpointError
             Naming file and tensor, if it is missing, damaged or was never finished.
         """
+        entry = self._entry(index)
+        return from_bytes(self._read(entry), self._spec, self.scheme, str(self.folder / entry.file))
+
+    def tensors(self, index: int, scheme: QuantConfig) -> dict[str, Array]:
+        """Return a finished block as it is stored: codes as bit streams; errors as :meth:`get`."""
+        entry = self._entry(index)
+        return tensors_from_bytes(self._read(entry), self._spec, scheme, str(self.folder / entry.file))
+
+    def _entry(self, index: int) -> FileEntry:
         if not 0 <= index < len(self.manifest.blocks):
             raise CheckpointError(f"{self.folder}: block {index} is not finished; continue with --resume")
-        entry = self.manifest.blocks[index].file
-        return from_bytes(self._read(entry), self._spec, self.scheme, str(self.folder / entry.file))
+        return self.manifest.blocks[index].file
 
     def _read(self, entry: FileEntry) -> bytes:
         path = self.folder / entry.file

@@ -9,6 +9,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "base/team.h"
+
 #ifndef _WIN32
 #include <pthread.h>
 #endif
@@ -61,11 +63,53 @@ static void run_team(int threads, int64_t count, oq_parallel_body body, void *us
     }
 }
 
+/* The team this thread leads, NULL outside of oq_parallel_team. */
+static _Thread_local oq_team *led;
+
+typedef struct {
+    oq_parallel_body body;
+    void *user;
+} marked;
+
+/* An item by a member of a team: loops inside it are serial, as everywhere. */
+static void run_marked(void *user, int64_t item, int worker)
+{
+    const marked *job = user;
+    inside = true;
+    job->body(job->user, item, worker);
+    inside = false;
+}
+
+void oq_parallel_team(int threads, void (*lead)(void *user), void *user)
+{
+    if (threads <= 1 || inside || led || omp_in_parallel() || atomic_load(&lost_threads)) {
+        lead(user);
+        return;
+    }
+    oq_team team;
+    oq_team_open(&team);
+    watch_forks();
+#pragma omp parallel num_threads(threads)
+    {
+        const int worker = omp_get_thread_num();
+        if (worker > 0) {
+            oq_team_serve(&team, worker);
+        } else {
+            led = &team;
+            lead(user);
+            led = NULL;
+            oq_team_close(&team);
+        }
+    }
+}
+
 void oq_parallel_for(int threads, int64_t count, oq_parallel_body body, void *user)
 {
     if (count < threads) threads = (int)count;
     if (inside) {
         run_serially(count, body, user);
+    } else if (led && threads > 1 && count < INT32_MAX) {
+        oq_team_run(led, threads, count, run_marked, &(marked){body, user});
     } else if (threads <= 1 || omp_in_parallel() || atomic_load(&lost_threads)) {
         run_alone(count, body, user);
     } else {
@@ -81,6 +125,12 @@ void oq_parallel_for(int threads, int64_t count, oq_parallel_body body, void *us
 {
     (void)threads;
     for (int64_t item = 0; item < count; ++item) body(user, item, 0);
+}
+
+void oq_parallel_team(int threads, void (*lead)(void *user), void *user)
+{
+    (void)threads;
+    lead(user);
 }
 
 int oq_parallel_default_threads(void) { return 1; }

@@ -12,6 +12,10 @@
 typedef void (*oq_parallel_body)(void *user, int64_t item, int worker);
 void oq_parallel_for(int threads, int64_t count, oq_parallel_body body, void *user);
 
+/* lead(user) on the calling thread while threads - 1 others stand ready, awake: for many short loops in a row.
+ * oq_parallel_for inside it uses them, with the same items and results. */
+void oq_parallel_team(int threads, void (*lead)(void *user), void *user);
+
 /* Threads OpenMP would use by default (1 without OpenMP). */
 int oq_parallel_default_threads(void);
 

@@ -14,8 +14,7 @@ typedef struct {
     int64_t vocabulary;
 } job;
 
-/* log sum exp(logits) - logits[target] */
-OQ_VECTORIZED static double row_nll(const oq_real *row, int64_t n, int32_t target)
+OQ_VECTORIZED double oq_row_nll(const oq_real *row, int64_t n, int32_t target)
 {
     oq_real tops[LANES], top;
     for (int l = 0; l < LANES; l++) tops[l] = row[0];
@@ -38,7 +37,7 @@ static void one_row(void *user, int64_t item, int worker)
 {
     const job *j = user;
     (void)worker;
-    j->nll[item] = row_nll(j->logits + item * j->vocabulary, j->vocabulary, j->targets[item]);
+    j->nll[item] = oq_row_nll(j->logits + item * j->vocabulary, j->vocabulary, j->targets[item]);
 }
 
 oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_real *head, const int32_t *targets,

@@ -18,6 +18,7 @@ static PyMethodDef *const topics[] = {
     oq_kernels_methods,
     oq_block_methods,
     oq_head_methods,
+    oq_decoder_methods,
     oq_linear_methods,
     oq_quant_methods,
     oq_transform_methods,

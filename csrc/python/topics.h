@@ -11,6 +11,7 @@ extern PyMethodDef oq_product_methods[];
 extern PyMethodDef oq_block_methods[];
 extern PyMethodDef oq_kernels_methods[];
 extern PyMethodDef oq_head_methods[];
+extern PyMethodDef oq_decoder_methods[];
 extern PyMethodDef oq_linear_methods[];
 extern PyMethodDef oq_quant_methods[];
 extern PyMethodDef oq_transform_methods[];

@@ -7,7 +7,7 @@ agree with shapes); the header is then read once more for the offsets, which the
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _STORED_TYPE: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+_INTEGER_TYPE: dict[str, np.dtype[Any]] = {"I8": np.dtype("<i1"), "U16": np.dtype("<u2")}
 _TYPE_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -194,6 +195,10 @@ class SafetensorsFolder:
         """
         return _widen(self._stored(name), self._find(name).dtype)
 
+    def load_stored(self, name: str) -> npt.NDArray[Any]:
+        """Return a tensor as it is stored, a read-only view of the file; bfloat16 as uint16 bits."""
+        return self._stored(name, _STORED_TYPE | _INTEGER_TYPE)
+
     def load_rows(self, name: str, rows: Sequence[int] | npt.NDArray[np.int64]) -> F32:
         """Return rows of a matrix as float32 [len(rows), ...] without reading the others."""
         return _widen(self._stored(name)[np.asarray(rows, np.int64)], self._find(name).dtype)
@@ -204,9 +209,9 @@ class SafetensorsFolder:
         except KeyError:
             raise CheckpointError(f"{self.path}: tensor {shown(name)} is missing") from None
 
-    def _stored(self, name: str) -> npt.NDArray[Any]:
+    def _stored(self, name: str, types: Mapping[str, np.dtype[Any]] = _STORED_TYPE) -> npt.NDArray[Any]:
         tensor = self._find(name)
-        dtype = _STORED_TYPE.get(tensor.dtype)
+        dtype = types.get(tensor.dtype)
         if dtype is None:
             raise UnsupportedCheckpointError(
                 f"{tensor.path}: tensor {shown(name)} is {shown(tensor.dtype)}, F32, F16, BF16 are read"

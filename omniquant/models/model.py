@@ -19,6 +19,7 @@ from omniquant.errors import CheckpointError, ConfigError, DataError
 from omniquant.models.adapter import Architecture, FamilyAdapter, TensorRef
 from omniquant.models.rope import rope_tables
 from omniquant.models.spec import BlockSpec
+from omniquant.runtime.matrix import Matrix
 
 
 class Model:
@@ -170,6 +171,11 @@ class Model:
         Nothing is cached: keep it if it is needed again, dequantizing it takes time.
         """
         return self._load(self._outer.get("lm_head.weight", self._outer["embedding.weight"]))
+
+    def matrices(self) -> tuple[Matrix, Matrix]:
+        """Return embedding and head; the same object where they are tied."""
+        embedding = Matrix.exact(self.embed(np.arange(self.vocab_size)))
+        return embedding, embedding if self.architecture.tied_embeddings else Matrix.exact(self.lm_head())
 
     def rope_tables(self, positions: int) -> tuple[F32, F32]:
         """Return cos and sin for positions 0 to positions - 1, float32 [positions, head_dim / 2] each.

@@ -43,7 +43,50 @@ static void every_item_once(int threads, int64_t items) {
     CHECK(atomic_load(&seen.nested) == (items + 99) / 100 * 10);
 }
 
+typedef struct {
+    int threads;
+    atomic_long sum;
+    atomic_bool worker_out_of_range;
+} tally;
+
+static void add_item(void *user, int64_t item, int worker) {
+    tally *t = user;
+    if (worker < 0 || worker >= t->threads) atomic_store(&t->worker_out_of_range, true);
+    atomic_fetch_add(&t->sum, (long)item + 1);
+}
+
+/* Thousands of loops of all sizes, also nested teams and loops for fewer threads than the team has. */
+static void many_loops(void *user) {
+    tally *t = user;
+    const int all = t->threads;
+    for (int64_t items = 0; items < 2000; ++items) {
+        t->threads = items % 3 ? all : 1;
+        atomic_store(&t->sum, 0);
+        oq_parallel_for(t->threads, items % 17, add_item, t);
+        CHECK(atomic_load(&t->sum) == (items % 17) * (items % 17 + 1) / 2);
+    }
+    t->threads = all;
+}
+
+static void nested_team(void *user) {
+    tally *t = user;
+    oq_parallel_team(t->threads, many_loops, t);
+    every_item_once(t->threads, ITEMS);
+}
+
+static void teams(void) {
+    const int threads[] = {1, 2, 3, 8};
+    for (size_t i = 0; i < sizeof threads / sizeof *threads; ++i) {
+        static tally t;
+        t = (tally){.threads = threads[i]};
+        oq_parallel_team(threads[i], many_loops, &t);
+        oq_parallel_team(threads[i], nested_team, &t);
+        CHECK(!atomic_load(&t.worker_out_of_range));
+    }
+}
+
 void test_parallel(void) {
+    teams();
     const int threads[] = {1, 2, 3, 8, 0};
     for (size_t i = 0; i < sizeof threads / sizeof *threads; ++i) {
         every_item_once(threads[i], ITEMS);

@@ -258,7 +258,7 @@ def test_a_block_that_lies_is_refused(copy, change, message):
         (lambda t: t.update(more=np.zeros(1, np.float32)), "'more' is unknown"),
         (
             lambda t: t.update({"embedding.weight": t["embedding.weight"][:5]}),
-            r"embedding.weight is \[5, 16\]",
+            r"embedding.weight is F32 \[5, 16\]",
         ),
     ],
 )

@@ -1,0 +1,11 @@
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(OQ_DOUBLE)
+
+#define OQ_ISA 1
+#include "runtime/lanes_template.h"
+
+extern const oq_lanes_kernels oq_lanes_avx2;
+const oq_lanes_kernels oq_lanes_avx2 = {"avx2", dense, keys, values, scores, weigh};
+
+#else
+typedef int oq_lanes_avx2_needs_x86;
+#endif

@@ -1,0 +1,57 @@
+/* A whole model ready to run: packed blocks, embedding and head as they came.  Built once, then only read, so any
+ * number of decoders may share it. */
+#ifndef OQ_RUNTIME_MODEL_H
+#define OQ_RUNTIME_MODEL_H
+
+#include "block/block.h"
+#include "kernels/linear.h"
+#include "runtime/dense.h"
+#include "runtime/lanes_kernels.h"
+
+#ifndef OQ_DOUBLE
+
+/* Packed integers, or floats where the scheme leaves the weights alone. */
+typedef struct {
+    bool packed;
+    oq_qlinear integers;
+    oq_dense floats;
+} oq_runtime_linear;
+
+typedef struct {
+    oq_runtime_linear linear[OQ_LINEARS];
+    const float *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
+    oq_dense map[OQ_NORMS]; /* online: the inverse, transposed; values NULL: none */
+    void *memory;           /* all of the above; NULL: not there yet */
+} oq_runtime_block;
+
+typedef struct {
+    oq_block_spec spec;
+    oq_activation_quantizers quantizers;
+    int64_t layers, bytes; /* bytes: of the blocks */
+    const char *kernel;    /* of the packed linears; NULL: the best */
+    const oq_lanes_kernels *lanes;
+    oq_dense embedding, head;             /* [V, H], borrowed */
+    const float *final_gain, *final_bias; /* [H], borrowed */
+    oq_runtime_block *blocks;
+} oq_runtime_model;
+
+/* What a block is made of, in the result directory's own layout; not needed after oq_runtime_set_block. */
+typedef struct {
+    int bits; /* of the weights; 16: floats */
+    bool symmetric;
+    int64_t group;                          /* 0: whole rows */
+    const uint8_t *codes[OQ_LINEARS];       /* bit streams [out, oq_packed_width] */
+    const float *scales[OQ_LINEARS];        /* [out, groups] */
+    const uint8_t *zero_points[OQ_LINEARS]; /* [out, groups] */
+    oq_block_weights floats;                /* weights where bits is 16; biases, norms, maps */
+} oq_runtime_source;
+
+/* spec, quantizers, layers, kernel, embedding, head and final norm are set by the caller. */
+oq_code oq_runtime_create(oq_context *context, oq_runtime_model *model);
+oq_code oq_runtime_set_block(oq_context *context, oq_runtime_model *model, int64_t index,
+                             const oq_runtime_source *source);
+void oq_runtime_destroy(oq_runtime_model *model);
+
+#endif
+
+#endif

@@ -1,0 +1,1 @@
+"""Running a quantized model on its integers: logits, perplexity, text."""

@@ -1,0 +1,162 @@
+"""A quantized model packed for its kernels, and decoders that read and continue texts with it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.blockfile import Array
+from omniquant.config import QuantConfig
+from omniquant.errors import CheckpointError, DataError
+from omniquant.forward import F32, Activation, Weights
+from omniquant.models.spec import BlockSpec
+from omniquant.runtime.matrix import Matrix
+from omniquant.threads import resolve_threads
+
+
+class Runnable(Protocol):
+    """What an engine is made from: a :class:`omniquant.QuantizedModel`."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def spec(self) -> BlockSpec:
+        """Sizes and kinds of a block."""
+
+    @property
+    def scheme(self) -> QuantConfig:
+        """Bits of weights and activations."""
+
+    @property
+    def activation(self) -> Activation:
+        """The quantizers of activations, Q, K and V."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence."""
+
+    def tensors(self, index: int) -> dict[str, Array]:
+        """Return a block as it is stored."""
+
+    def matrices(self) -> tuple[Matrix, Matrix]:
+        """Return embedding and head."""
+
+    def final_norm(self) -> Weights:
+        """Return the last norm."""
+
+    def rope_tables(self, length: int) -> tuple[F32, F32]:
+        """Return cos and sin."""
+
+
+class Engine:
+    """A model whose linears run on packed integers; it is never changed, threads may share it.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+    threads : int, optional
+        For packing and, by default, for running. Results do not depend on it.
+    kernel : str, optional
+        "reference", "avx2", "avx512_vnni"; None: the best this processor has.
+
+    Raises
+    ------
+    CheckpointError
+        If what is stored cannot be run; names the block.
+    """
+
+    def __init__(self, model: Runnable, *, threads: int | None = None, kernel: str | None = None) -> None:
+        self.threads = resolve_threads(threads)
+        self.vocab_size = 0
+        self._model = model
+        self._core = self._create(kernel)
+        scheme = model.scheme
+        how = (scheme.w_bits, scheme.w_symmetric, scheme.group_size or 0)
+        for index in range(model.num_layers):
+            try:
+                _core.model_set_block(self._core, index, model.tensors(index), *how, threads=self.threads)
+            except CheckpointError:
+                raise
+            except ValueError as error:
+                raise CheckpointError(f"{model.name}: block {index}: {error}") from error
+
+    def _create(self, kernel: str | None) -> object:
+        model = self._model
+        embedding, head = model.matrices()
+        norm = model.final_norm()
+        self.vocab_size = len(head.values)
+        self.head_bytes = head.nbytes
+        return _core.model_create(
+            model.spec.to_core(),
+            model.activation,
+            embedding.to_core(),
+            head.to_core(),
+            norm["weight"],
+            norm.get("bias"),
+            model.num_layers,
+            kernel,
+        )
+
+    def decoder(self, capacity: int) -> Decoder:
+        """Return an empty decoder for up to `capacity` tokens; DataError beyond the model's positions."""
+        if not 1 <= capacity <= self._model.max_positions:
+            raise DataError(f"{capacity} tokens: {self._model.name} takes 1 to {self._model.max_positions}")
+        empty = np.zeros((0, 0), np.float32)
+        cos, sin = self._model.rope_tables(capacity) if self._model.spec.rope else (empty, empty)
+        return Decoder(self, _core.decoder_create(self._core, capacity, cos, sin))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what it runs on: bytes of packed blocks, bytes of the head, names of the kernels."""
+        return {**_core.model_facts(self._core), "head_bytes": self.head_bytes}
+
+
+class Decoder:
+    """One text being read: the cache of its keys and values. One thread at a time may use it."""
+
+    def __init__(self, engine: Engine, core: object) -> None:
+        self._engine = engine
+        self._core = core
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return int(_core.decoder_facts(self._core)["length"])
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+        _core.decoder_rewind(self._core, length)
+
+    def fill(self, tokens: npt.ArrayLike) -> None:
+        """Read tokens [n] without asking for anything."""
+        self._feed(tokens, "nothing")
+
+    def next_logits(self, tokens: npt.ArrayLike) -> F32:
+        """Read tokens [n] and return the logits [V] of what comes next."""
+        logits: F32 = self._feed(tokens, "last")
+        return logits
+
+    def logits(self, tokens: npt.ArrayLike) -> F32:
+        """Read tokens [n] and return the logits [n, V] after each."""
+        logits: F32 = self._feed(tokens, "all")
+        return logits
+
+    def nll(self, tokens: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Read tokens [n] and return the nats of each but the first [n - 1]."""
+        nats: npt.NDArray[np.float64] = self._feed(tokens, "nll")
+        return nats
+
+    def facts(self) -> dict[str, Any]:
+        """Return capacity, length, bytes, and how keys and values are kept."""
+        return _core.decoder_facts(self._core)
+
+    def _feed(self, tokens: npt.ArrayLike, want: str) -> Any:
+        return _core.decoder_feed(self._core, tokens, want, threads=self._engine.threads)

@@ -1,0 +1,176 @@
+"""A matrix in the precision it came in, as files keep it and the core reads it: embedding and head.
+
+Checkpoints come as float32, float16, bfloat16, or, in GGUF files, as bytes with a half-precision scale every
+32 inputs (Q8_0, dequantized when read). Whatever holds every value exactly and is smallest is stored; nothing
+is rounded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant.checkpoint.source import F32
+from omniquant.errors import CheckpointError
+
+FLOAT, HALF, BFLOAT, BYTES = range(4)  # oq_dense_kind
+GROUP = 32  # inputs that share a scale in BYTES
+_MOST = 127  # the code of a group's largest value in Q8_0
+_ROWS = 4096  # looked at together
+
+_SUFFIXES = {FLOAT: "weight", HALF: "weight", BFLOAT: "bfloat16", BYTES: "codes"}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Values [rows, columns] and how to read them.
+
+    Parameters
+    ----------
+    kind : int
+        FLOAT, HALF, BFLOAT or BYTES.
+    values : ndarray
+        float32, float16, the bits of bfloat16 as uint16, or int8.
+    scales : ndarray of float16 [rows, ceil(columns / 32)], optional
+        BYTES: a value is code times scale.
+    """
+
+    kind: int
+    values: npt.NDArray[Any]
+    scales: npt.NDArray[np.float16] | None = None
+
+    @classmethod
+    def exact(cls, values: F32) -> Matrix:
+        """Return the smallest kind that holds every float32 exactly."""
+        for convert in (_as_bytes, _as_half, _as_bfloat):
+            matrix = convert(values)
+            if matrix is not None:
+                return matrix
+        return cls(FLOAT, values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and scales."""
+        return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def rows(self, index: Any = slice(None)) -> F32:
+        """Return rows (all by default) as float32."""
+        values = self.values[index]
+        if self.kind == BFLOAT:
+            bits: npt.NDArray[np.uint32] = values.astype(np.uint32) << np.uint32(16)
+            return bits.view(np.float32)
+        if self.scales is None:
+            return np.require(values.astype(np.float32, copy=False), requirements=["C", "A"])
+        columns = values.shape[-1]
+        widened: F32 = values.astype(np.float32)
+        widened *= np.repeat(self.scales[index].astype(np.float32), GROUP, axis=-1)[..., :columns]
+        return widened
+
+    def to_core(self) -> tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        """Return what the core takes: values and scales as bytes, rows first."""
+        return self.kind, _bytes(self.values), None if self.scales is None else _bytes(self.scales)
+
+    def to_tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """Return what a file keeps: "name.weight", or "name.bfloat16", or "name.codes" and "name.scale"."""
+        tensors: dict[str, npt.NDArray[Any]] = {f"{name}.{_SUFFIXES[self.kind]}": self.values}
+        return tensors if self.scales is None else tensors | {f"{name}.scale": self.scales}
+
+
+def from_tensors(
+    name: str,
+    shape: tuple[int, int],
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    load: Callable[[str], npt.NDArray[Any]],
+    where: str,
+) -> Matrix:
+    """Read what :meth:`Matrix.to_tensors` gave, from a file nobody vouches for.
+
+    Parameters
+    ----------
+    name : str
+    shape : (int, int)
+        It must have.
+    tensors : mapping of str to (dtype, shape)
+        What the file holds.
+    load : callable
+        Returns a tensor as it is stored.
+    where : str
+        The file, for messages.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing or of another type or shape, or holds NaN or infinity.
+    """
+    groups = (shape[0], -(-shape[1] // GROUP))
+    if f"{name}.codes" in tensors:
+        layout = {f"{name}.codes": ("I8", shape), f"{name}.scale": ("F16", groups)}
+    elif f"{name}.bfloat16" in tensors:
+        layout = {f"{name}.bfloat16": ("U16", shape)}
+    else:
+        kind = tensors.get(f"{name}.weight", ("F32",))[0]
+        layout = {f"{name}.weight": (kind if kind == "F16" else "F32", shape)}
+    for key, expected in layout.items():
+        if tensors.get(key) != expected:
+            found = "missing" if key not in tensors else f"{tensors[key][0]} {list(tensors[key][1])}"
+            raise CheckpointError(f"{where}: {key} is {found}, expected {expected[0]} {list(expected[1])}")
+    arrays = [load(key) for key in layout]
+    kind_of = {"I8": BYTES, "U16": BFLOAT, "F16": HALF, "F32": FLOAT}
+    matrix = Matrix(kind_of[next(iter(layout.values()))[0]], *arrays)
+    if not _finite(matrix):
+        raise CheckpointError(f"{where}: {next(reversed(layout))} holds NaN or infinity")
+    return matrix
+
+
+def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    # The core reads numbers in place, so they must lie where numbers may.
+    return np.require(array, requirements=["C", "A"]).view(np.uint8)
+
+
+def _parts(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, _ROWS):
+        yield slice(start, min(rows, start + _ROWS))
+
+
+def _finite(matrix: Matrix) -> bool:
+    # All exponent bits set: NaN or infinity, whatever the kind.
+    if matrix.scales is not None:
+        return bool(np.isfinite(matrix.scales).all())
+    mask = {FLOAT: 0x7F800000, HALF: 0x7C00, BFLOAT: 0x7F80}[matrix.kind]
+    bits: npt.NDArray[Any] = matrix.values.view(np.uint32 if matrix.kind == FLOAT else np.uint16)
+    return all(bool(((bits[part] & mask) != mask).all()) for part in _parts(len(bits)))
+
+
+def _as_half(values: F32) -> Matrix | None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = values.astype(np.float16)
+    return Matrix(HALF, half) if np.array_equal(half.astype(np.float32), values) else None
+
+
+def _as_bfloat(values: F32) -> Matrix | None:
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    if (bits & np.uint32(0xFFFF)).any():
+        return None
+    return Matrix(BFLOAT, (bits >> np.uint32(16)).astype(np.uint16))
+
+
+def _as_bytes(values: F32) -> Matrix | None:
+    rows, columns = values.shape
+    if columns % GROUP or not rows:
+        return None
+    codes = np.empty((rows, columns), np.int8)
+    scales = np.empty((rows, columns // GROUP), np.float16)
+    for part in _parts(rows):
+        blocks = values[part].reshape(-1, columns // GROUP, GROUP)
+        with np.errstate(all="ignore"):
+            scales[part] = np.abs(blocks).max(axis=-1) / _MOST
+            step = scales[part].astype(np.float32)[..., None]
+            code = np.nan_to_num(np.rint(blocks / step), nan=0.0, posinf=0.0, neginf=0.0).clip(-_MOST, _MOST)
+            if not np.array_equal(code * step, blocks):
+                return None
+        codes[part] = code.reshape(-1, columns)
+    return Matrix(BYTES, codes, scales)

@@ -1,0 +1,116 @@
+"""Random models an engine can run, of any shape of block, and their logits by the fake-quantized path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.blockfile import BlockState, dequantized, linear_shapes, to_tensors
+from omniquant.config import QuantConfig
+from omniquant.models.rope import rope_tables
+from omniquant.models.spec import BlockSpec
+from omniquant.runtime.matrix import Matrix
+
+F32 = npt.NDArray[np.float32]
+NONE = np.zeros((0, 0), np.float32)
+
+
+class RandomModel:
+    """Weights drawn from a seed and rounded to nearest, with what an engine asks of a model.
+
+    Parameters
+    ----------
+    spec : BlockSpec
+    scheme : str
+    biases, online : bool
+        Biases everywhere; a dense map behind each norm.
+    """
+
+    name = "random"
+    max_positions = 512
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        scheme: str,
+        *,
+        layers: int = 2,
+        vocab: int = 37,
+        biases: bool = False,
+        online: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.spec, self.scheme, self.num_layers = spec, QuantConfig.parse(scheme), layers
+        self._rng = np.random.default_rng(seed)
+        self._biases, self._online = biases, online
+        self.blocks = [self._block() for _ in range(layers)]
+        self.embedding = self._normal(vocab, spec.hidden_size)
+        self.head = self._normal(vocab, spec.hidden_size)
+        self.norm = {"weight": 1 + self._normal(spec.hidden_size) / 4}
+        if spec.norm == "layer":
+            self.norm["bias"] = self._normal(spec.hidden_size) / 4
+
+    def _normal(self, *shape: int) -> F32:
+        return self._rng.standard_normal(shape).astype(np.float32)
+
+    def _block(self) -> dict[str, Any]:
+        scheme, tensors = self.scheme, {}
+        for name, shape in linear_shapes(self.spec).items():
+            weight = self._normal(*shape) / np.sqrt(shape[1], dtype=np.float32)
+            if scheme.quantizes_weights:
+                parts = _core.quantize(
+                    weight,
+                    bits=scheme.w_bits,
+                    group_size=scheme.group_size or 0,
+                    symmetric=scheme.w_symmetric,
+                )
+                tensors |= {
+                    f"{name}.{k}": p for k, p in zip(("codes", "scale", "zero_point"), parts, strict=True)
+                }
+            else:
+                tensors[f"{name}.weight"] = weight
+            if self._biases:
+                tensors[f"{name}.bias"] = self._normal(shape[0]) / 4
+        hidden = self.spec.hidden_size
+        for norm in ("norm1", "norm2"):
+            tensors[f"{norm}.weight"] = 1 + self._normal(hidden) / 4
+            if self.spec.norm == "layer":
+                tensors[f"{norm}.bias"] = self._normal(hidden) / 4
+            if self._online:
+                mixing = np.eye(hidden) + self._rng.standard_normal((hidden, hidden)) / hidden
+                tensors[f"{norm}.inverse"] = mixing.astype(np.float32)
+        return tensors
+
+    @property
+    def activation(self) -> dict[str, int | bool]:
+        return self.scheme.activation()
+
+    def tensors(self, index: int) -> dict[str, Any]:
+        return to_tensors(BlockState(self.blocks[index], {}), self.scheme)
+
+    def matrices(self) -> tuple[Matrix, Matrix]:
+        return Matrix.exact(self.embedding), Matrix.exact(self.head)
+
+    def final_norm(self) -> dict[str, F32]:
+        return self.norm
+
+    def rope_tables(self, length: int) -> tuple[F32, F32]:
+        d = self.spec.head_dim
+        return rope_tables(10000.0 ** (-np.arange(0, d, 2) / d), length)
+
+    def expected_logits(self, tokens: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return logits [n, V]: blocks by the core's fake-quantized forward pass, norm and head by NumPy."""
+        ids = np.asarray(tokens)
+        x = self.embedding[ids][None]
+        cos, sin = self.rope_tables(len(ids)) if self.spec.rope else (NONE, NONE)
+        for folded in self.blocks:
+            weights = dequantized(folded, self.scheme)
+            x = _core.block_forward(self.spec.to_core(), weights, x, cos, sin, activation=self.activation)
+        h = x[0].astype(np.float64)
+        if self.spec.norm == "layer":
+            h = h - h.mean(axis=-1, keepdims=True)
+        h = h / np.sqrt((h * h).mean(axis=-1, keepdims=True) + self.spec.norm_eps) * self.norm["weight"]
+        return np.asarray((h + self.norm.get("bias", 0)) @ self.head.T.astype(np.float64))

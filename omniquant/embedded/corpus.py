@@ -7,21 +7,24 @@ of a data set applies and no network is needed.
 The texts differ a little between Python versions (documentation is edited, modules come and go) and
 between platforms, so compare perplexities only within one installation. The embedded model was trained
 on the texts of Python 3.11. The split depends on document names alone: a document never changes sides
-from one version to the next. Under ``python -OO``, which drops docstrings, only the topics remain; in a
-distribution without ``pydoc_data``, only the docstrings do.
+from one version to the next. In a distribution without ``pydoc_data``, only the docstrings remain.
+
+What a process has imported makes no difference: the texts are read in an interpreter of their own (half a
+second, once a process). Where none can be started they are read here, with a warning.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
+import json
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
 from functools import lru_cache
-from types import ModuleType
+from importlib.resources import files
 from typing import NamedTuple
 
+from omniquant.embedded.documentation import collect
 from omniquant.embedded.stdlib_modules import STDLIB_MODULES
 
 _BUCKETS = 20
@@ -40,66 +43,27 @@ class Document(NamedTuple):
     text: str
 
 
-def _topic_documents() -> Iterator[Document]:
+def _collect_apart() -> list[tuple[str, str]]:
+    """Collect in a fresh interpreter, without site-packages and whatever was imported here."""
+    if not sys.executable:
+        raise FileNotFoundError("this process knows of no Python to start")
+    source = files("omniquant.embedded").joinpath("documentation.py").read_text(encoding="utf-8")
+    command = [sys.executable, "-I", "-S", "-", *STDLIB_MODULES]
+    answer = subprocess.run(command, input=source.encode(), capture_output=True, timeout=60, check=True)
+    return [(name, text) for name, text in json.loads(answer.stdout)]
+
+
+def _all_documents() -> list[tuple[str, str]]:
     try:
-        from pydoc_data import topics
-    except ImportError:  # some distributions move or strip this data module
-        return
-    for name in sorted(topics.topics):
-        yield Document(f"topic:{name}", topics.topics[name])
-
-
-def _docstring(value: object) -> str:
-    # staticmethod, classmethod and property copy the docstring of what they wrap.
-    text = getattr(value, "__doc__", None)
-    return inspect.cleandoc(text) if isinstance(text, str) else ""
-
-
-def _is_documented_kind(value: object) -> bool:
-    return inspect.isclass(value) or inspect.isroutine(value) or inspect.isdatadescriptor(value)
-
-
-def _own_members(module: ModuleType) -> list[tuple[str, object]]:
-    # A module's own objects only; what it merely imported belongs to the module that defines it.
-    exported = set(getattr(module, "__all__", ()))
-    owners = {module.__name__, f"_{module.__name__}"}
-    members: list[tuple[str, object]] = []
-    for name, value in sorted(vars(module).items()):
-        own = name in exported or getattr(value, "__module__", None) in owners
-        if own and not name.startswith("__") and (inspect.isclass(value) or inspect.isroutine(value)):
-            members.append((name, value))
-    return members
-
-
-def _object_text(qualified_name: str, value: object) -> str:
-    # vars() rather than getattr(): reading an attribute may run code of a descriptor.
-    parts = [f"{qualified_name}\n\n{_docstring(value)}"] if _docstring(value) else []
-    if inspect.isclass(value):
-        for name, member in sorted(vars(value).items()):
-            text = _docstring(member) if _is_documented_kind(member) else ""
-            if text:
-                parts.append(f"{qualified_name}.{name}\n\n{text}")
-    return "\n\n".join(parts)
-
-
-def _module_documents(module_name: str) -> list[Document]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated modules and classes are documentation all the same
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError:  # optional parts (sqlite3, ssl, lzma) may be left out of a build
-            return []
-        result = [Document(f"module:{module_name}", f"{module_name}\n\n{_docstring(module)}")]
-        for name, value in _own_members(module):
-            qualified_name = f"{module_name}.{name}"
-            result.append(Document(f"object:{qualified_name}", _object_text(qualified_name, value)))
-    return result
-
-
-def _all_documents() -> Iterator[Document]:
-    yield from _topic_documents()
-    for module_name in STDLIB_MODULES:
-        yield from _module_documents(module_name)
+        return _collect_apart()
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # an application that embeds Python
+        warnings.warn(
+            "the embedded text is built in this process, whose packages may have changed docstrings; "
+            f"perplexities may differ a little between processes ({type(error).__name__}: {error})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return collect(STDLIB_MODULES)
 
 
 def _without_repeats(text: str, seen: set[str]) -> str:

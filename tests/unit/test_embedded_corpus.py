@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from omniquant.embedded import calibration_text, corpus, evaluation_text, training_text
+from omniquant.embedded import calibration_text, corpus, documentation, evaluation_text, training_text
+from omniquant.embedded.stdlib_modules import STDLIB_MODULES
 
 
 @pytest.fixture
@@ -70,16 +72,46 @@ def test_no_memory_addresses_in_text() -> None:
     assert " object at 0x7f" not in training_text()
 
 
+def test_text_does_not_depend_on_what_was_imported() -> None:
+    """Packages rewrite docstrings of the standard library; two that do are imported where there are."""
+    program = (
+        "import json, logging, hashlib, contextlib, sys\n"
+        "json.dumps.__doc__ = logging.__doc__ = 'changed ' * 100\n"
+        "logging.Logger.extra = property(lambda self: 0, doc='An added property.')\n"
+        "for name in ('torch', 'IPython'):\n"
+        "    with contextlib.suppress(ImportError): __import__(name)\n"
+        "from omniquant.embedded import evaluation_text, training_text\n"
+        "print(hashlib.sha256((evaluation_text() + training_text()).encode()).hexdigest())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for flags in ([], ["-OO"]):
+        command = [sys.executable, *flags, "-c", program]
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        expected = hashlib.sha256((evaluation_text() + training_text()).encode()).hexdigest()
+        assert answer.stdout.strip() == expected, flags
+
+
+@pytest.mark.usefixtures("fresh_cache")
+@pytest.mark.parametrize("executable", ["/nonexistent/python", "", None, os.devnull])
+def test_without_an_interpreter_to_start_it_warns_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, executable: str | None
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.warns(RuntimeWarning, match="built in this process"):
+        assert len(evaluation_text()) > 80_000
+
+
 @pytest.mark.usefixtures("fresh_cache")
 def test_works_without_pydoc_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data", None)
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    monkeypatch.setattr(corpus, "_all_documents", lambda: documentation.collect(STDLIB_MODULES))
     assert not any(document.name.startswith("topic:") for document in corpus.documents())
     assert len(evaluation_text()) > 50_000
 
 
 @pytest.mark.usefixtures("fresh_cache")
 def test_no_documentation_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "_all_documents", lambda: iter(()))
+    monkeypatch.setattr(corpus, "_all_documents", lambda: [])
     with pytest.raises(RuntimeError, match="docstrings"):
         corpus.documents()

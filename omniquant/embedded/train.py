@@ -131,22 +131,24 @@ def _check_same_function(before: CausalLM, after: CausalLM, sample: Tensor) -> N
 
 def _choose_outliers(
     arch: Architecture, weights: Weights, evaluation: Tensor, full: float
-) -> tuple[OutlierPlan, list[float]]:
+) -> list[tuple[OutlierPlan, float]]:
+    """Return every plan tried with the perplexity of RTN W4A4 under it; the last is the one to take."""
     from omniquant.embedded.fake_quant import perplexity, round_to_nearest_w4a4
 
-    quantized: list[float] = []
+    trials: list[tuple[OutlierPlan, float]] = []
     for plan in PLANS:
         model = round_to_nearest_w4a4(_load(arch, add_outliers(weights, arch, plan)))
-        quantized.append(perplexity(model, evaluation, arch.max_position_embeddings))
-        _LOG.info("%s: RTN W4A4 %.3f, ratio %.2f", plan, quantized[-1], quantized[-1] / full)
-        if plan.norm_factors and quantized[-1] >= _TARGET_RATIO * full:
+        quantized = perplexity(model, evaluation, arch.max_position_embeddings)
+        trials.append((plan, quantized))
+        _LOG.info("%s: RTN W4A4 %.3f, ratio %.2f", plan, quantized, quantized / full)
+        if plan.norm_factors and quantized >= _TARGET_RATIO * full:
             break
-    return plan, quantized
+    return trials
 
 
 def _finish(
     arch: Architecture, model: CausalLM, run: TrainingRun, evaluation: Tensor
-) -> tuple[Weights, OutlierPlan, Figures]:
+) -> tuple[Weights, Figures]:
     from omniquant.embedded.export import Figures
     from omniquant.embedded.fake_quant import perplexity
 
@@ -154,19 +156,19 @@ def _finish(
     weights: Weights = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     full = perplexity(model, evaluation, arch.max_position_embeddings)
     _LOG.info("evaluation perplexity in full precision: %.3f", full)
-    plan, quantized = _choose_outliers(arch, weights, evaluation, full)
-    rescaled = add_outliers(weights, arch, plan)
+    trials = _choose_outliers(arch, weights, evaluation, full)
+    rescaled = add_outliers(weights, arch, trials[-1][0])
     _check_same_function(model, _load(arch, rescaled), evaluation[:256].view(1, -1))
     parameters = sum(tensor.size for tensor in weights.values())
     figures = Figures(
         parameters=parameters,
         python=".".join(platform.python_version_tuple()[:2]),
         full=full,
-        plain_quantized=quantized[0],
-        quantized=quantized[-1],
+        trials=tuple(trials),
+        target=_TARGET_RATIO,
         **vars(run),
     )
-    return rescaled, plan, figures
+    return rescaled, figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,8 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = train_tokenizer(corpus.training_text(), arch.vocab_size)
     evaluation = _tokens(tokenizer, corpus.evaluation_text())
     model, run = _trained_or_stored(args, arch, tokenizer, evaluation)
-    weights, plan, figures = _finish(arch, model, run, evaluation)
-    write_model(args.output, arch, weights, tokenizer, model_card(arch, plan, figures))
+    weights, figures = _finish(arch, model, run, evaluation)
+    write_model(args.output, arch, weights, tokenizer, model_card(arch, figures))
     _LOG.info("wrote %s", args.output)
     return 0
 

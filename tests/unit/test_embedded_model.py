@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from omniquant.embedded import EMBEDDED_NAME, embedded_model_path, evaluation_text
 from omniquant.embedded.architecture import Architecture
+from omniquant.embedded.export import Figures, model_card
 from omniquant.embedded.outliers import (
     PLANS,
     OutlierPlan,
@@ -94,6 +95,18 @@ def test_folder_is_small_and_complete() -> None:
 
 def test_card_names_the_model() -> None:
     assert EMBEDDED_NAME in (embedded_model_path() / "README.md").read_text(encoding="utf-8")
+
+
+def test_card_lists_every_trial_of_the_outliers() -> None:
+    trials = tuple(zip(PLANS[:4], (17.0, 21.0, 23.0, 34.0), strict=True))
+    figures = Figures(1_246_592, 100, 1.5, 32.0, "3.11", full=15.0, trials=trials, target=1.7)
+    committed = (embedded_model_path() / "README.md").read_text(encoding="utf-8")
+    for card in (model_card(Architecture(), figures), committed):
+        rows = [line.split("|")[1:3] for line in card.splitlines() if line.startswith(("| 1 |", "| 8"))]
+        assert [tuple(tuple(map(int, cell.split(","))) for cell in row) for row in rows] == [
+            (plan.norm_factors or (1,), plan.value_factors or (1,)) for plan in PLANS[:4]
+        ]
+        assert "chosen on the evaluation text" in card
 
 
 def test_config_is_that_of_the_training_script() -> None:

@@ -35,10 +35,10 @@ After training, channels were rescaled without changing the function of the mode
 norm gains times {norm_factors}, value channels times {value_factors}, the weights behind them divided by
 the same powers of two.
 
-The plan was chosen on the evaluation text below, by what it does to round-to-nearest W4A4: the script tries the
-plans of its list in their order and keeps the first whose perplexity is at least {target:g} times that of float32.
-How badly rounding fares on this model is thus set by design and no evidence about models in general; nor is its
-evaluation text one that no choice has seen. The trials:
+The plan was chosen on the evaluation text below, by what it does to round-to-nearest W4A4: the script tries
+the plans of its list in their order and keeps the first whose perplexity is at least {target:g} times that of
+float32. How badly rounding fares on this model is thus set by design and no evidence about models in
+general; nor is its evaluation text one that no choice has seen. The trials:
 
 | norm gains times | value channels times | round-to-nearest W4A4 | ratio to float32 |
 |---|---|---|---|

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from omniquant.linear import LinearResult, calibrate_linear
     from omniquant.models.load import load_model
     from omniquant.models.model import Model
-    from omniquant.progress import Callback
+    from omniquant.progress import Callback, MapSnapshots
     from omniquant.quantized import CalibrationResult, QuantizedModel
     from omniquant.report import BlockReport
 
@@ -86,6 +86,7 @@ _HOMES = {
     "load_model": "models.load",
     "Model": "models.model",
     "Callback": "progress",
+    "MapSnapshots": "progress",
     "CalibrationResult": "quantized",
     "QuantizedModel": "quantized",
     "BlockReport": "report",
@@ -110,6 +111,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "LinearResult",
+    "MapSnapshots",
     "Model",
     "NotDominantError",
     "NotFiniteError",

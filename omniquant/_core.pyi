@@ -101,13 +101,15 @@ def calibrate_block(
     options: Mapping[str, Any],
     *,
     on_step: Callable[[int, int, float, float], object] | None = None,
+    on_epoch: Callable[[int, dict[str, npt.NDArray[np.float32]]], object] | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
     """Train, check and fold one block; streams [N, T, H].
 
-    on_step(epoch, step, loss, min_margin) may raise: that ends the call. Keys: learnables, folded (dicts of
-    arrays), trace float64 [epochs], loss_rtn, loss_initial, loss_final, kept, steps, rows_projected,
-    steps_rejected, min_margin, max_condition, varah_bound (None without affine maps), worst_row.
+    on_step(epoch, step, loss, min_margin) and on_epoch(epoch, learnables) may raise: that ends the call.
+    Keys: learnables, folded (dicts of arrays), trace float64 [epochs], loss_rtn, loss_initial, loss_final,
+    kept, steps, rows_projected, steps_rejected, min_margin, max_condition, varah_bound (None without affine
+    maps), worst_row.
     """
 
 def fold_block(
@@ -266,6 +268,7 @@ def calibrate_linear(
     options: Mapping[str, Any],
     *,
     on_step: Callable[[int, int, float, float], object] | None = None,
+    on_epoch: Callable[[int, dict[str, npt.NDArray[np.float32]]], object] | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
     """Weight [M, K], x [..., K]; norm_map of the options is the map of the input. Keys as calibrate_block's.

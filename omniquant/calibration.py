@@ -277,6 +277,7 @@ class _Run:
             sin,
             core_options(self.scheme, self.options, block=index, rope=spec.rope, gated=spec.mlp == "gated"),
             on_step=self._on_step(index) if self.listeners else None,
+            on_epoch=self._on_epoch(index),
             threads=self.threads,
         )
         return result
@@ -295,6 +296,15 @@ class _Run:
                 listener.on_step(event)
 
         return on_step
+
+    def _on_epoch(self, index: int) -> Callable[[int, Weights], None] | None:
+        told = [each for each in self.listeners if type(each).on_epoch is not Callback.on_epoch]
+
+        def on_epoch(epoch: int, learnables: Weights) -> None:
+            for listener in told:
+                listener.on_epoch(index, epoch, learnables)
+
+        return on_epoch if told else None
 
 
 @contextmanager

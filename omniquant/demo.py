@@ -12,6 +12,7 @@ from omniquant.data import calibration_windows, evaluation_windows
 from omniquant.errors import UnsupportedError
 from omniquant.evaluate import evaluate
 from omniquant.models.load import EMBEDDED_NAME, load_model
+from omniquant.progress import MapSnapshots
 from omniquant.quantized import CalibrationResult
 
 ALL_METHODS = ("rtn", "smoothquant", "omniquant", "affinequant")
@@ -46,13 +47,14 @@ class Demo:
 
     rows: list[DemoRow]
     results: list[CalibrationResult]
+    opening: MapSnapshots  # of the first result by affinequant
 
     def save_plots(self, folder: Path) -> list[Path]:
         """Write losses.png and opening.png; UnsupportedError without matplotlib."""
         from omniquant.plots import plot_losses, plot_opening, save_figure
 
         affine = next(result for result in self.results if result.method == "affinequant")
-        figures = {"losses.png": plot_losses(self.results), "opening.png": plot_opening(affine)}
+        figures = {"losses.png": plot_losses(self.results), "opening.png": plot_opening(affine, self.opening)}
         folder.mkdir(parents=True, exist_ok=True)
         return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
@@ -92,6 +94,7 @@ def run_demo(
     rows = [DemoRow("full precision", "", full, 1.0, 0.0, None, False)]
     say(rows[0])
     results = []
+    opening = MapSnapshots()
     for scheme, methods in CASES:
         for method in methods:
             result = calibrate(
@@ -103,11 +106,12 @@ def run_demo(
                 seed=seed,
                 threads=threads,
                 progress=False,
+                callbacks=[opening] if method == "affinequant" and not opening.maps else [],
             )
             results.append(result)
             rows.append(_row(result, result.evaluate(evaluation, threads=threads).perplexity, full))
             say(rows[-1])
-    return Demo(rows, results)
+    return Demo(rows, results, opening)
 
 
 def _row(result: CalibrationResult, perplexity: float, full: float) -> DemoRow:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from omniquant import _core
 from omniquant.errors import UnsupportedError
+from omniquant.progress import MapSnapshots
 from omniquant.quantized import CalibrationResult
 
 Figure = Any  # matplotlib carries no types
@@ -79,17 +80,17 @@ def _draw_epochs(axis: Any, result: CalibrationResult) -> None:
         axis.legend(title="block", fontsize="small")
 
 
-def plot_opening(result: CalibrationResult, block: int = 0, site: str = "qk", head: int = 0) -> Figure:
-    """Draw how the gradual mask opens, and the learned matrix as far as each epoch's mask shows it.
+def plot_opening(result: CalibrationResult, snapshots: MapSnapshots, head: int = 0) -> Figure:
+    """Draw how the gradual mask opens, and the map behind it as it was after each of these epochs.
 
     Parameters
     ----------
     result : CalibrationResult
-        By affinequant, with a full map at `site`.
-    block, head : int
-        Which block and which key/value head.
-    site : {"qk", "vo", "norm1", "norm2"}
-        Where the map stands.
+        By affinequant, with a full map where the snapshots were taken.
+    snapshots : MapSnapshots
+        Which was among the callbacks of that calibration.
+    head : int
+        Which key/value head.
 
     Returns
     -------
@@ -98,33 +99,31 @@ def plot_opening(result: CalibrationResult, block: int = 0, site: str = "qk", he
     Raises
     ------
     UnsupportedError
-        Without matplotlib, or where the result has no full map at that site.
+        Without matplotlib, or where the snapshots hold no full map.
     """
-    maps = result.state(block).learnables.get(f"{site}.map")
-    if maps is None or maps.ndim != 3 or maps.shape[1] != maps.shape[2]:
-        raise UnsupportedError(
-            f"{result.method} {result.scheme}: no full affine map at {site!r} of block {block}"
-        )
-    width, epochs = maps.shape[1], max(1, result.options.epochs)
+    maps, epochs = snapshots.maps, result.options.epochs
+    where = f"{snapshots.site} map of block {snapshots.block}"
+    if len(maps) != epochs or not maps or maps[0].ndim != 3 or maps[0].shape[1] != maps[0].shape[2]:
+        raise UnsupportedError(f"{result.method} {result.scheme}: no snapshots of a full affine {where}")
     chosen = sorted({round(i * (epochs - 1) / (_OPENING_PANELS - 1)) for i in range(_OPENING_PANELS)})
     figure, axes = _new_figure(2, len(chosen), 2.3 * len(chosen), 5.0)
-    matrices = {epoch: _matrix_at(maps[head], result, epoch) for epoch in chosen}
+    matrices = {epoch: _matrix_after(maps[epoch][head], result, epoch) for epoch in chosen}
     limit = max(float(np.abs(matrix - np.diag(np.diag(matrix))).max()) for matrix in matrices.values()) or 1.0
     for column, epoch in enumerate(chosen):
-        mask = _core.gradual_mask(width, epoch, epochs, result.options.stability)
+        mask = _core.gradual_mask(maps[0].shape[1], epoch, epochs, result.options.stability)
         _draw_matrix(
             axes[0, column], mask, f"mask, epoch {epoch + 1}", {"vmin": 0, "vmax": 1, "cmap": "Greys"}
         )
         colours = {"vmin": -limit, "vmax": limit, "cmap": "RdBu"}
-        _draw_matrix(axes[1, column], matrices[epoch], "learned map through it", colours)
-    figure.suptitle(f"{site} map, block {block}, head {head} (colour range: off-diagonals)")
+        _draw_matrix(axes[1, column], matrices[epoch], f"map after epoch {epoch + 1}", colours)
+    figure.suptitle(f"{where}, head {head} (colours: off-diagonals up to {limit:.2g})")
     return figure
 
 
-def _matrix_at(
+def _matrix_after(
     parameters: npt.NDArray[Any], result: CalibrationResult, epoch: int
 ) -> npt.NDArray[np.float64]:
-    """Return the final parameters of one map seen through the mask of an epoch [d, d]."""
+    """Return one map as it was after an epoch [d, d]: its parameters of then under the mask of then."""
     options, width = result.options, parameters.shape[0]
     band = (width - 1) * epoch // (options.epochs - 1) if options.epochs > 1 else width - 1
     matrix, _ = _core.affine_forward(

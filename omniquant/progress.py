@@ -8,7 +8,12 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from omniquant.report import BlockReport
+
+F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Callback:
     def on_step(self, event: StepEvent) -> None:
         """After every optimiser step."""
 
+    def on_epoch(self, block: int, epoch: int, learnables: dict[str, F32]) -> None:
+        """After every epoch (from 0): copies of the block's learnables, "qk.map", "q.lwc_max", ..."""
+
     def on_block(self, report: BlockReport) -> None:
         """After a block has been saved."""
 
@@ -45,6 +53,36 @@ class Callback:
 
     def on_end(self) -> None:
         """After the last block, or when the calibration stops for any reason."""
+
+
+class MapSnapshots(Callback):
+    """Keep the parameters of one map after each epoch, to draw how it opens.
+
+    Parameters
+    ----------
+    block : int
+    site : {"qk", "vo", "norm1", "norm2", "up_down"}
+
+    Attributes
+    ----------
+    maps : list of ndarray of float32
+        One an epoch of the last calibration, of the shape of the learnable: [heads, d, d] of a full map.
+        Empty where the method learns no map there, or the block was finished before that run.
+    """
+
+    def __init__(self, block: int = 0, site: str = "qk") -> None:
+        self.block, self.site = block, site
+        self.maps: list[F32] = []
+
+    def on_start(self, blocks: int, done: int, steps: int) -> None:
+        """Forget the calibration before this one."""
+        self.maps = []
+
+    def on_epoch(self, block: int, epoch: int, learnables: dict[str, F32]) -> None:
+        """Keep the map of the one block."""
+        values = learnables.get(f"{self.site}.map")
+        if block == self.block and values is not None:
+            self.maps.append(values)
 
 
 def describe(report: BlockReport, blocks: int) -> str:

@@ -79,6 +79,7 @@ static oq_code train(oq_context *context, training *t, oq_calibration_result *re
         }
         result->trace[epoch] = sum / (double)per_epoch;
         keep_best(t, result->trace[epoch]);
+        if (t->hooks->on_epoch) OQ_TRY(t->hooks->on_epoch(t->hooks->user, epoch, t->theta));
     }
     result->steps = t->steps;
     return OQ_OK;

@@ -24,11 +24,14 @@ typedef struct {
 
 /* Called after every step; anything but OQ_OK ends the calibration with that code. */
 typedef oq_code (*oq_step_hook)(void *user, const oq_progress *progress);
+/* Called after every epoch with the learnables as they are then [total]; the same.  May be NULL. */
+typedef oq_code (*oq_epoch_hook)(void *user, int64_t epoch, const oq_real *theta);
 /* Between the gradients of the step and the optimiser: where ranks would sum theirs.  May be NULL. */
 typedef oq_code (*oq_reduce_hook)(void *user, oq_real *dtheta, int64_t count);
 
 typedef struct {
     oq_step_hook on_step;
+    oq_epoch_hook on_epoch;
     oq_reduce_hook reduce;
     void *user;
 } oq_hooks;

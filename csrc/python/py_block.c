@@ -10,7 +10,7 @@
 /* N windows of T tokens, H hidden; e epochs, t numbers in all learnables. */
 struct values {
     oq_block_spec spec;
-    PyObject *weights, *cos, *sin, *learnables, *on_step;
+    PyObject *weights, *cos, *sin, *learnables, *on_step, *on_epoch;
     oq_block_weights tensors;
     oq_rope rope;
     oq_activation_quantizers activation;
@@ -124,6 +124,7 @@ static const oq_argument calibrate_block_arguments[] = {
     DATA,
     OPTIONS,
     OQ_SCALAR(on_step, .flags = OQ_KEYWORD),
+    OQ_SCALAR(on_epoch, .flags = OQ_KEYWORD),
     OQ_THREADS,
     OQ_RESULT(trace, "e"),
     OQ_DERIVED(make_folded),
@@ -133,7 +134,8 @@ static oq_code calibrate_block_run(oq_call *call, values *v)
 {
     oq_context *context = &call->context;
     const oq_calibration_data data = data_of(call, v);
-    const oq_hooks hooks = {.on_step = oq_python_step, .user = v->on_step};
+    oq_listener listener = {v->on_step, v->on_epoch, &v->list};
+    const oq_hooks hooks = oq_python_hooks(&listener);
     const oq_mark mark = oq_arena_mark(context->arena);
     v->result = (oq_calibration_result){.theta = v->theta, .trace = v->trace};
     OQ_TRY(oq_calibrate_block(context, &v->spec, &v->tensors, &v->options, &data, &hooks, &v->result));

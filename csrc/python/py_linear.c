@@ -10,7 +10,7 @@
 struct values {
     const oq_real *weight, *x, *bias;
     oq_options options;
-    PyObject *learnables, *on_step;
+    PyObject *learnables, *on_step, *on_epoch;
     int64_t epoch;
     oq_real *theta, *dtheta;
     double loss, *trace;
@@ -72,6 +72,7 @@ static const oq_argument calibrate_linear_arguments[] = {
     LAYER,
     OPTIONS,
     OQ_SCALAR(on_step, .flags = OQ_KEYWORD),
+    OQ_SCALAR(on_epoch, .flags = OQ_KEYWORD),
     OQ_THREADS,
     OQ_RESULT(trace, "e"),
     OQ_DERIVED(make_folded),
@@ -80,7 +81,8 @@ static const oq_argument calibrate_linear_arguments[] = {
 static oq_code calibrate_linear_run(oq_call *call, values *v)
 {
     const oq_layer layer = layer_of(call, v);
-    const oq_hooks hooks = {.on_step = oq_python_step, .user = v->on_step};
+    oq_listener listener = {v->on_step, v->on_epoch, &v->list};
+    const oq_hooks hooks = oq_python_hooks(&listener);
     v->result = (oq_calibration_result){.theta = v->theta, .trace = v->trace};
     return oq_calibrate_linear(&call->context, &layer, &v->options, &hooks, &v->result, &v->folded);
 }

@@ -1,21 +1,42 @@
 #include "python/training.h"
 
-static oq_code after_step(PyObject *on_step, const oq_progress *p)
+/* Takes over the callback's answer. */
+static oq_code go_on_unless_raised(PyObject *answer)
 {
-    if (PyErr_CheckSignals() < 0) return OQ_CANCELLED;
-    if (!on_step) return OQ_OK;
-    PyObject *answer = PyObject_CallFunction(on_step, "LLdd", (long long)p->epoch, (long long)p->step, p->loss,
-                                             isinf(p->min_margin) ? Py_NAN : p->min_margin);
     Py_XDECREF(answer);
     return answer ? OQ_OK : OQ_CANCELLED;
 }
 
-oq_code oq_python_step(void *user, const oq_progress *progress)
+static oq_code after_step(void *user, const oq_progress *p)
 {
+    const oq_listener *listener = user;
     const PyGILState_STATE state = PyGILState_Ensure();
-    const oq_code code = after_step(user, progress);
+    const double margin = isinf(p->min_margin) ? Py_NAN : p->min_margin;
+    oq_code code = PyErr_CheckSignals() < 0 ? OQ_CANCELLED : OQ_OK;
+    if (code == OQ_OK && listener->on_step)
+        code = go_on_unless_raised(PyObject_CallFunction(listener->on_step, "LLdd", (long long)p->epoch,
+                                                         (long long)p->step, p->loss, margin));
     PyGILState_Release(state);
     return code;
+}
+
+static oq_code after_epoch(void *user, int64_t epoch, const oq_real *theta)
+{
+    const oq_listener *listener = user;
+    const PyGILState_STATE state = PyGILState_Ensure();
+    oq_call brief = {.keep = PyList_New(0), .axis_count = -1}; /* the arrays are the callback's alone */
+    PyObject *learnables = brief.keep ? oq_learnables_to_dict(&brief, listener->list, theta) : NULL;
+    Py_XDECREF(brief.keep);
+    const oq_code code = go_on_unless_raised(
+        learnables ? PyObject_CallFunction(listener->on_epoch, "LN", (long long)epoch, learnables) : NULL);
+    PyGILState_Release(state);
+    return code;
+}
+
+oq_hooks oq_python_hooks(oq_listener *listener)
+{
+    return (oq_hooks){
+        .on_step = after_step, .on_epoch = listener->on_epoch ? after_epoch : NULL, .user = listener};
 }
 
 static PyObject *optional_double(bool given, double value)

@@ -5,9 +5,14 @@
 #include "calibrate/trainer.h"
 #include "python/learned.h"
 
-/* An oq_step_hook whose user is the caller's callback, or NULL.  Takes the GIL for a moment: Ctrl-C and the
- * callback's exceptions both end the calibration. */
-oq_code oq_python_step(void *user, const oq_progress *progress);
+/* Who is told; each callback may be NULL. */
+typedef struct {
+    PyObject *on_step, *on_epoch;
+    const oq_learnables *list;
+} oq_listener;
+
+/* Hooks that take the GIL for a moment: Ctrl-C and the callbacks' exceptions end the calibration. */
+oq_hooks oq_python_hooks(oq_listener *listener);
 
 /* The result's dict, with the call's array `trace`; takes over the reference to `learnables` (NULL with an
  * exception set: hands it on).  map_names are the guarded maps'. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 
+import numpy as np
 import pytest
 from small_run import small_model, small_tokens
 
@@ -13,6 +14,7 @@ from omniquant import demo as demo_module
 from omniquant.cli import main
 from omniquant.demo import CASES, DemoRow, plain_table, render, run_demo
 from omniquant.errors import UnsupportedError
+from omniquant.progress import Callback, MapSnapshots
 
 pytest.importorskip("matplotlib")
 
@@ -101,26 +103,53 @@ def test_command_line(capsys, monkeypatch, demo, tmp_path):
 def test_opening_has_a_column_for_each_chosen_epoch(model, epochs, panels):
     from omniquant.plots import plot_opening
 
+    snapshots = MapSnapshots()
     options = {"method": "affinequant", "epochs": epochs, "progress": False, "threads": 1}
-    figure = plot_opening(omniquant.calibrate(model, small_tokens(1, 4), "W4A4", **options))
+    result = omniquant.calibrate(model, small_tokens(1, 4), "W4A4", callbacks=[snapshots], **options)
+    figure = plot_opening(result, snapshots)
     masks = [axis for axis in figure.axes if axis.get_title().startswith("mask")]
     assert len(masks) == panels
     open_entries = [axis.images[0].get_array().astype(bool).sum() for axis in masks]
     assert open_entries == sorted(open_entries)
     assert open_entries[-1] == 16  # of 4 x 4: the mask is open at the end
-    # What is drawn last is the map itself: dominant, hence invertible.
-    matrix = figure.axes[-1].images[0].get_array()
-    assert (omniquant.dominance_margins(matrix) > 0).all()
+    maps = [axis for axis in figure.axes if axis.get_title().startswith("map after")]
+    matrices = [axis.images[0].get_array() for axis in maps]
+    for mask, matrix in zip(masks, matrices, strict=True):
+        assert (omniquant.dominance_margins(matrix) > 0).all()
+        assert not matrix[~mask.images[0].get_array().astype(bool)].any()
+    diagonals = {matrix.diagonal().tobytes() for matrix in matrices}
+    assert len(diagonals) == panels, "the maps drawn are those of different epochs"
+
+
+def test_snapshots_end_with_the_learnables_kept(model):
+    snapshots = MapSnapshots(block=1, site="vo")
+    options = {"method": "affinequant", "epochs": 3, "progress": False, "best_iterate": False}
+    result = omniquant.calibrate(model, small_tokens(1, 4), "W3A16", callbacks=[snapshots], **options)
+    assert [maps.shape for maps in snapshots.maps] == [snapshots.maps[0].shape] * 3
+    assert result.blocks[1].kept == "final"
+    np.testing.assert_array_equal(snapshots.maps[-1], result.state(1).learnables["vo.map"])
+    assert not np.array_equal(snapshots.maps[0], snapshots.maps[1])
+
+
+def test_an_exception_of_on_epoch_stops_the_calibration(model):
+    class Stop(Callback):
+        def on_epoch(self, block, epoch, learnables):
+            if epoch == 1:
+                raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        omniquant.calibrate(model, small_tokens(1, 4), "W4A4", epochs=3, progress=False, callbacks=[Stop()])
 
 
 def test_opening_needs_a_full_map(model):
     from omniquant.plots import plot_opening
 
+    snapshots = MapSnapshots()
     result = omniquant.calibrate(
-        model, small_tokens(1, 4), "W4A4", method="omniquant", epochs=1, progress=False
+        model, small_tokens(1, 4), "W4A4", method="omniquant", epochs=1, progress=False, callbacks=[snapshots]
     )
-    with pytest.raises(UnsupportedError, match="no full affine map at 'qk' of block 0"):
-        plot_opening(result)
+    with pytest.raises(UnsupportedError, match="no snapshots of a full affine qk map of block 0"):
+        plot_opening(result, snapshots)
 
 
 def test_losses_of_methods_that_do_not_train_have_no_training_curve(model):

@@ -13,9 +13,9 @@ typedef struct {
     const uint8_t *codes; /* of the first tile */
     const float *scales;
     const int16_t *code_sums;
-    const uint8_t *zeros;  /* NULL: symmetric */
-    int zero;              /* then every zero point */
-    int64_t width;         /* outputs of the panel: the stride of scales, code_sums and zeros */
+    const uint8_t *zeros; /* of group g at g * zero_stride; the stride is 0 where all are the same */
+    int64_t zero_stride;
+    int64_t width;         /* outputs of the panel: the stride of scales and code_sums */
     const int8_t *a;       /* [rows, a_stride] */
     const int32_t *pairs;  /* [rows, segments] */
     const float *x_scales; /* [rows / 3, groups]; NULL unless float */

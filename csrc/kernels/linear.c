@@ -1,12 +1,15 @@
+#include <string.h>
+
 #include "base/parallel.h"
 #include "kernels/kernel.h"
 
 /* Rows of x whose integers are made at a time: bounds the scratch memory of a long prompt. */
 enum { ROW_BLOCK = 512, MOST_KERNEL_ROWS = 16 };
 
-/* An item's multiplications, some 20 us; its rows are at least as many as hide reading the panel. */
+/* An item's multiplications, some 20 us. Its rows are at least as many as hide reading the panel, and a multiple
+ * of what kernels take at a time. */
 static const int64_t ITEM_PRODUCTS = (int64_t)1 << 21;
-static const int64_t ITEM_ROWS = 48;
+enum { ITEM_ROWS = 48, ROW_STEP = 12 };
 
 typedef struct {
     const oq_qlinear *linear;
@@ -18,20 +21,25 @@ typedef struct {
 
 /* ---- one panel ------------------------------------------------------------ */
 
-/* y = sums x_scale + bias for some rows of one panel. */
-static void finish(const product *p, int64_t row, int rows, int64_t panel, const float *sums)
+/* y [rows, count] = sums [rows, OQ_PANEL] x_scale + bias; scales and bias may be NULL. */
+OQ_VECTORIZED static void finish_rows(const float *sums, const float *scales, const float *bias, int64_t rows,
+                                      int64_t count, float *y, int64_t stride)
+{
+    for (int64_t r = 0; r < rows; r++, y += stride, sums += OQ_PANEL) {
+        const float scale = scales ? scales[r] : 1;
+        if (bias)
+            for (int64_t i = 0; i < count; i++) y[i] = sums[i] * scale + bias[i];
+        else
+            for (int64_t i = 0; i < count; i++) y[i] = sums[i] * scale;
+    }
+}
+
+static void finish(const product *p, int64_t row, int64_t rows, int64_t panel, const float *sums)
 {
     const oq_qlinear *q = p->linear;
     const int64_t first = panel * OQ_PANEL, count = oq_least(OQ_PANEL, q->spec.out - first);
-    const bool scaled = p->x->planes == 1;
-    for (int r = 0; r < rows; r++) {
-        float *y = p->y + (row + r) * q->spec.out + first;
-        const float *sum = sums + r * OQ_PANEL;
-        const float scale = scaled ? p->x->scales[row + r] : 1;
-        for (int64_t i = 0; i < count; i++) y[i] = sum[i] * scale;
-        if (q->bias)
-            for (int64_t i = 0; i < count; i++) y[i] += q->bias[first + i];
-    }
+    const float *scales = p->x->planes == 1 ? p->x->scales + row : NULL, *bias = q->bias ? q->bias + first : NULL;
+    finish_rows(sums, scales, bias, rows, count, p->y + row * q->spec.out + first, q->spec.out);
 }
 
 static oq_tiles tiles_of(const product *p, int64_t panel, int64_t width)
@@ -43,7 +51,7 @@ static oq_tiles tiles_of(const product *p, int64_t panel, int64_t width)
                       .scales = q->scales + panel * OQ_PANEL * l->groups,
                       .code_sums = q->sums + panel * OQ_PANEL * l->segments,
                       .zeros = q->zeros ? q->zeros + panel * OQ_PANEL * l->groups : NULL,
-                      .zero = 1 << (q->spec.bits - 1),
+                      .zero_stride = q->zeros ? width : 0,
                       .width = width,
                       .a_stride = p->x->stride};
 }
@@ -55,6 +63,9 @@ static void multiply_panel(const product *p, int64_t panel, int64_t begin, int64
     const int64_t tiles = oq_least(OQ_PANEL_TILES, oq_pieces(q->spec.out, OQ_TILE) - panel * OQ_PANEL_TILES);
     oq_tiles t = tiles_of(p, panel, tiles * OQ_TILE);
     _Alignas(64) float sums[MOST_KERNEL_ROWS * OQ_PANEL];
+    uint8_t half[OQ_PANEL];
+    memset(half, 1 << (q->spec.bits - 1), sizeof half);
+    if (!t.zeros) t.zeros = half;
     for (int64_t row = begin, rows; row < end; row += rows) {
         rows = oq_pieces(end - row, oq_pieces(end - row, most)); /* 8 are 4 and 4, not 6 and 2 */
         t.a = p->x->codes + row * planes * p->x->stride;
@@ -62,7 +73,7 @@ static void multiply_panel(const product *p, int64_t panel, int64_t begin, int64
         t.x_scales = planes == 1 ? NULL : p->x->scales + row * q->layout.groups;
         t.sums = sums;
         q->kernel->multiply(&t, (int)rows * planes, (int)tiles);
-        finish(p, row, (int)rows, panel, sums);
+        finish(p, row, rows, panel, sums);
     }
 }
 
@@ -83,8 +94,8 @@ static void cut(product *p)
 {
     const int64_t panels = oq_pieces(p->linear->spec.out, OQ_PANEL);
     const int64_t products = OQ_PANEL * p->linear->spec.in * p->x->planes;
-    p->rows = oq_least(p->x->rows, ITEM_ROWS > ITEM_PRODUCTS / products ? ITEM_ROWS : ITEM_PRODUCTS / products);
-    if (p->rows < 1) p->rows = 1;
+    const int64_t rows = ITEM_PRODUCTS / products / ROW_STEP * ROW_STEP;
+    p->rows = oq_least(p->x->rows, rows > ITEM_ROWS ? rows : ITEM_ROWS);
     p->panels = ITEM_PRODUCTS / (products * p->rows);
     if (p->panels < 1) p->panels = 1;
     p->across = oq_pieces(panels, p->panels);

@@ -123,12 +123,12 @@ typedef struct {
 /* sums [8] of row r - z_a sum(w) - z_w sum(a - z_a), in pairs of 16 bits. */
 INLINE __m256i corrected(const oq_tiles *t, const run *at, int r, const int32_t sums[LANES])
 {
-    __m256i total = _mm256_loadu_si256((const void *)sums), zero = _mm256_set1_epi32(t->zero);
-    if (t->zeros)
-        zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(t->zeros + at->group * t->width + at->lane)));
+    const uint8_t *zeros = t->zeros + at->group * t->zero_stride + at->lane;
+    const __m256i high = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)zeros)), 16);
+    __m256i total = _mm256_loadu_si256((const void *)sums);
     for (int64_t s = at->segment; s < at->segment + at->segments; s++) {
         const __m128i codes = _mm_loadu_si128((const void *)(t->code_sums + s * t->width + at->lane));
-        const __m256i columns = _mm256_or_si256(_mm256_cvtepu16_epi32(codes), _mm256_slli_epi32(zero, 16));
+        const __m256i columns = _mm256_or_si256(_mm256_cvtepu16_epi32(codes), high);
         const __m256i pair = _mm256_set1_epi32(t->pairs[r * t->layout->segments + s]);
         total = _mm256_add_epi32(total, _mm256_madd_epi16(columns, pair));
     }

@@ -47,7 +47,7 @@ static void add_segment(const oq_tiles *t, const cursor *c, int64_t units, int r
         const int32_t pair = c->pair[r * t->layout->segments];
         const int minus_z = (int16_t)(pair & 0xffff), minus_sum = (int16_t)(pair >> 16);
         for (int lane = 0; lane < OQ_TILE; lane++)
-            total[r][lane] += minus_z * c->sums[lane] + minus_sum * (c->zeros ? c->zeros[lane] : t->zero);
+            total[r][lane] += minus_z * c->sums[lane] + minus_sum * c->zeros[lane];
     }
 }
 
@@ -70,8 +70,8 @@ static void multiply_tile(const oq_tiles *t, int rows, int tile)
 {
     const oq_layout *l = t->layout;
     const int64_t stride = t->width / OQ_TILE * l->unit_bytes;
-    cursor c = {t->codes + tile * l->unit_bytes, t->a, t->pairs, t->code_sums + tile * OQ_TILE, t->zeros};
-    if (c.zeros) c.zeros += tile * OQ_TILE;
+    cursor c = {t->codes + tile * l->unit_bytes, t->a, t->pairs, t->code_sums + tile * OQ_TILE,
+                t->zeros + tile * OQ_TILE};
     for (int64_t g = 0; g < l->groups; g++) {
         const int64_t length = oq_group_length(l, g);
         int32_t total[ROWS][OQ_TILE] = {{0}};
@@ -86,7 +86,7 @@ static void multiply_tile(const oq_tiles *t, int rows, int tile)
             flush(t, g, rows, total, t->sums + tile * OQ_TILE, tile);
             memset(total, 0, sizeof total);
         }
-        if (c.zeros) c.zeros += t->width;
+        c.zeros += t->zero_stride;
     }
 }
 

@@ -36,6 +36,7 @@ static const char *const policies[] = {"project", "reject", "raise", "monitor", 
 const oq_argument oq_option_fields[] = {
     OQ_FIELD("w_bits", oq_options, weight.bits, .range = "bits"),
     OQ_FIELD("w_symmetric", oq_options, weight.symmetric),
+    OQ_FIELD("scale_bits", oq_options, weight.scale_bits, .flags = OQ_OPTIONAL, .range = "[0, 11]"),
     OQ_FIELD("group_size", oq_options, group_size),
     OQ_FIELD("lwc", oq_options, lwc),
     OQ_FIELD("shift", oq_options, shift),

@@ -9,7 +9,7 @@
 struct values {
     const oq_real *x, *dout, *max_logit, *min_logit, *scales;
     const uint8_t *codes, *zero_points, *packed;
-    int bits;
+    int bits, scale_bits;
     int64_t group_size, width;
     bool symmetric, full_range;
     oq_real *out, *dx, *dmax_logit, *dmin_logit, *scale;
@@ -24,7 +24,7 @@ static oq_groups groups_of(const oq_call *call, const values *v)
                        .group = size > 0 && size < k ? size
                                 : k                  ? k
                                                      : 1,
-                       .quantizer = {v->bits, v->symmetric, v->full_range}};
+                       .quantizer = {v->bits, v->symmetric, v->full_range, v->scale_bits}};
 }
 
 static oq_clip clip_of(const values *v) { return (oq_clip){v->max_logit, v->min_logit}; }
@@ -45,9 +45,11 @@ static int both_or_none(oq_call *call, values *v)
 }
 
 #define GROUP_SIZE OQ_SCALAR(group_size, .flags = OQ_KEYWORD, .range = "[0, inf)", .then = count_groups)
-#define QUANTIZER                                                                                               \
-    OQ_SCALAR(bits, .flags = OQ_KEYWORD | OQ_NEEDED), GROUP_SIZE, OQ_SCALAR(symmetric, .flags = OQ_KEYWORD),    \
-        OQ_SCALAR(full_range, .flags = OQ_KEYWORD), OQ_ARRAY(max_logit, "*g", .flags = OQ_KEYWORD | OQ_FINITE), \
+#define QUANTIZER                                                                                            \
+    OQ_SCALAR(bits, .flags = OQ_KEYWORD | OQ_NEEDED), GROUP_SIZE, OQ_SCALAR(symmetric, .flags = OQ_KEYWORD), \
+        OQ_SCALAR(full_range, .flags = OQ_KEYWORD),                                                          \
+        OQ_SCALAR(scale_bits, .flags = OQ_KEYWORD, .range = "[0, 11]"),                                      \
+        OQ_ARRAY(max_logit, "*g", .flags = OQ_KEYWORD | OQ_FINITE),                                          \
         OQ_ARRAY(min_logit, "*g", .flags = OQ_KEYWORD | OQ_FINITE, .then = both_or_none)
 
 /* ---- fake_quantize, fake_quantize_backward ---------------------------------------------------------------- */

@@ -11,6 +11,7 @@ typedef struct {
     int bits; /* 2..8; 16 and more: not quantized */
     bool symmetric;
     bool full_range; /* symmetric step = 2 absmax / (2^n - 1), as compressed-tensors activations have it */
+    int scale_bits;  /* 0: the scale as it comes; 11: rounded to float16; 7: so that z h is one too, at 4 bits */
 } oq_quantizer;
 
 typedef struct {
@@ -28,7 +29,7 @@ static inline oq_real oq_top_code(int bits) { return (oq_real)((1 << bits) - 1);
 
 /* The grid that covers a range. */
 oq_grid oq_grid_from_range(oq_quantizer quantizer, oq_range range);
-/* d(range) += d(grid.scale) * dh/d(range). The rounded zero point has no gradient. */
+/* d(range) += d(grid.scale) * dh/d(range). The rounding of scale and zero point is straight through. */
 void oq_grid_backward(oq_quantizer quantizer, oq_range range, double dscale, oq_range *drange);
 
 #endif

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from omniquant.config.scheme import QuantConfig
+from omniquant.config.target import TARGETS, scale_bits
 from omniquant.errors import ConfigError
 
 METHODS = ("rtn", "smoothquant", "omniquant", "affinequant")
@@ -27,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dominance": ("project", "reject", "raise", "monitor"),
     "schedule": ("constant", "cosine"),
     "loss": ("mse", "token"),
+    "target": TARGETS,
 }
 
 
@@ -77,6 +79,9 @@ class CalibrationOptions:
     best_iterate : bool
         Keep the epoch of lowest training loss instead of the last one.
     seed : int
+    target : str
+        "any", or the export format whose arithmetic the calibration takes: scales are rounded as it stores
+        them, so that exporting loses nothing.
 
     Raises
     ------
@@ -106,6 +111,7 @@ class CalibrationOptions:
     loss: str = "mse"
     best_iterate: bool = False
     seed: int = 0
+    target: str = "any"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -184,6 +190,7 @@ class CalibrationOptions:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibrationOptions:
         """Read what :meth:`to_dict` wrote; ConfigError names what does not fit."""
+        values = {"target": "any"} | dict(values)  # results of before there were targets
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             odd = sorted(set(values) ^ names)
@@ -278,6 +285,7 @@ def core_options(
         "w_bits": scheme.w_bits,
         "group_size": scheme.group_size or 0,
         "w_symmetric": scheme.w_symmetric,
+        "scale_bits": scale_bits(options.target, scheme),
         "activation": scheme.activation(),
         "lwc": options.lwc,
         "norm_map": options.norm_map,

@@ -1,6 +1,6 @@
 #include "python/block_args.h"
 
-/* ---- fields ----------------------------------------------------------------------------------------------- */
+/* ---- fields ---------------------------------------------------------------- */
 
 static const char *const norms[] = {"rms", "layer", NULL}, *const mlps[] = {"plain", "gated", NULL};
 static const char *const activations[] = {"silu", "gelu", "gelu_tanh", "relu", NULL};
@@ -74,7 +74,7 @@ int oq_check_block(oq_call *call, const oq_block_spec *spec)
     return -1;
 }
 
-/* ---- arrays ----------------------------------------------------------------------------------------------- */
+/* ---- arrays ---------------------------------------------------------------- */
 
 /* dict[owner.what]; *to stays NULL when an optional one is absent. */
 static int take_tensor(oq_call *call, PyObject *dict, const char *owner, const char *what, bool required,
@@ -90,11 +90,6 @@ static int take_tensor(oq_call *call, PyObject *dict, const char *owner, const c
     PyArrayObject *array = oq_take_array(call, object, key, OQ_REALS, shape);
     if (array) *to = oq_data(array);
     return array ? 0 : -1;
-}
-
-int oq_take_weights(oq_call *call, PyObject *dict, const oq_block_spec *spec, oq_block_weights *weights)
-{
-    return oq_take_tensors(call, dict, spec, true, weights);
 }
 
 int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bool weights, oq_block_weights *w)
@@ -138,35 +133,4 @@ int oq_take_rope(oq_call *call, PyObject *cosine, PyObject *sine, const oq_block
     rope->cos = take_table(call, cosine, "cos", spec->head_dim);
     rope->sin = rope->cos ? take_table(call, sine, "sin", spec->head_dim) : NULL;
     return rope->sin ? 0 : -1;
-}
-
-/* ---- the hand-written way ---------------------------------------------------------------------------------- */
-
-int oq_block_args_begin(oq_block_args *args)
-{
-    memset(args, 0, sizeof *args);
-    args->keep = PyList_New(0);
-    return args->keep ? 0 : -1;
-}
-
-void oq_block_args_end(oq_block_args *args) { Py_XDECREF(args->keep); }
-
-int oq_parse_spec(PyObject *dict, oq_block_spec *spec)
-{
-    const oq_argument line = {.name = "spec", .kind = OQ_DICT, .fields = oq_spec_fields};
-    oq_call call = {.axis_count = -1};
-    return oq_take_scalar(&line, dict, "spec", spec) < 0 ? -1 : oq_check_block(&call, spec);
-}
-
-int oq_parse_activation(PyObject *dict, oq_activation_quantizers *quantizers)
-{
-    const oq_argument line = {.name = "activation", .kind = OQ_DICT, .fields = oq_activation_fields};
-    return oq_take_scalar(&line, dict == Py_None ? NULL : dict, "activation", quantizers);
-}
-
-int oq_parse_tensors(PyObject *dict, oq_block_args *args, bool weights)
-{
-    oq_call call = {.keep = args->keep, .axis_count = -1};
-    call.size['H'] = args->spec.hidden;
-    return oq_take_tensors(&call, dict, &args->spec, weights, &args->weights);
 }

@@ -2,8 +2,9 @@
 
 #include <string.h>
 
+#include "base/parallel.h"
 #include "math/check.h"
-#include "python/call.h"
+#include "python/raise.h"
 
 enum { LEAVABLE = OQ_OPTIONAL | OQ_KEYWORD };
 
@@ -117,17 +118,44 @@ static PyObject *results(oq_call *call, values *v)
     return all;
 }
 
+/* Takes the GIL for a moment: Ctrl-C leaves its exception set in this thread. */
+static bool interrupted(void)
+{
+    const PyGILState_STATE state = PyGILState_Ensure();
+    const bool raised = PyErr_CheckSignals() < 0;
+    PyGILState_Release(state);
+    return raised;
+}
+
+/* threads 0: as many as OpenMP would use. */
+static int begin(oq_context *context, int threads)
+{
+    if (threads < 0) {
+        PyErr_Format(PyExc_ValueError, "threads: expected at least 0 (0: all), got %d", threads);
+        return -1;
+    }
+    context->threads = threads ? threads : oq_parallel_default_threads();
+    context->interrupted = interrupted;
+    context->arena = oq_arena_create();
+    if (!context->arena) PyErr_SetString(PyExc_MemoryError, "out of memory: no scratch memory");
+    return context->arena ? 0 : -1;
+}
+
 static PyObject *execute(oq_call *call, values *v)
 {
     const oq_function *f = call->function;
     PyObject *answer = NULL;
-    if (oq_call_begin(&call->context, call->threads) < 0) return NULL;
+    if (begin(&call->context, call->threads) < 0) return NULL;
     PyThreadState *state = PyEval_SaveThread(); /* the GIL is free from here */
     oq_code code = check_finite(call);
     if (code == OQ_OK) code = f->run(call, v);
     PyEval_RestoreThread(state);
-    if (code == OQ_OK) answer = f->finish ? f->finish(call, v) : results(call, v);
-    return oq_call_end(&call->context, code, answer);
+    if (code == OQ_OK)
+        answer = f->finish ? f->finish(call, v) : results(call, v);
+    else if (code != OQ_CANCELLED || !PyErr_Occurred()) /* what stopped the call goes on */
+        oq_raise(&call->context.error);
+    oq_arena_destroy(call->context.arena);
+    return answer;
 }
 
 PyObject *oq_invoke(const oq_function *function, values *v, PyObject *positional, PyObject *keywords)

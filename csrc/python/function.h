@@ -31,6 +31,7 @@
 #include <string.h>
 
 #include "base/context.h"
+#include "base/real.h"
 #include "python/array.h"
 
 typedef enum {
@@ -106,7 +107,7 @@ PyObject *oq_invoke(const oq_function *function, values *v, PyObject *positional
 
 static inline int64_t oq_size(const oq_call *call, char letter) { return call->size[(int)letter]; }
 
-/* ---- arrays beside those of the table, for `then` and `finish` -------------------------------------------- */
+/* ---- arrays beside those of the table, for `then` and `finish` ------------- */
 
 /* object as an array of the kind and shape, or a new one; the call owns both.  NULL with an exception. */
 PyArrayObject *oq_take_array(oq_call *call, PyObject *object, const char *name, oq_kind kind, const char *shape);
@@ -116,12 +117,12 @@ PyArrayObject *oq_made_array(const oq_call *call, const char *name);
 /* Never NULL, also where there are no elements. */
 void *oq_data(PyArrayObject *array);
 
-/* ---- values that are no arrays ----------------------------------------------------------------------------- */
+/* ---- values that are no arrays --------------------------------------------- */
 
 /* Sets the field at `to`; object NULL: left out.  `where` is for messages: "threads", "options[\"epochs\"]". */
 int oq_take_scalar(const oq_argument *argument, PyObject *object, const char *where, void *to);
 
-/* ---- the lines of tables ----------------------------------------------------------------------------------- */
+/* ---- the lines of tables --------------------------------------------------- */
 
 /* clang-format off */
 #define OQ_KIND_OF(field) _Generic((field),                 \

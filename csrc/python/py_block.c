@@ -25,13 +25,13 @@ struct values {
     oq_calibration_result result;
 };
 
-/* ---- what the lines of the tables do ---------------------------------------------------------------------- */
+/* ---- what the lines of the tables do --------------------------------------- */
 
 static int check_block(oq_call *call, values *v) { return oq_check_block(call, &v->spec); }
 
 static int take_weights(oq_call *call, values *v)
 {
-    return oq_take_weights(call, v->weights, &v->spec, &v->tensors);
+    return oq_take_tensors(call, v->weights, &v->spec, true, &v->tensors);
 }
 
 static int take_rope(oq_call *call, values *v) { return oq_take_rope(call, v->cos, v->sin, &v->spec, &v->rope); }
@@ -101,7 +101,7 @@ static oq_calibration_data data_of(const oq_call *call, const values *v)
         OQ_ARRAY(aug_targets, "NTH", .flags = OQ_NULLABLE), ROPE
 #define OPTIONS OQ_STRUCT(options, oq_option_fields, .then = list_learnables), OQ_RESULT(theta, "t")
 
-/* ---- block_forward ---------------------------------------------------------------------------------------- */
+/* ---- block_forward --------------------------------------------------------- */
 
 static const oq_argument block_forward_arguments[] = {
     BLOCK,      OQ_ARRAY(x, "NTH"),  ROPE, OQ_STRUCT(activation, oq_activation_fields, .flags = OQ_KEYWORD),
@@ -117,7 +117,7 @@ static oq_code block_forward_run(oq_call *call, values *v)
 
 OQ_FUNCTION(block_forward);
 
-/* ---- calibrate_block -------------------------------------------------------------------------------------- */
+/* ---- calibrate_block ------------------------------------------------------- */
 
 static const oq_argument calibrate_block_arguments[] = {
     BLOCK,
@@ -151,7 +151,7 @@ static PyObject *report(oq_call *call, values *v)
 
 OQ_FUNCTION_WITH(calibrate_block, report);
 
-/* ---- fold_block ------------------------------------------------------------------------------------------- */
+/* ---- fold_block ------------------------------------------------------------ */
 
 static const oq_argument fold_block_arguments[] = {
     BLOCK, OPTIONS, OQ_SCALAR(learnables, .then = take_learnables), OQ_THREADS, OQ_DERIVED(make_folded),
@@ -170,7 +170,7 @@ static PyObject *folded_tensors(oq_call *call, values *v)
 
 OQ_FUNCTION_WITH(fold_block, folded_tensors);
 
-/* ---- block_loss ------------------------------------------------------------------------------------------- */
+/* ---- block_loss ------------------------------------------------------------ */
 
 static const oq_argument block_loss_arguments[] = {
     BLOCK,

@@ -98,8 +98,7 @@ static PyObject *capsule_of(oq_call *call, values *v)
     return Py_NewRef(v->capsule);
 }
 
-/* ---- model_create --------------------------------------------------------------------------------------------
- */
+/* ---- model_create ---------------------------------------------------------- */
 
 /* (kind, values, scales or None), values and scales as bytes -> a matrix [V, H]. */
 static int take_matrix(oq_call *call, PyObject *object, const char *name, oq_dense *w)
@@ -180,8 +179,7 @@ static oq_code model_create_run(oq_call *call, values *v)
 
 OQ_FUNCTION_WITH(model_create, capsule_of);
 
-/* ---- model_set_block ------------------------------------------------------------------------------------------
- */
+/* ---- model_set_block ------------------------------------------------------- */
 
 static int find_model(oq_call *call, values *v)
 {
@@ -250,8 +248,7 @@ static oq_code model_set_block_run(oq_call *call, values *v)
 
 OQ_FUNCTION(model_set_block);
 
-/* ---- decoder_create --------------------------------------------------------------------------------------------
- */
+/* ---- decoder_create -------------------------------------------------------- */
 
 static int size_decoder(oq_call *call, values *v)
 {
@@ -289,8 +286,7 @@ static oq_code decoder_create_run(oq_call *call, values *v)
 
 OQ_FUNCTION_WITH(decoder_create, capsule_of);
 
-/* ---- decoder_feed
- * ------------------------------------------------------------------------------------------------ */
+/* ---- decoder_feed ---------------------------------------------------------- */
 
 static int find_decoder(oq_call *call, values *v)
 {
@@ -343,8 +339,7 @@ static PyObject *answer_of(oq_call *call, values *v)
 
 OQ_FUNCTION_WITH(decoder_feed, answer_of);
 
-/* ---- decoder_rewind
- * ---------------------------------------------------------------------------------------------- */
+/* ---- decoder_rewind -------------------------------------------------------- */
 
 static const oq_argument decoder_rewind_arguments[] = {
     OQ_SCALAR(decoder, .then = find_decoder),
@@ -367,8 +362,7 @@ static oq_code decoder_rewind_run(oq_call *call, values *v)
 
 OQ_FUNCTION(decoder_rewind);
 
-/* ---- facts
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- facts ----------------------------------------------------------------- */
 
 static PyObject *model_facts(PyObject *module, PyObject *capsule)
 {

@@ -31,7 +31,7 @@ static int find_linear(oq_call *call, values *v)
     return 0;
 }
 
-/* ---- linear_pack ------------------------------------------------------------------------------------------- */
+/* ---- linear_pack ----------------------------------------------------------- */
 
 static int count_groups(oq_call *call, values *v)
 {
@@ -91,7 +91,7 @@ static PyObject *into_capsule(oq_call *call, values *v)
     return capsule;
 }
 
-/* ---- linear_run, linear_info ------------------------------------------------------------------------------- */
+/* ---- linear_run, linear_info ----------------------------------------------- */
 
 static const oq_argument linear_run_arguments[] = {
     OQ_SCALAR(packed, .then = find_linear),

@@ -66,7 +66,7 @@ static oq_layer layer_of(const oq_call *call, const values *v)
 #define LAYER OQ_ARRAY(weight, "oi"), OQ_ARRAY(x, "*i"), OQ_ARRAY(bias, "o", .flags = OQ_NULLABLE)
 #define OPTIONS OQ_STRUCT(options, oq_option_fields, .then = list_learnables), OQ_RESULT(theta, "t")
 
-/* ---- calibrate_linear -------------------------------------------------------------------------------------- */
+/* ---- calibrate_linear ------------------------------------------------------ */
 
 static const oq_argument calibrate_linear_arguments[] = {
     LAYER,
@@ -96,7 +96,7 @@ static PyObject *report(oq_call *call, values *v)
 
 OQ_FUNCTION_WITH(calibrate_linear, report);
 
-/* ---- linear_loss ------------------------------------------------------------------------------------------- */
+/* ---- linear_loss ----------------------------------------------------------- */
 
 static const oq_argument linear_loss_arguments[] = {
     LAYER,

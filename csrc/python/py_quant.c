@@ -52,7 +52,7 @@ static int both_or_none(oq_call *call, values *v)
         OQ_ARRAY(max_logit, "*g", .flags = OQ_KEYWORD | OQ_FINITE),                                          \
         OQ_ARRAY(min_logit, "*g", .flags = OQ_KEYWORD | OQ_FINITE, .then = both_or_none)
 
-/* ---- fake_quantize, fake_quantize_backward ---------------------------------------------------------------- */
+/* ---- fake_quantize, fake_quantize_backward --------------------------------- */
 
 static oq_code forward(oq_call *call, const values *v, oq_real *out, oq_range **ranges)
 {
@@ -97,7 +97,7 @@ static oq_code fake_quantize_backward_run(oq_call *call, values *v)
                                      v->dmax_logit, v->dmin_logit);
 }
 
-/* ---- quantize, dequantize --------------------------------------------------------------------------------- */
+/* ---- quantize, dequantize -------------------------------------------------- */
 
 static const oq_argument quantize_arguments[] = {
     OQ_ARRAY(x, "*k"),           QUANTIZER, OQ_THREADS, OQ_RESULT(code, "*k"), OQ_RESULT(scale, "*g"),
@@ -127,7 +127,7 @@ static oq_code dequantize_run(oq_call *call, values *v)
     return oq_dequantize(&call->context, &groups, v->codes, v->scales, v->zero_points, v->out);
 }
 
-/* ---- pack, unpack ----------------------------------------------------------------------------------------- */
+/* ---- pack, unpack ---------------------------------------------------------- */
 
 static int count_bytes(oq_call *call, values *v)
 {

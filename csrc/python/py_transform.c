@@ -21,7 +21,7 @@ struct values {
     oq_real *dparameters;
 };
 
-/* ---- let_forward, let_backward ---------------------------------------------------------------------------- */
+/* ---- let_forward, let_backward --------------------------------------------- */
 
 static oq_let_linear let_of(const oq_call *call, const values *v)
 {
@@ -77,7 +77,7 @@ static oq_code let_backward_run(oq_call *call, values *v)
     return oq_let_linear_backward(&call->context, &let, &gradients);
 }
 
-/* ---- affine_forward, affine_backward ---------------------------------------------------------------------- */
+/* ---- affine_forward, affine_backward --------------------------------------- */
 
 static const char *const parametrizations[] = {"relative", "absolute", NULL};
 
@@ -123,7 +123,7 @@ static oq_code affine_backward_run(oq_call *call, values *v)
                                            v->dparameters);
 }
 
-/* ---- gradual_mask ----------------------------------------------------------------------------------------- */
+/* ---- gradual_mask ---------------------------------------------------------- */
 
 static int check_mask(oq_call *call, values *v)
 {
@@ -153,7 +153,7 @@ static oq_code gradual_mask_run(oq_call *call, values *v)
     return OQ_OK;
 }
 
-/* ---- dominance -------------------------------------------------------------------------------------------- */
+/* ---- dominance ------------------------------------------------------------- */
 
 static const oq_argument dominance_margins_arguments[] = {
     OQ_ARRAY(a, "*nn", .flags = OQ_FINITE),

@@ -19,7 +19,7 @@ void *oq_data(PyArrayObject *array)
 static PyArrayObject *keep(oq_call *call, PyArrayObject *array)
 {
     const bool kept = array && PyList_Append(call->keep, (PyObject *)array) == 0;
-    oq_array_release(array);
+    Py_XDECREF((PyObject *)array);
     return kept ? array : NULL;
 }
 
@@ -67,18 +67,26 @@ static const char *describe(const oq_call *call, const char *shape, char text[16
     return text;
 }
 
-PyArrayObject *oq_take_array(oq_call *call, PyObject *object, const char *name, oq_kind kind, const char *shape)
+/* Says what was expected of an array that is kept already. */
+static PyArrayObject *fail_shape(const oq_call *call, PyArrayObject *array, const char *name, const char *shape)
 {
     char wanted[160];
-    const int ndim = *shape == '*' ? -1 : (int)strlen(shape);
-    PyArrayObject *array = keep(call, oq_array_in(object, name, numpy_type(kind), ndim));
-    if (!array || agree(call, array, shape)) return array;
+    const int ndim = (int)strlen(shape);
     PyObject *got = PyObject_GetAttrString((PyObject *)array, "shape");
-    if (got)
+    if (got && *shape != '*' && PyArray_NDIM(array) != ndim)
+        PyErr_Format(PyExc_ValueError, "%s: expected %d dimension%s, got shape %R", name, ndim,
+                     ndim == 1 ? "" : "s", got);
+    else if (got)
         PyErr_Format(PyExc_ValueError, "%s: expected shape (%s), got %R", name, describe(call, shape, wanted),
                      got);
     Py_XDECREF(got);
     return NULL;
+}
+
+PyArrayObject *oq_take_array(oq_call *call, PyObject *object, const char *name, oq_kind kind, const char *shape)
+{
+    PyArrayObject *array = keep(call, oq_array_in(object, name, numpy_type(kind)));
+    return !array || agree(call, array, shape) ? array : fail_shape(call, array, name, shape);
 }
 
 PyArrayObject *oq_make_array(oq_call *call, oq_kind kind, const char *shape)
@@ -89,7 +97,7 @@ PyArrayObject *oq_make_array(oq_call *call, oq_kind kind, const char *shape)
         for (int i = 0; *s == '*' && i < call->axis_count; i++) dims[ndim++] = call->axes[i];
         if (*s != '*') dims[ndim++] = (npy_intp)oq_size(call, *s);
     }
-    return keep(call, oq_array_new(numpy_type(kind), ndim, dims));
+    return keep(call, (PyArrayObject *)PyArray_SimpleNew(ndim, dims, numpy_type(kind)));
 }
 
 PyArrayObject *oq_made_array(const oq_call *call, const char *name)

@@ -15,7 +15,7 @@ def load_onednn(path: str) -> None:
     """Load libdnnl from a path; errors.BackendError says why it cannot be used. Once, at import."""
 
 def runtime_info() -> dict[str, Any]:
-    """Keys: onednn (version or None), cpu, openmp, threads (the default), real ("float32" or "float64")."""
+    """Keys: onednn (version or None), cpu, products (the fastest kind), openmp, threads, real (the type)."""
 
 def matmul(
     a: npt.ArrayLike,

@@ -92,7 +92,7 @@ def calibrate(
         If `output` cannot be written, or holds another calibration.
     """
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
-    chosen = _choose(method, scheme, options)
+    chosen = _choose(method, scheme, options).with_products(scheme, _core.runtime_info()["products"])
     windows = _windows(tokens, model)
     if resume and output is None:
         raise ConfigError("resume needs an output directory to go on with")

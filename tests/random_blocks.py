@@ -209,6 +209,7 @@ class Draw:
             "schedule": self.pick("schedule", "constant", "cosine"),
             "shuffle": self.pick("shuffle", True, False),
             "loss": self.pick("loss", "mse", "token"),
+            "products": self.pick("products", "float32"),
             "best_iterate": self.pick("best_iterate", True, False),
         }  # fmt: skip
 

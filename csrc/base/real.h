@@ -33,6 +33,13 @@ typedef float oq_real;
 #define OQ_VECTORIZED
 #endif
 
+/* What hot loops call: left outside, a function would be compiled for the plainest ISA alone. */
+#if defined(__GNUC__)
+#define OQ_INLINE static inline __attribute__((always_inline))
+#else
+#define OQ_INLINE static inline
+#endif
+
 static inline oq_real oq_min(oq_real a, oq_real b) { return a < b ? a : b; }
 static inline oq_real oq_max(oq_real a, oq_real b) { return a > b ? a : b; }
 

@@ -8,6 +8,9 @@
 /* x_hat [rows, width] = quantized x; nothing to do where the quantizer is off (x_hat is x then). */
 oq_code oq_act_quant_forward(oq_context *context, oq_quantizer quantizer, const oq_real *x, oq_real *x_hat,
                              oq_range *ranges, int64_t rows, int64_t width);
+/* The forms of a linear's input x [rows, width]; where the quantizer is off, of x itself. */
+oq_code oq_input_forms(oq_context *context, oq_quantizer quantizer, const oq_real *x, const oq_forms *forms,
+                       oq_range *ranges, int64_t rows, int64_t width);
 /* d [rows, width]: gradient of x_hat in, gradient of x out. */
 oq_code oq_act_quant_backward(oq_context *context, oq_quantizer quantizer, const oq_real *x,
                               const oq_range *ranges, oq_real *d, int64_t rows, int64_t width);

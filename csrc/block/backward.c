@@ -2,6 +2,7 @@
 
 #include "block/act_quant.h"
 #include "block/block.h"
+#include "block/linear.h"
 #include "math/attention.h"
 #include "math/gemm.h"
 #include "math/vector.h"
@@ -14,19 +15,10 @@ typedef struct {
     const oq_block_gradients *gradients;
 } pass;
 
-/* dW, db += from dy; dx [T, in] (+)= dy W unless dx is NULL. */
-static oq_code linear_backward(oq_context *context, const pass *p, int which, const oq_real *x, const oq_real *dy,
+static oq_code linear_backward(oq_context *context, const pass *p, int which, const oq_forms *x, const oq_real *dy,
                                oq_real *dx, bool accumulate)
 {
-    const int64_t T = p->run->tokens;
-    const oq_linear_shape shape = oq_shape_of(p->run->spec, which);
-    if (p->gradients->weight[which])
-        OQ_TRY(
-            oq_linear_backward_weight(context, dy, x, p->gradients->weight[which], T, shape.in, shape.out, true));
-    if (p->gradients->bias[which]) OQ_TRY(oq_column_sums(context, dy, p->gradients->bias[which], T, shape.out));
-    if (!dx) return OQ_OK;
-    return oq_linear_backward_input(context, dy, p->weights->weight[which], dx, T, shape.in, shape.out,
-                                    accumulate);
+    return oq_block_linear_backward(context, p->run, p->weights, p->gradients, which, x, dy, dx, accumulate);
 }
 
 /* dh [T, H]: gradient of h_hat in; spent here.  dx [T, H] += through the norm, NULL where x is a constant. */
@@ -84,15 +76,15 @@ static oq_code mlp_half_backward(oq_context *context, const pass *p, const oq_re
     OQ_NEW(context, du, T * F);
     OQ_NEW(context, dup, spec->gated ? T * F : 0);
     OQ_NEW(context, dh, T * H);
-    OQ_TRY(linear_backward(context, p, OQ_DOWN, s->u_hat, dy, du, false));
+    OQ_TRY(linear_backward(context, p, OQ_DOWN, &s->u_hat, dy, du, false));
     OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->u, s->u_ranges, du, T, F));
     if (spec->gated) {
         oq_activation_backward(context, spec->activation, s->gate, s->up, du, du, dup, T * F);
-        OQ_TRY(linear_backward(context, p, OQ_GATE, s->h_hat[OQ_NORM2], du, dh, false));
-        OQ_TRY(linear_backward(context, p, OQ_UP, s->h_hat[OQ_NORM2], dup, dh, true));
+        OQ_TRY(linear_backward(context, p, OQ_GATE, &s->h_hat[OQ_NORM2], du, dh, false));
+        OQ_TRY(linear_backward(context, p, OQ_UP, &s->h_hat[OQ_NORM2], dup, dh, true));
     } else {
         oq_activation_backward(context, spec->activation, s->up, NULL, du, du, NULL, T * F);
-        OQ_TRY(linear_backward(context, p, OQ_UP, s->h_hat[OQ_NORM2], du, dh, false));
+        OQ_TRY(linear_backward(context, p, OQ_UP, &s->h_hat[OQ_NORM2], du, dh, false));
     }
     return norm_backward(context, p, OQ_NORM2, s->x2, dh, dx2);
 }
@@ -136,13 +128,13 @@ static oq_code attention_half_backward(oq_context *context, const pass *p, const
     OQ_NEW(context, dk, T * kv_width);
     OQ_NEW(context, dv, T * kv_width);
     if (norm1_is_learned(p->gradients)) OQ_NEW(context, dh, T * H);
-    OQ_TRY(linear_backward(context, p, OQ_O, s->attended_hat, dx2, dattended, false));
+    OQ_TRY(linear_backward(context, p, OQ_O, &s->attended_hat, dx2, dattended, false));
     OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->attended, s->attended_ranges, dattended, T,
                                  q_width));
     OQ_TRY(heads_backward(context, p, dattended, dq, dk, dv));
-    OQ_TRY(linear_backward(context, p, OQ_Q, s->h_hat[OQ_NORM1], dq, dh, false));
-    OQ_TRY(linear_backward(context, p, OQ_K, s->h_hat[OQ_NORM1], dk, dh, true));
-    OQ_TRY(linear_backward(context, p, OQ_V, s->h_hat[OQ_NORM1], dv, dh, true));
+    OQ_TRY(linear_backward(context, p, OQ_Q, &s->h_hat[OQ_NORM1], dq, dh, false));
+    OQ_TRY(linear_backward(context, p, OQ_K, &s->h_hat[OQ_NORM1], dk, dh, true));
+    OQ_TRY(linear_backward(context, p, OQ_V, &s->h_hat[OQ_NORM1], dv, dh, true));
     return dh ? norm_backward(context, p, OQ_NORM1, s->x, dh, NULL) : OQ_OK;
 }
 

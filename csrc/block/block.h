@@ -14,6 +14,7 @@
 #include "math/activation.h"
 #include "math/norm.h"
 #include "math/rope.h"
+#include "quant/forms.h"
 #include "quant/quantizer.h"
 
 typedef struct {
@@ -41,14 +42,17 @@ oq_linear_shape oq_shape_of(const oq_block_spec *spec, int linear);
 oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec);
 
 /* Borrowed tensors: weights [out, in], biases [out] or NULL, gains and norm biases [H], and the online map's
- * inverse [H, H] or NULL. */
+ * inverse [H, H] or NULL. Forms hold what faster products take beside the weight itself, which may then be
+ * missing. */
 typedef struct {
     const oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
+    oq_forms forms[OQ_LINEARS];
     const oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS], *map_inverse[OQ_NORMS];
 } oq_block_weights;
 
-/* Gradients of the same; what is NULL is not wanted. All are added to. */
+/* Gradients of the same; what is NULL is not wanted. All are added to, but weights' are overwritten if fresh. */
 typedef struct {
+    bool fresh;
     oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS], *map_inverse[OQ_NORMS];
 } oq_block_gradients;
@@ -63,21 +67,24 @@ typedef struct {
     const oq_activation_quantizers *quantizers;
     oq_rope rope;
     int64_t tokens; /* of one window */
+    bool bf16;      /* keep the inputs of linears in bfloat16, for weights that have that form too */
+    bool integer;   /* keep codes of quantized activations, for weights that have codes too */
 } oq_block_run;
 
 /* What the forward pass keeps for the backward pass.  A quantized twin is the very same pointer where its
- * quantizer is off. */
+ * quantizer is off; the input of a linear has the forms its products take. */
 typedef struct {
     const oq_real *x;                           /* [T, H] */
     oq_norm_stats *stats[OQ_NORMS];             /* [T] */
     oq_real *normed[OQ_NORMS];                  /* [T, H] before the online map */
-    oq_real *h[OQ_NORMS], *h_hat[OQ_NORMS];     /* [T, H] */
+    oq_real *h[OQ_NORMS];                       /* [T, H] */
     oq_real *q, *k, *v, *q_hat, *k_hat, *v_hat; /* [T, n d] or [T, m d], after RoPE */
-    oq_real *attended, *attended_hat;           /* [T, n d] */
+    oq_real *attended;                          /* [T, n d] */
     oq_real *log_sum;                           /* [n, T] */
     oq_real *x2;                                /* [T, H] */
     oq_real *gate, *up;                         /* [T, F]; plain: gate is NULL */
-    oq_real *u, *u_hat;                         /* [T, F] */
+    oq_real *u;                                 /* [T, F] */
+    oq_forms h_hat[OQ_NORMS], attended_hat, u_hat;
     oq_range *h_ranges[OQ_NORMS], *q_ranges, *k_ranges, *v_ranges, *attended_ranges, *u_ranges;
 } oq_saved;
 

@@ -2,6 +2,7 @@
 
 #include "block/act_quant.h"
 #include "block/block.h"
+#include "block/linear.h"
 #include "math/attention.h"
 #include "math/gemm.h"
 #include "math/vector.h"
@@ -19,6 +20,29 @@ static oq_code create_pair(oq_context *context, oq_quantizer quantizer, int64_t 
     return OQ_OK;
 }
 
+/* A linear's input and the forms of it this run's products take. */
+static oq_code create_input(oq_context *context, const oq_block_run *run, int64_t width, oq_real **x,
+                            oq_forms *forms, oq_range **ranges)
+{
+    const bool quantized = oq_is_quantized(run->quantizers->x);
+    const int64_t T = run->tokens;
+    *forms = (oq_forms){0};
+    OQ_NEW(context, *x, T * width);
+    *ranges = NULL;
+    if (run->bf16) OQ_NEW(context, forms->half, T * width);
+    if (!quantized) {
+        forms->real = *x;
+        return OQ_OK;
+    }
+    OQ_NEW(context, *ranges, T);
+    if (!run->bf16) OQ_NEW(context, forms->real, T * width);
+    if (!run->integer) return OQ_OK;
+    OQ_NEW(context, forms->codes, T * width);
+    OQ_NEW(context, forms->scale, T);
+    OQ_NEW(context, forms->zero, T);
+    return OQ_OK;
+}
+
 static oq_code create_attention(oq_context *context, const oq_block_run *run, oq_saved *s)
 {
     const oq_block_spec *spec = run->spec;
@@ -28,34 +52,24 @@ static oq_code create_attention(oq_context *context, const oq_block_run *run, oq
     OQ_TRY(create_pair(context, quant->k, T * m, d, &s->k, &s->k_hat, &s->k_ranges));
     OQ_TRY(create_pair(context, quant->v, T * m, d, &s->v, &s->v_hat, &s->v_ranges));
     OQ_NEW(context, s->log_sum, n * T);
-    return create_pair(context, quant->x, T, n * d, &s->attended, &s->attended_hat, &s->attended_ranges);
+    return create_input(context, run, n * d, &s->attended, &s->attended_hat, &s->attended_ranges);
 }
 
 oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *saved)
 {
     const oq_block_spec *spec = run->spec;
-    const oq_quantizer x = run->quantizers->x;
     const int64_t T = run->tokens, H = spec->hidden, F = spec->ffn;
     memset(saved, 0, sizeof *saved);
     for (int i = 0; i < OQ_NORMS; i++) {
         OQ_NEW(context, saved->stats[i], T);
         OQ_NEW(context, saved->normed[i], T * H);
-        OQ_TRY(create_pair(context, x, T, H, &saved->h[i], &saved->h_hat[i], &saved->h_ranges[i]));
+        OQ_TRY(create_input(context, run, H, &saved->h[i], &saved->h_hat[i], &saved->h_ranges[i]));
     }
     OQ_TRY(create_attention(context, run, saved));
     OQ_NEW(context, saved->x2, T * H);
     if (spec->gated) OQ_NEW(context, saved->gate, T * F);
     OQ_NEW(context, saved->up, T * F);
-    return create_pair(context, x, T, F, &saved->u, &saved->u_hat, &saved->u_ranges);
-}
-
-static oq_code linear(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, int which,
-                      const oq_real *x, oq_real *y)
-{
-    const oq_linear_shape shape = oq_shape_of(run->spec, which);
-    OQ_TRY(oq_linear_forward(context, x, weights->weight[which], y, run->tokens, shape.in, shape.out));
-    if (weights->bias[which]) oq_add_to_rows(y, weights->bias[which], run->tokens, shape.out);
-    return OQ_OK;
+    return create_input(context, run, F, &saved->u, &saved->u_hat, &saved->u_ranges);
 }
 
 /* h_hat[which] = quantized norm(x), behind the online map where there is one. */
@@ -78,8 +92,7 @@ static oq_code normalize(oq_context *context, const oq_block_run *run, const oq_
                                                 .ldb = H,
                                                 .c = s->h[which],
                                                 .ldc = H}));
-    return oq_act_quant_forward(context, run->quantizers->x, s->h[which], s->h_hat[which], s->h_ranges[which], T,
-                                H);
+    return oq_input_forms(context, run->quantizers->x, s->h[which], &s->h_hat[which], s->h_ranges[which], T, H);
 }
 
 static oq_code attention_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
@@ -88,9 +101,9 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
     const oq_block_spec *spec = run->spec;
     const oq_activation_quantizers *quant = run->quantizers;
     const int64_t T = run->tokens, d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
-    OQ_TRY(linear(context, run, weights, OQ_Q, s->h_hat[OQ_NORM1], s->q));
-    OQ_TRY(linear(context, run, weights, OQ_K, s->h_hat[OQ_NORM1], s->k));
-    OQ_TRY(linear(context, run, weights, OQ_V, s->h_hat[OQ_NORM1], s->v));
+    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_Q, &s->h_hat[OQ_NORM1], s->q));
+    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_K, &s->h_hat[OQ_NORM1], s->k));
+    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_V, &s->h_hat[OQ_NORM1], s->v));
     if (spec->rope) {
         oq_rope_forward(context, run->rope, s->q, T, n, d);
         oq_rope_forward(context, run->rope, s->k, T, m, d);
@@ -100,17 +113,18 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
     OQ_TRY(oq_act_quant_forward(context, quant->v, s->v, s->v_hat, s->v_ranges, T * m, d));
     const oq_attention_shape shape = {T, n, m, d};
     OQ_TRY(oq_attention_forward(context, shape, s->q_hat, s->k_hat, s->v_hat, s->attended, s->log_sum));
-    return oq_act_quant_forward(context, quant->x, s->attended, s->attended_hat, s->attended_ranges, T, n * d);
+    return oq_input_forms(context, quant->x, s->attended, &s->attended_hat, s->attended_ranges, T, n * d);
 }
 
 static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, oq_saved *s)
 {
     const int64_t T = run->tokens, F = run->spec->ffn;
-    if (run->spec->gated) OQ_TRY(linear(context, run, weights, OQ_GATE, s->h_hat[OQ_NORM2], s->gate));
-    OQ_TRY(linear(context, run, weights, OQ_UP, s->h_hat[OQ_NORM2], s->up));
+    if (run->spec->gated)
+        OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_GATE, &s->h_hat[OQ_NORM2], s->gate));
+    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_UP, &s->h_hat[OQ_NORM2], s->up));
     oq_activation_forward(context, run->spec->activation, s->gate ? s->gate : s->up, s->gate ? s->up : NULL, s->u,
                           T * F);
-    return oq_act_quant_forward(context, run->quantizers->x, s->u, s->u_hat, s->u_ranges, T, F);
+    return oq_input_forms(context, run->quantizers->x, s->u, &s->u_hat, s->u_ranges, T, F);
 }
 
 oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
@@ -120,11 +134,11 @@ oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_
     saved->x = x;
     OQ_TRY(normalize(context, run, weights, OQ_NORM1, x, saved));
     OQ_TRY(attention_half(context, run, weights, saved));
-    OQ_TRY(linear(context, run, weights, OQ_O, saved->attended_hat, saved->x2));
+    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_O, &saved->attended_hat, saved->x2));
     oq_add(saved->x2, x, count);
     OQ_TRY(normalize(context, run, weights, OQ_NORM2, saved->x2, saved));
     OQ_TRY(mlp_half(context, run, weights, saved));
-    OQ_TRY(linear(context, run, weights, OQ_DOWN, saved->u_hat, y));
+    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_DOWN, &saved->u_hat, y));
     oq_add(y, saved->x2, count);
     return OQ_OK;
 }

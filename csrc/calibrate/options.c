@@ -1,5 +1,7 @@
 #include "calibrate/options.h"
 
+#include "math/onednn.h"
+
 const char *const oq_site_names[OQ_SITES] = {"norm1", "norm2", "vo", "qk", "up_down"};
 
 const oq_linear_sites oq_sites_of[OQ_LINEARS] = {
@@ -63,6 +65,18 @@ static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const 
     return OQ_OK;
 }
 
+const char *const oq_products_names[OQ_PRODUCTS + 1] = {"float32", "integer", "bfloat16", NULL};
+
+bool oq_has_products(oq_products products)
+{
+#ifdef OQ_DOUBLE
+    return products == OQ_PRODUCTS_FLOAT32;
+#else
+    return products == OQ_PRODUCTS_FLOAT32 ||
+           (oq_onednn_has_igemm() && (products == OQ_PRODUCTS_INTEGER || oq_onednn_has_bf16()));
+#endif
+}
+
 oq_code oq_check_training(oq_context *context, const oq_options *o)
 {
     OQ_TRY(check_quantizer(context, "weights", o->weight));
@@ -85,6 +99,9 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
     if (!(o->lr_lwc >= 0 && o->lr_let >= 0) || !isfinite(o->lr_lwc) || !isfinite(o->lr_let))
         return oq_fail(context, OQ_INVALID_ARGUMENT, "learning rates must be finite and >= 0, got %g and %g",
                        o->lr_lwc, o->lr_let);
+    if (!oq_has_products(o->products))
+        return oq_fail(context, OQ_UNSUPPORTED, "products %s: this processor has none, or oneDNN is missing",
+                       oq_products_names[o->products]);
     return OQ_OK;
 }
 

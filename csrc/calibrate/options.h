@@ -18,6 +18,17 @@ typedef enum {
     OQ_DOMINANCE_MONITOR  /* report, repair nothing */
 } oq_dominance_policy;
 
+/* How a step multiplies; each has what the one before it has. */
+typedef enum {
+    OQ_PRODUCTS_FLOAT32,  /* everything in single precision */
+    OQ_PRODUCTS_INTEGER,  /* quantized activations times quantized weights: exact, over integers */
+    OQ_PRODUCTS_BFLOAT16, /* the other products of linears: operands rounded to bfloat16, sums in float */
+    OQ_PRODUCTS
+} oq_products;
+extern const char *const oq_products_names[OQ_PRODUCTS + 1]; /* ends with NULL */
+/* Whether this processor, with the oneDNN loaded, has them. */
+bool oq_has_products(oq_products products);
+
 typedef struct {
     int64_t block; /* index, for messages and the order of samples */
     uint64_t seed;
@@ -36,6 +47,7 @@ typedef struct {
     double lr_lwc, lr_let;
     bool cosine, shuffle, best_iterate;
     oq_loss_kind loss;
+    oq_products products;
 } oq_options;
 
 /* Sites whose map a linear feels: on its columns (from its input's side), on its rows; -1: none.

@@ -51,7 +51,13 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
     OQ_TRY(check_inputs(context, s));
     oq_learnables_list(spec, options, weights, &s->list);
     OQ_TRY(oq_transformed_create(context, &s->transformed, spec, options, weights, &s->list));
-    s->run = (oq_block_run){spec, &options->activation, data->rope, data->tokens};
+    s->run = (oq_block_run){.spec = spec,
+                            .quantizers = &options->activation,
+                            .rope = data->rope,
+                            .tokens = data->tokens,
+                            .bf16 = options->products == OQ_PRODUCTS_BFLOAT16};
+    for (int i = 0; i < OQ_LINEARS; i++)
+        if (oq_has_linear(spec, i) && oq_has_integer_linear(spec, options, i)) s->run.integer = true;
     OQ_TRY(oq_saved_create(context, &s->run, &s->saved));
     const int64_t window = data->tokens * spec->hidden;
     OQ_NEW(context, s->y, window);
@@ -78,6 +84,7 @@ oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, do
     if (share != 1)
         for (int64_t i = 0; i < T * H; i++) dy[i] *= (oq_real)share;
     const oq_block_gradients gradients = oq_transformed_gradients(&s->transformed);
+    s->transformed.fresh = false;
     return oq_block_backward(context, &s->run, &weights, &s->saved, dy, &gradients);
 }
 

@@ -3,6 +3,8 @@
 #include <string.h>
 
 #include "calibrate/shift.h"
+#include "math/bf16.h"
+#include "quant/integer_product.h"
 
 oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear)
 {
@@ -40,19 +42,40 @@ static oq_code create_maps(oq_context *context, oq_transformed *t)
     return OQ_OK;
 }
 
-static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
+bool oq_has_integer_linear(const oq_block_spec *spec, const oq_options *options, int linear)
+{
+    const oq_groups groups = oq_weight_groups(spec, options, linear);
+    return options->products >= OQ_PRODUCTS_INTEGER && oq_is_quantized(groups.quantizer) &&
+           oq_groups_per_row(&groups) == 1 &&
+           oq_has_integer_product(options->activation.x, groups.quantizer, groups.width);
+}
+
+static oq_code create_forms(oq_context *context, oq_transformed *t, int linear)
 {
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const int64_t count = shape.out * shape.in;
     const bool quantized = oq_is_quantized(t->options->weight);
+    oq_forms *forms = &t->quantized[linear];
+    if (t->options->products == OQ_PRODUCTS_BFLOAT16) OQ_NEW(context, forms->half, count);
+    if (!quantized) return OQ_OK;
+    const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
+    OQ_NEW(context, t->ranges[linear], shape.out * oq_groups_per_row(&groups));
+    if (!forms->half) OQ_NEW(context, forms->real, count);
+    if (!oq_has_integer_linear(t->spec, t->options, linear)) return OQ_OK;
+    OQ_NEW(context, forms->centred, count);
+    OQ_NEW(context, forms->scale, shape.out);
+    OQ_NEW(context, forms->sum, shape.out);
+    return OQ_OK;
+}
+
+static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
+{
+    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
+    const int64_t count = shape.out * shape.in;
     const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || t->list->lwc_max[linear] >= 0;
     if (has_columns_map(t, linear)) OQ_NEW(context, t->after_columns[linear], count);
     if (has_rows_map(t, linear)) OQ_NEW(context, t->after_rows[linear], count);
-    if (quantized) {
-        const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
-        OQ_NEW(context, t->quantized[linear], count);
-        OQ_NEW(context, t->ranges[linear], shape.out * oq_groups_per_row(&groups));
-    }
+    OQ_TRY(create_forms(context, t, linear));
     if (learned) OQ_NEW(context, t->dweight[linear], count);
     if (!t->original->bias[linear]) return OQ_OK;
     OQ_NEW(context, t->bias_before_rows[linear], shape.out);
@@ -111,10 +134,13 @@ static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_r
     if (t->after_rows[linear])
         OQ_TRY(oq_map_rows(context, &t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear),
                            w, t->after_rows[linear], shape.in));
-    if (!t->quantized[linear]) return OQ_OK;
+    w = oq_transformed_weight(t, linear);
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
-    return oq_fake_quantize_forward(context, &groups, oq_weight_clip(t->list, linear, theta),
-                                    oq_transformed_weight(t, linear), t->quantized[linear], t->ranges[linear]);
+    if (oq_is_quantized(t->options->weight))
+        return oq_quantize_forms(context, &groups, oq_weight_clip(t->list, linear, theta), w,
+                                 &t->quantized[linear], t->ranges[linear]);
+    if (t->quantized[linear].half) oq_bf16_from_real(context, w, t->quantized[linear].half, shape.out * shape.in);
+    return OQ_OK;
 }
 
 static oq_code bias_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int linear)
@@ -151,11 +177,8 @@ static void zero(oq_real *x, int64_t count)
 
 static void zero_gradients(oq_transformed *t)
 {
-    for (int i = 0; i < OQ_LINEARS; i++) {
-        const oq_linear_shape shape = oq_shape_of(t->spec, i);
-        zero(t->dweight[i], shape.out * shape.in);
-        zero(t->dbias[i], shape.out);
-    }
+    t->fresh = true;
+    for (int i = 0; i < OQ_LINEARS; i++) zero(t->dbias[i], oq_shape_of(t->spec, i).out);
     for (int i = 0; i < OQ_NORMS; i++) {
         zero(t->dgain[i], t->spec->hidden);
         zero(t->dnorm_bias[i], t->spec->hidden);
@@ -191,7 +214,7 @@ static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_
     const bool columns = t->after_columns[linear], rows = t->after_rows[linear];
     oq_real *dw = t->dweight[linear]; /* gradient of W^, then of W~, then of the columns' stage, in place */
     if (!dw) return OQ_OK;
-    if (t->quantized[linear]) {
+    if (oq_is_quantized(t->options->weight)) {
         const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
         OQ_TRY(oq_fake_quantize_backward(
             context, &groups, oq_weight_clip(t->list, linear, theta), oq_transformed_weight(t, linear),
@@ -274,7 +297,9 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t)
     oq_block_weights weights = {0};
     for (int i = 0; i < OQ_LINEARS; i++) {
         if (!oq_has_linear(t->spec, i)) continue;
-        weights.weight[i] = t->quantized[i] ? t->quantized[i] : oq_transformed_weight(t, i);
+        weights.weight[i] =
+            oq_is_quantized(t->options->weight) ? t->quantized[i].real : oq_transformed_weight(t, i);
+        weights.forms[i] = t->quantized[i];
         weights.bias[i] = t->bias[i];
     }
     for (int i = 0; i < OQ_NORMS; i++) {
@@ -288,7 +313,7 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t)
 
 oq_block_gradients oq_transformed_gradients(const oq_transformed *t)
 {
-    oq_block_gradients gradients = {0};
+    oq_block_gradients gradients = {.fresh = t->fresh};
     for (int i = 0; i < OQ_LINEARS; i++) {
         gradients.weight[i] = t->dweight[i];
         gradients.bias[i] = t->dbias[i];

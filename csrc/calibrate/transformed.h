@@ -16,17 +16,21 @@ typedef struct {
     const oq_learnables *list;
     oq_map map[OQ_SITES];
     /* NULL where a stage changes nothing; see oq_transformed_weight. */
-    oq_real *after_columns[OQ_LINEARS], *after_rows[OQ_LINEARS], *quantized[OQ_LINEARS];
+    oq_real *after_columns[OQ_LINEARS], *after_rows[OQ_LINEARS];
+    oq_forms quantized[OQ_LINEARS]; /* W^ in the forms the products take; none where weights stay float */
     oq_range *ranges[OQ_LINEARS];
     oq_real *bias_before_rows[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
     oq_real *dweight[OQ_LINEARS], *dbias[OQ_LINEARS]; /* gradients of W^ and b~; NULL where nothing learns */
     oq_real *dgain[OQ_NORMS], *dnorm_bias[OQ_NORMS];
+    bool fresh; /* no window has been backward yet: the weights' gradients are not zeroed but overwritten */
 } oq_transformed;
 
 oq_code oq_transformed_create(oq_context *context, oq_transformed *t, const oq_block_spec *spec,
                               const oq_options *options, const oq_block_weights *original,
                               const oq_learnables *list);
+/* Whether a linear's forward product runs over integers. */
+bool oq_has_integer_linear(const oq_block_spec *spec, const oq_options *options, int linear);
 /* Apply the learnables theta under a mask; zeroes the gradients. */
 oq_code oq_transformed_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int64_t epoch);
 /* dtheta += from the gradients gathered by oq_block_backward. */

@@ -4,6 +4,7 @@
 #include "math/elementary.h"
 
 #define CHUNK 8192
+#define STRIP 256
 #define SQRT_2_OVER_PI 0.7978845608028654
 #define GELU_CUBIC 0.044715
 
@@ -14,14 +15,11 @@ typedef struct {
     int64_t count;
 } job;
 
-static inline oq_real tanh_by_exp(oq_real x) { return 1 - 2 / (oq_exp(2 * x) + 1); }
+OQ_INLINE oq_real tanh_by_exp(oq_real x) { return 1 - 2 / (oq_exp(2 * x) + 1); }
 
-static inline oq_real gelu_inner(oq_real x)
-{
-    return (oq_real)SQRT_2_OVER_PI * (x + (oq_real)GELU_CUBIC * x * x * x);
-}
+OQ_INLINE oq_real gelu_inner(oq_real x) { return (oq_real)SQRT_2_OVER_PI * (x + (oq_real)GELU_CUBIC * x * x * x); }
 
-static inline oq_real value(oq_activation kind, oq_real x)
+OQ_INLINE oq_real value(oq_activation kind, oq_real x)
 {
     switch (kind) {
     case OQ_SILU: return x * oq_logistic(x);
@@ -32,7 +30,7 @@ static inline oq_real value(oq_activation kind, oq_real x)
     return x > 0 ? x : (x != x ? x : 0);
 }
 
-static inline oq_real slope(oq_activation kind, oq_real x)
+OQ_INLINE oq_real slope(oq_activation kind, oq_real x)
 {
     switch (kind) {
     case OQ_SILU: {
@@ -54,7 +52,7 @@ static inline oq_real slope(oq_activation kind, oq_real x)
 }
 
 /* kind is a constant in each call below, so the switch leaves the loop. */
-static inline void forward_kind(const job *j, oq_activation kind, int64_t begin, int64_t end)
+OQ_INLINE void forward_kind(const job *j, oq_activation kind, int64_t begin, int64_t end)
 {
     if (j->up)
         for (int64_t i = begin; i < end; i++) j->out[i] = value(kind, j->gate[i]) * j->up[i];
@@ -62,16 +60,20 @@ static inline void forward_kind(const job *j, oq_activation kind, int64_t begin,
         for (int64_t i = begin; i < end; i++) j->out[i] = value(kind, j->gate[i]);
 }
 
-static inline void backward_kind(const job *j, oq_activation kind, int64_t begin, int64_t end)
+/* Strips go through arrays of their own: dgate may be dout, which would keep the loop from being vectorised. */
+OQ_INLINE void backward_kind(const job *j, oq_activation kind, int64_t begin, int64_t end)
 {
-    for (int64_t i = begin; i < end; i++) {
-        const oq_real d = j->dout[i], x = j->gate[i];
+    oq_real dvalue[STRIP], values[STRIP];
+    for (int64_t i = begin; i < end; i += STRIP) {
+        const int64_t n = end - i < STRIP ? end - i : STRIP;
+        const oq_real *d = j->dout + i, *x = j->gate + i;
+        for (int64_t k = 0; k < n; k++) dvalue[k] = d[k] * slope(kind, x[k]);
         if (j->up) {
-            j->dup[i] = d * value(kind, x);
-            j->dgate[i] = d * slope(kind, x) * j->up[i];
-        } else {
-            j->dgate[i] = d * slope(kind, x);
+            for (int64_t k = 0; k < n; k++) values[k] = d[k] * value(kind, x[k]);
+            for (int64_t k = 0; k < n; k++) dvalue[k] *= j->up[i + k];
+            memcpy(j->dup + i, values, sizeof *values * (size_t)n);
         }
+        memcpy(j->dgate + i, dvalue, sizeof *dvalue * (size_t)n);
     }
 }
 

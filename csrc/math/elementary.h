@@ -7,11 +7,11 @@
 #include "base/real.h"
 
 #ifdef OQ_DOUBLE
-static inline double oq_exp(double x) { return exp(x); }
+OQ_INLINE double oq_exp(double x) { return exp(x); }
 #else
 /* x = n ln 2 + r, |r| <= ln(2) / 2; e^r by its Taylor series of degree 7 in Horner form (truncation error below
  * 2e-8 / 8! * ..., under half a unit in the last place), 2^n by its exponent bits. About 1 ulp; 0 below -87.3. */
-static inline float oq_exp(float x)
+OQ_INLINE float oq_exp(float x)
 {
     const float clamped = x < -87.3f ? -87.3f : (x > 88.3f ? 88.3f : x);
     const float n = rintf(clamped * 1.44269504f);
@@ -32,6 +32,6 @@ static inline float oq_exp(float x)
 }
 #endif
 
-static inline oq_real oq_logistic(oq_real x) { return 1 / (1 + oq_exp(-x)); }
+OQ_INLINE oq_real oq_logistic(oq_real x) { return 1 / (1 + oq_exp(-x)); }
 
 #endif

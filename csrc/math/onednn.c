@@ -196,10 +196,10 @@ oq_code oq_onednn_igemm(bool signed_a, int64_t m, int64_t n, int64_t k, const vo
 bool oq_onednn_has_bf16(void) { return false; }
 
 oq_code oq_onednn_bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const uint16_t *a,
-                            int64_t lda, const uint16_t *b, int64_t ldb, bool accumulate, float *c, int64_t ldc)
+                            int64_t lda, const uint16_t *b, int64_t ldb, float *c, int64_t ldc)
 {
     (void)transpose_a, (void)transpose_b, (void)m, (void)n, (void)k, (void)a, (void)lda, (void)b, (void)ldb;
-    (void)accumulate, (void)c, (void)ldc;
+    (void)c, (void)ldc;
     return OQ_BACKEND;
 }
 

@@ -25,10 +25,10 @@ bool oq_onednn_has_igemm(void);
 oq_code oq_onednn_igemm(bool signed_a, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
                         const int8_t *b, int64_t ldb, int32_t *c, int64_t ldc);
 
-/* Single-precision result of bfloat16 operands (the upper halves of floats), on the calling thread alone;
- * accumulate adds to c.  Only where the CPU multiplies bfloat16 faster than float: oq_onednn_has_bf16. */
+/* Single-precision result of bfloat16 operands (the upper halves of floats), on the calling thread alone.
+ * Only where the CPU multiplies bfloat16 faster than float: oq_onednn_has_bf16. */
 bool oq_onednn_has_bf16(void);
 oq_code oq_onednn_bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const uint16_t *a,
-                            int64_t lda, const uint16_t *b, int64_t ldb, bool accumulate, float *c, int64_t ldc);
+                            int64_t lda, const uint16_t *b, int64_t ldb, float *c, int64_t ldc);
 
 #endif

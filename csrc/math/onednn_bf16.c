@@ -17,12 +17,6 @@
     X(memory_desc_destroy)             \
     X(memory_create)                   \
     X(memory_destroy)                  \
-    X(post_ops_create)                 \
-    X(post_ops_append_sum)             \
-    X(post_ops_destroy)                \
-    X(primitive_attr_create)           \
-    X(primitive_attr_set_post_ops)     \
-    X(primitive_attr_destroy)          \
     X(matmul_primitive_desc_create)    \
     X(primitive_desc_destroy)          \
     X(primitive_create)                \
@@ -45,8 +39,6 @@ bool oq_bf16_bind(void *handle)
 
 typedef struct {
     dnnl_memory_desc_t a, b, c;
-    dnnl_post_ops_t post_ops;
-    dnnl_primitive_attr_t attributes;
     dnnl_primitive_desc_t description;
     dnnl_primitive_t primitive;
     dnnl_memory_t a_memory, b_memory, c_memory;
@@ -68,16 +60,11 @@ static dnnl_status_t describe(dnnl_memory_desc_t *desc, dnnl_data_type_t type, b
     return dnnl.memory_desc_create_with_strides(desc, 2, sizes, type, strides);
 }
 
-/* About 5 us: the library keeps the generated kernels of past descriptions. */
-static dnnl_status_t prepare(product *p, bool accumulate)
+/* About 5 us: the library keeps the generated kernels of past descriptions. Without post-operations: to add to a
+ * C whose rows lie apart it has nothing but its reference kernel, a thousand times slower. */
+static dnnl_status_t prepare(product *p)
 {
-    TRY(dnnl.primitive_attr_create(&p->attributes));
-    if (accumulate) {
-        TRY(dnnl.post_ops_create(&p->post_ops));
-        TRY(dnnl.post_ops_append_sum(p->post_ops, 1, 0, dnnl_f32));
-        TRY(dnnl.primitive_attr_set_post_ops(p->attributes, p->post_ops));
-    }
-    TRY(dnnl.matmul_primitive_desc_create(&p->description, dnnl.engine, p->a, p->b, NULL, p->c, p->attributes));
+    TRY(dnnl.matmul_primitive_desc_create(&p->description, dnnl.engine, p->a, p->b, NULL, p->c, NULL));
     return dnnl.primitive_create(&p->primitive, p->description);
 }
 
@@ -102,30 +89,27 @@ static void destroy(product *p)
     if (p->c_memory) dnnl.memory_destroy(p->c_memory);
     if (p->primitive) dnnl.primitive_destroy(p->primitive);
     if (p->description) dnnl.primitive_desc_destroy(p->description);
-    if (p->attributes) dnnl.primitive_attr_destroy(p->attributes);
-    if (p->post_ops) dnnl.post_ops_destroy(p->post_ops);
     if (p->a) dnnl.memory_desc_destroy(p->a);
     if (p->b) dnnl.memory_desc_destroy(p->b);
     if (p->c) dnnl.memory_desc_destroy(p->c);
 }
 
 static dnnl_status_t run(product *p, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
-                         const uint16_t *a, int64_t lda, const uint16_t *b, int64_t ldb, bool accumulate, float *c,
-                         int64_t ldc)
+                         const uint16_t *a, int64_t lda, const uint16_t *b, int64_t ldb, float *c, int64_t ldc)
 {
     TRY(describe(&p->a, dnnl_bf16, transpose_a, m, k, lda));
     TRY(describe(&p->b, dnnl_bf16, transpose_b, k, n, ldb));
     TRY(describe(&p->c, dnnl_f32, false, m, n, ldc));
-    TRY(prepare(p, accumulate));
+    TRY(prepare(p));
     return execute(p, a, b, c);
 }
 
 oq_code oq_onednn_bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const uint16_t *a,
-                            int64_t lda, const uint16_t *b, int64_t ldb, bool accumulate, float *c, int64_t ldc)
+                            int64_t lda, const uint16_t *b, int64_t ldb, float *c, int64_t ldc)
 {
     product p = {0};
     const oq_library_call call = oq_library_enter();
-    const dnnl_status_t status = run(&p, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
+    const dnnl_status_t status = run(&p, transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc);
     destroy(&p);
     return oq_library_leave(&call, status);
 }

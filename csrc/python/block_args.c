@@ -59,6 +59,7 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("lr_let", oq_options, lr_let),
     OQ_FIELD("schedule", oq_options, cosine, .choices = schedules),
     OQ_FIELD("loss", oq_options, loss, .choices = losses),
+    OQ_FIELD("products", oq_options, products, .choices = oq_products_names),
     OQ_FIELD("shuffle", oq_options, shuffle),
     OQ_FIELD("best_iterate", oq_options, best_iterate),
     OQ_FIELDS("activation", oq_options, activation, oq_activation_fields, .flags = OQ_OPTIONAL),

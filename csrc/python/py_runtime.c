@@ -3,6 +3,7 @@
 #include "base/cpu.h"
 #include "base/parallel.h"
 #include "base/real.h"
+#include "calibrate/options.h"
 #include "math/onednn.h"
 #include "python/raise.h"
 #include "python/topics.h"
@@ -19,6 +20,15 @@ static PyObject *load_onednn(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* The fastest kind of products this processor has. */
+static const char *best_products(void)
+{
+    int best = OQ_PRODUCTS_FLOAT32;
+    for (int i = 0; i < OQ_PRODUCTS; i++)
+        if (oq_has_products((oq_products)i)) best = i;
+    return oq_products_names[best];
+}
+
 static PyObject *runtime_info(PyObject *module, PyObject *unused)
 {
     (void)module, (void)unused;
@@ -27,8 +37,9 @@ static PyObject *runtime_info(PyObject *module, PyObject *unused)
 #else
     PyObject *const openmp = Py_False;
 #endif
-    return Py_BuildValue("{s:z,s:s,s:O,s:i,s:s}", "onednn", oq_onednn_loaded() ? oq_onednn_version() : NULL, "cpu",
-                         oq_cpu_names(), "openmp", openmp, "threads", oq_parallel_default_threads(), "real",
+    return Py_BuildValue("{s:z,s:s,s:s,s:O,s:i,s:s}", "onednn", oq_onednn_loaded() ? oq_onednn_version() : NULL,
+                         "cpu", oq_cpu_names(), "products", best_products(), "openmp", openmp, "threads",
+                         oq_parallel_default_threads(), "real",
                          sizeof(oq_real) == sizeof(double) ? "float64" : "float32");
 }
 

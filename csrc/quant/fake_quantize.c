@@ -1,23 +1,20 @@
 #include "quant/fake_quantize.h"
 
 #include "base/parallel.h"
+#include "math/bf16.h"
 #include "quant/lwc.h"
 #include "quant/ste_tape.h"
 
 #define LANES 16 /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
 #define ROW_CHUNK 32
-
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static inline
-#endif
+#define STRIP 256 /* values between the grid and their forms, in the nearest cache */
 
 typedef struct {
     const oq_groups *groups;
     oq_clip clip;
     const oq_real *x, *dout;
     oq_real *out, *dmax_logit, *dmin_logit;
+    oq_forms forms;
     oq_range *ranges;
     const oq_range *saved_ranges;
     uint8_t *codes, *zero_out;
@@ -30,7 +27,7 @@ typedef struct {
 /* ---- one group ---------------------------------------------------------- */
 
 /* Zero is in every range, so the accumulators start there. */
-INLINE oq_range find_range(const oq_real *x, int64_t n)
+OQ_INLINE oq_range find_range(const oq_real *x, int64_t n)
 {
     oq_real lo[LANES] = {0}, hi[LANES] = {0};
     int64_t i = 0;
@@ -50,19 +47,59 @@ INLINE oq_range find_range(const oq_real *x, int64_t n)
     return (oq_range){.lo = lo[0], .hi = hi[0]};
 }
 
-INLINE oq_real clamp_code(oq_real q, oq_real top) { return oq_min(oq_max(q, 0), top); }
+OQ_INLINE oq_real clamp_code(oq_real q, oq_real top) { return oq_min(oq_max(q, 0), top); }
 
-INLINE void fake_quantize_run(const oq_real *x, oq_real *out, int64_t n, oq_grid grid)
+/* q - z of up to STRIP values. */
+OQ_INLINE void centred_codes(const oq_real *x, oq_real *c, int64_t n, oq_grid grid)
 {
-    for (int64_t i = 0; i < n; i++) {
-        const oq_real q = clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top);
-        out[i] = (q - grid.zero) * grid.scale;
+    for (int64_t i = 0; i < n; i++)
+        c[i] = clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top) - grid.zero;
+}
+
+/* The wanted forms of centred codes; offset is their place in the matrix. Returns their sum. */
+OQ_INLINE int32_t write_forms(const oq_forms *f, int64_t offset, const oq_real *c, int64_t n, oq_grid grid)
+{
+    if (f->real) {
+        oq_real *to = f->real + offset;
+        for (int64_t i = 0; i < n; i++) to[i] = c[i] * grid.scale;
     }
+    if (f->half) {
+        uint16_t *to = f->half + offset;
+        for (int64_t i = 0; i < n; i++) to[i] = oq_bf16_of(c[i] * grid.scale);
+    }
+    if (f->codes) {
+        uint8_t *to = f->codes + offset;
+        for (int64_t i = 0; i < n; i++) to[i] = (uint8_t)(int32_t)(c[i] + grid.zero);
+    }
+    int32_t sum = 0;
+    if (f->centred) {
+        int8_t *to = f->centred + offset;
+        for (int64_t i = 0; i < n; i++) {
+            const int32_t code = (int32_t)c[i];
+            to[i] = (int8_t)code;
+            sum += code;
+        }
+    }
+    return sum;
+}
+
+OQ_INLINE void quantize_group(const job *j, int64_t row, int64_t offset, int64_t n, oq_grid grid)
+{
+    oq_real c[STRIP];
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i += STRIP) {
+        const int64_t strip = n - i < STRIP ? n - i : STRIP;
+        centred_codes(j->x + offset + i, c, strip, grid);
+        sum += write_forms(&j->forms, offset + i, c, strip, grid);
+    }
+    if (j->forms.scale) j->forms.scale[row] = grid.scale;
+    if (j->forms.zero) j->forms.zero[row] = (int32_t)grid.zero;
+    if (j->forms.sum) j->forms.sum[row] = sum;
 }
 
 /* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL). */
-INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *dout, oq_real *dx, int64_t n,
-                                         oq_grid grid)
+OQ_INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *dout, oq_real *dx, int64_t n,
+                                            oq_grid grid)
 {
     oq_real sums[LANES] = {0};
     for (int64_t i = 0; i < n; i += LANES) {
@@ -82,7 +119,7 @@ INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *dout, 
 
 /* A gradient of the extreme value is shared equally by the elements that attain it; an extreme of
  * exactly 0 is the included zero, which is no element's. */
-INLINE void spread_to_extreme(const oq_real *x, oq_real *dx, int64_t n, oq_real extreme, oq_real gradient)
+OQ_INLINE void spread_to_extreme(const oq_real *x, oq_real *dx, int64_t n, oq_real extreme, oq_real gradient)
 {
     if (extreme == 0 || gradient == 0) return;
     int64_t ties = 0;
@@ -93,12 +130,12 @@ INLINE void spread_to_extreme(const oq_real *x, oq_real *dx, int64_t n, oq_real 
 
 /* ---- rows --------------------------------------------------------------- */
 
-INLINE oq_range clipped(const job *j, oq_range range, int64_t index)
+OQ_INLINE oq_range clipped(const job *j, oq_range range, int64_t index)
 {
     return j->clip.max_logit ? oq_lwc_forward(range, j->clip.max_logit[index], j->clip.min_logit[index]) : range;
 }
 
-INLINE int64_t group_length(const oq_groups *g, int64_t begin)
+OQ_INLINE int64_t group_length(const oq_groups *g, int64_t begin)
 {
     return g->width - begin < g->group ? g->width - begin : g->group;
 }
@@ -132,16 +169,16 @@ OQ_VECTORIZED static void forward_rows(const job *j, int64_t row_begin, int64_t 
             j->ranges[index] = range;
 #ifdef OQ_DOUBLE
             if (j->tape) {
-                taped_run(j->x + offset, j->out + offset, n, grid, j->tape + 2 * offset);
+                taped_run(j->x + offset, j->forms.real + offset, n, grid, j->tape + 2 * offset);
                 continue;
             }
 #endif
-            fake_quantize_run(j->x + offset, j->out + offset, n, grid);
+            quantize_group(j, row, offset, n, grid);
         }
 }
 
-INLINE void backward_group(const job *j, int64_t index, const oq_real *x, const oq_real *dout, oq_real *dx,
-                           int64_t n)
+OQ_INLINE void backward_group(const job *j, int64_t index, const oq_real *x, const oq_real *dout, oq_real *dx,
+                              int64_t n)
 {
     const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
     const oq_grid grid = oq_grid_from_range(j->groups->quantizer, clip_range);
@@ -232,17 +269,23 @@ static oq_code check_groups(oq_context *context, const oq_groups *g)
     return OQ_OK;
 }
 
-oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
-                                 oq_real *out, oq_range *ranges)
+oq_code oq_quantize_forms(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
+                          const oq_forms *forms, oq_range *ranges)
 {
     OQ_TRY(check_groups(context, groups));
-    job j = {.groups = groups, .clip = clip, .x = x, .out = out, .ranges = ranges};
+    job j = {.groups = groups, .clip = clip, .x = x, .forms = *forms, .ranges = ranges};
 #ifdef OQ_DOUBLE
     if (oq_tape_state() != OQ_TAPE_OFF && !(j.tape = oq_tape_next(groups->rows * groups->width)))
         return oq_fail(context, OQ_INVALID_ARGUMENT, "the recorded surrogate does not fit this replay");
 #endif
     over_rows(context, &j, forward_rows);
     return OQ_OK;
+}
+
+oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
+                                 oq_real *out, oq_range *ranges)
+{
+    return oq_quantize_forms(context, groups, clip, x, &(oq_forms){.real = out}, ranges);
 }
 
 oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,

@@ -5,6 +5,7 @@
 #define OQ_QUANT_FAKE_QUANTIZE_H
 
 #include "base/context.h"
+#include "quant/forms.h"
 #include "quant/quantizer.h"
 
 typedef struct {
@@ -23,8 +24,11 @@ typedef struct {
     const oq_real *max_logit, *min_logit;
 } oq_clip;
 
-/* out [rows, width] = fake_quantize(x); ranges [rows, groups] keeps each group's min and max for the
- * backward pass. out may be x. */
+/* The wanted forms of fake_quantize(x); ranges [rows, groups] keeps each group's min and max for the backward
+ * pass. Integer forms are for one grid a row. */
+oq_code oq_quantize_forms(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
+                          const oq_forms *forms, oq_range *ranges);
+/* The real form alone: out [rows, width]; out may be x. */
 oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
                                  oq_real *out, oq_range *ranges);
 

@@ -93,6 +93,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epochs", type=int, help="default 20, 40 at 2 bits")
     group.add_argument("--seed", type=int, default=0, help="decides the order of windows, default 0")
     group.add_argument("--loss", choices=CHOICES["loss"], help="token: errors relative to the update")
+    group.add_argument("--products", choices=CHOICES["products"], help="arithmetic of a training step")
     group.add_argument(
         "--aug-loss",
         action=argparse.BooleanOptionalAction,

@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine"),
     "loss": ("mse", "token"),
     "target": TARGETS,
+    "products": ("auto", "float32", "integer", "bfloat16"),
 }
 
 
@@ -76,6 +77,10 @@ class CalibrationOptions:
         Mean squared error, or each token's error relative to the block's update of it.
     aug_loss : bool
         Also match the full-precision block on the quantized stream.
+    products : {"auto", "float32", "integer", "bfloat16"}
+        How a training step multiplies. "integer": quantized activations times quantized weights as exact sums
+        of integers, the rest in float32; "bfloat16": the rest with operands rounded to bfloat16 and sums in
+        float32. "auto" becomes the fastest kind of the processor when a calibration starts.
     best_iterate : bool
         Keep the epoch of lowest training loss instead of the last one.
     seed : int
@@ -109,6 +114,7 @@ class CalibrationOptions:
     schedule: str = "constant"
     shuffle: bool = True
     loss: str = "mse"
+    products: str = "auto"
     best_iterate: bool = False
     seed: int = 0
     target: str = "any"
@@ -177,6 +183,16 @@ class CalibrationOptions:
     def with_seed(self, seed: int) -> CalibrationOptions:
         """Return the same options with another seed."""
         return replace(self, seed=seed)
+
+    def with_products(self, scheme: QuantConfig, fastest: str) -> CalibrationOptions:
+        """Return the same options with "auto" products replaced by the fastest kind that serves the scheme.
+
+        Rounding operands to bfloat16, 8 bits, would drown the error of finer weights beside float inputs.
+        """
+        if self.products != "auto":
+            return self
+        fine = scheme.weight_only and scheme.w_bits > 4
+        return replace(self, products="integer" if fastest == "bfloat16" and fine else fastest)
 
     @property
     def trains(self) -> bool:
@@ -305,6 +321,7 @@ def core_options(
         "schedule": options.schedule,
         "shuffle": options.shuffle,
         "loss": options.loss,
+        "products": "float32" if options.products == "auto" else options.products,
         "best_iterate": options.best_iterate,
     }
 

@@ -10,7 +10,8 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 CORE = [*sorted((CSRC / "base").glob("*.c"))] + [
-    CSRC / "math" / name for name in ("gemm.c", "gemm_reference.c", "inverse.c", "onednn.c", "onednn_bf16.c")
+    CSRC / "math" / name
+    for name in ("gemm.c", "gemm_panels.c", "gemm_reference.c", "inverse.c", "onednn.c", "onednn_bf16.c")
 ]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
 FLAGS = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Wshadow", "-fno-math-errno", "-ffp-contract=off"]

@@ -1,0 +1,33 @@
+/* bfloat16: the upper half of a float, 8 bits of precision, kept as uint16_t. */
+#ifndef OQ_MATH_BF16_H
+#define OQ_MATH_BF16_H
+
+#include <string.h>
+
+#include "base/context.h"
+#include "base/real.h"
+
+/* To nearest, ties to even. A NaN as processors make it stays one. */
+static inline uint16_t oq_bf16_of(oq_real x)
+{
+    const float value = (float)x;
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+/* to [count] = x [count] rounded. */
+void oq_bf16_from_real(const oq_context *context, const oq_real *x, uint16_t *to, int64_t count);
+
+/* C [m, n] (+)= op(A) [m, k] op(B) [k, n], A and B rows of bfloat16, sums in float; see oq_gemm_args for op and
+ * ld.  Only where oq_onednn_has_bf16. */
+typedef struct {
+    bool transpose_a, transpose_b, accumulate;
+    int64_t m, n, k;
+    const uint16_t *a, *b;
+    int64_t lda, ldb, ldc;
+    oq_real *c;
+} oq_bf16_gemm_args;
+oq_code oq_bf16_gemm(oq_context *context, const oq_bf16_gemm_args *args);
+
+#endif

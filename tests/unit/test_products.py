@@ -1,0 +1,126 @@
+"""Kinds of products of a training step: what is exact, and what rounding to bfloat16 changes."""
+
+import numpy as np
+import pytest
+from random_blocks import Case, Draw
+from small_run import small_model, small_tokens
+
+from omniquant import CalibrationOptions, QuantConfig, _core, calibrate
+from omniquant.errors import ConfigError, UnsupportedError
+
+KINDS = ("float32", "integer", "bfloat16")
+AVAILABLE = KINDS[: KINDS.index(_core.runtime_info()["products"]) + 1]
+needs_integer = pytest.mark.skipif("integer" not in AVAILABLE, reason="no exact byte products here")
+needs_bfloat16 = pytest.mark.skipif("bfloat16" not in AVAILABLE, reason="no fast bfloat16 products here")
+
+
+def block(seed: int, **forced: object) -> Case:
+    """Return a random block wide enough for the fast kernels to be used."""
+    sizes = {"hidden_size": 48, "ffn_size": 96, "head_dim": 8, "samples": 3, "tokens": 24}
+    return Draw(seed, **{**sizes, **forced}).case()
+
+
+def direction_of(case: Case, products: str) -> tuple[float, np.ndarray]:
+    case.options["products"] = products
+    loss, gradients = case.loss(_core)
+    return loss, np.concatenate([np.ravel(gradients[name]) for name in sorted(gradients)])
+
+
+@needs_integer
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+def test_integer_products_are_those_of_fake_quantization(bits: int) -> None:
+    """The same losses and gradients but for the order of float sums.
+
+    Where that order turns a later rounding round, a code moves by one; hence not on every block.
+    """
+    errors = []
+    for seed in range(20):
+        quantizers = {"bits": bits, "q_bits": 16, "k_bits": 16, "v_bits": 16}
+        case = block(seed, w_bits=min(bits, 7), group_size=0, **quantizers)
+        (plain, g), (integer, h) = direction_of(case, "float32"), direction_of(case, "integer")
+        errors.append(max(abs(integer / plain - 1), np.linalg.norm(h - g) / np.linalg.norm(g)))
+    assert np.median(errors) <= 1e-5
+    assert max(errors) <= 0.3
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("w_bits", "bits"), [(3, 16), (4, 16), (4, 8), (6, 6)])
+def test_bfloat16_gradients_point_where_float_gradients_do(w_bits: int, bits: int) -> None:
+    quantizers = {"bits": bits, "q_bits": 16, "k_bits": 16, "v_bits": 16}
+    cosines, losses = [], []
+    for seed in range(20):
+        case = block(seed, w_bits=w_bits, group_size=0, **quantizers)
+        (plain, g), (rounded, h) = direction_of(case, "float32"), direction_of(case, "bfloat16")
+        losses.append(abs(rounded / plain - 1))
+        cosines.append(g @ h / (np.linalg.norm(g) * np.linalg.norm(h)))
+    assert np.median(losses) <= 0.01
+    assert np.median(cosines) >= 0.995
+
+
+@pytest.mark.parametrize("products", AVAILABLE)
+@pytest.mark.parametrize("scheme", ["W4A4", "W3A16", "W8A8", "W3A16g16", "W4A4g16"])
+def test_every_kind_trains_and_is_bit_equal_at_any_thread_count(
+    tmp_path_factory: pytest.TempPathFactory, products: str, scheme: str
+) -> None:
+    model = small_model(tmp_path_factory.mktemp("model"))
+    runs = [
+        calibrate(
+            model,
+            small_tokens(),
+            scheme,
+            method="affinequant",
+            epochs=3,
+            products=products,
+            threads=threads,
+            progress=False,
+        )
+        for threads in (1, 2, 3)
+    ]
+    for run in runs[1:]:
+        for index in range(model.num_layers):
+            first, other = runs[0].fold().state(index), run.fold().state(index)
+            for name, values in first.folded.items():
+                np.testing.assert_array_equal(values, other.folded[name])
+    for report in runs[0].blocks:
+        assert report.loss_final <= report.loss_initial
+
+
+@needs_bfloat16
+def test_losses_of_all_kinds_are_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = small_model(tmp_path_factory.mktemp("model"))
+    finals = {}
+    for products in KINDS:
+        run = calibrate(model, small_tokens(), "W4A8", epochs=10, products=products, progress=False)
+        finals[products] = sum(report.loss_final for report in run.blocks)
+    assert finals["integer"] == pytest.approx(finals["float32"], rel=0.05)
+    assert finals["bfloat16"] == pytest.approx(finals["float32"], rel=0.05)
+
+
+def test_auto_becomes_a_kind_of_this_processor_and_is_written_down(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    model = small_model(tmp_path_factory.mktemp("model"))
+    run = calibrate(model, small_tokens(), "W4A8", epochs=1, progress=False)
+    assert run.header.options.products == AVAILABLE[-1]
+
+
+def test_auto_keeps_float_products_where_bfloat16_would_drown_the_error() -> None:
+    scheme = QuantConfig.parse("W8A16")
+    options = CalibrationOptions.for_method("omniquant", scheme)
+    assert options.with_products(scheme, "bfloat16").products == "integer"
+    assert options.with_products(scheme, "float32").products == "float32"
+    chosen = CalibrationOptions.for_method("omniquant", scheme, products="bfloat16")
+    assert chosen.with_products(scheme, "float32") == chosen
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="products 'float64' is not one of auto, float32, integer, bfloat16"
+    ):
+        CalibrationOptions.for_method("omniquant", QuantConfig.parse("W4A4"), products="float64")
+
+
+@pytest.mark.skipif(AVAILABLE == KINDS, reason="this processor has every kind")
+def test_kinds_the_processor_lacks_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="products bfloat16"):
+        direction_of(block(0), "bfloat16")

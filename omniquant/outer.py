@@ -2,8 +2,8 @@
 
 A result directory keeps them once, unquantized, so that it needs the original model no more:
 `outer.safetensors` (a tied head is the embedding and is not stored twice; see runtime/matrix.py for the
-precisions), `config.json` and, where there is
-one, `tokenizer.json`.
+precisions), `config.json` and, where there is one, `tokenizer.json` with `text.json`: special tokens and chat
+template.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.finite import check_finite
 from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
+from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
 from omniquant.checkpoint.tokenizer_file import fitted, read_tokenizer
 from omniquant.errors import CheckpointError, ConfigError, DataError
 from omniquant.forward import F32, Weights
@@ -36,11 +37,14 @@ from omniquant.runtime.matrix import Matrix, from_tensors
 OUTER_NAME = "outer.safetensors"
 CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.json"
+TEXT_NAME = "text.json"
 
 
 def save_outer(model: Model, folder: Path) -> list[str]:
     """Write everything outside the blocks durably; returns the names of the files."""
-    tokenizer = _tokenizer_json(model)  # before anything is written: it may not fit the model
+    # Before anything is written: the tokenizer may not fit the model.
+    tokenizer = _tokenizer_json(model)
+    text = None if tokenizer is None else json.dumps(model.text.to_dict(), indent=1)
     floats = {"embedding": model.embed(np.arange(model.vocab_size))}
     if not model.architecture.tied_embeddings:
         floats["lm_head"] = model.lm_head()
@@ -56,6 +60,9 @@ def save_outer(model: Model, folder: Path) -> list[str]:
     if tokenizer is not None:
         atomic_write_bytes(folder / TOKENIZER_NAME, tokenizer.encode())
         names.append(TOKENIZER_NAME)
+    if text is not None:
+        atomic_write_bytes(folder / TEXT_NAME, text.encode() + b"\n")
+        names.append(TEXT_NAME)
     atomic_save_safetensors(folder / OUTER_NAME, tensors)
     return [*names, OUTER_NAME]
 
@@ -135,6 +142,14 @@ class StoredOuter:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; CheckpointError where the model brought none or it does not fit."""
         return fitted(read_tokenizer(self._folder / TOKENIZER_NAME), self.vocab_size, self.name)
+
+    @cached_property
+    def text(self) -> TextSettings:
+        """Special tokens and chat template; those of config.json where nothing else was stored."""
+        path = self._folder / TEXT_NAME
+        if path.is_file():
+            return TextSettings.from_fields(Fields(read_json_object(path), str(path)))
+        return settings_from_config(Fields(self.config, str(self._folder / CONFIG_NAME)))
 
     def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
         """Return the embeddings [N, T, H] of tokens [N, T]."""

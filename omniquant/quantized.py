@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any, Protocol, Unpack
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from omniquant.blockfile import Array, BlockState, dequantized
+from omniquant.checkpoint.text_settings import TextSettings
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import CheckpointError
 from omniquant.evaluate import Evaluation, evaluate
@@ -22,7 +24,11 @@ from omniquant.models.model import Model
 from omniquant.models.spec import BlockSpec
 from omniquant.outer import StoredOuter
 from omniquant.report import BlockReport
+from omniquant.runtime.engine import Engine, all_logits
+from omniquant.runtime.generation import Generation, TextGenerator
 from omniquant.runtime.matrix import Matrix
+from omniquant.runtime.perplexity import Runtime, evaluate_on
+from omniquant.runtime.prompt import Prompt, Wishes, start_text
 from omniquant.state import BlockStore, StateDirectory
 
 
@@ -39,6 +45,10 @@ class Outer(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
+
+    @property
+    def text(self) -> TextSettings:
+        """Special tokens and chat template."""
 
     def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
         """Return the embeddings."""
@@ -60,16 +70,20 @@ class Outer(Protocol):
 
 
 class QuantizedModel:
-    """A fake-quantized model: integer weights dequantized a block at a time, activations rounded on the way.
+    """A quantized model, to run on its integers or fake-quantized.
 
-    It has the methods of :class:`omniquant.models.Model` that evaluation needs; :attr:`activation` tells the
-    core which activations to round. Get one from :meth:`CalibrationResult.fold` or :meth:`load`.
+    :meth:`generate`, :meth:`stream`, :meth:`logits` and :meth:`perplexity` run on packed integers. For the
+    fake-quantized path it has the methods of :class:`omniquant.models.Model` that evaluation needs: weights
+    dequantized a block at a time, and :attr:`activation` tells the core which activations to round. Get one
+    from :meth:`CalibrationResult.fold` or :meth:`load`.
     """
 
     def __init__(self, header: Header, store: BlockStore, outer: Outer) -> None:
         self._header = header
         self._store = store
         self._outer = outer
+        self._engines: dict[str | None, Engine] = {}
+        self._packing = Lock()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> QuantizedModel:
@@ -150,6 +164,108 @@ class QuantizedModel:
     def block(self, index: int) -> Weights:
         """Return the dequantized weights of a block."""
         return dequantized(self._store.get(index).folded, self.scheme)
+
+    @property
+    def text(self) -> TextSettings:
+        """Special tokens and chat template of the original model."""
+        return self._outer.text
+
+    def engine(self, *, kernel: str | None = None) -> Engine:
+        """Return the model packed for integer kernels; made at first use, then kept.
+
+        Parameters
+        ----------
+        kernel : str, optional
+            "reference", "avx2", "avx512_vnni"; None: the best this processor has.
+
+        Raises
+        ------
+        CheckpointError
+            If a block is damaged; names it.
+        """
+        with self._packing:
+            if kernel not in self._engines:
+                self._engines[kernel] = Engine(self, kernel=kernel)
+            return self._engines[kernel]
+
+    def logits(self, tokens: npt.ArrayLike, *, threads: int | None = None) -> F32:
+        """Run tokens through the integer kernels.
+
+        Parameters
+        ----------
+        tokens : array_like of int, [T] or [N, T]
+            Windows [N, T] do not see each other.
+        threads : int, optional
+            None: all processors this process may use. The result does not depend on it.
+
+        Returns
+        -------
+        ndarray of float32 [T, V] or [N, T, V]
+            After each token, of what comes next.
+
+        Raises
+        ------
+        DataError
+            If they are no tokens of the vocabulary, none, or more than the model takes.
+        """
+        return all_logits(self.engine(), tokens, threads)
+
+    def perplexity(
+        self,
+        tokens: npt.ArrayLike,
+        seqlen: int | None = None,
+        *,
+        runtime: Runtime = "integer",
+        threads: int | None = None,
+    ) -> float:
+        """Return the perplexity on tokens, see :func:`omniquant.perplexity`.
+
+        Parameters
+        ----------
+        tokens, seqlen, threads
+            As there.
+        runtime : {"integer", "fake"}
+            On packed integers, or on weights and activations rounded in float32.
+        """
+        return evaluate_on(self, tokens, seqlen, runtime=runtime, threads=threads).perplexity
+
+    def generate(
+        self, prompt: Prompt, *, threads: int | None = None, **options: Unpack[Wishes]
+    ) -> Generation:
+        """Continue a text on the integer kernels.
+
+        Parameters
+        ----------
+        prompt : str, or sequence of int, or sequence of {"role": ..., "content": ...}
+            A text, its tokens, or a conversation for the model's chat template (needs jinja2).
+        threads : int, optional
+            None: all processors this process may use. The result does not depend on it.
+        **options
+            `max_new_tokens` (128), `temperature` (0: always the likeliest token), `top_k` (0: all), `top_p`
+            (1), `seed` (0: same seed, same text), `stop` (strings that end the text, left out of it).
+
+        Returns
+        -------
+        Generation
+            Text, tokens, why it ended, and how long it took.
+
+        Raises
+        ------
+        DataError
+            If the prompt is empty, too long or outside the vocabulary.
+        ConfigError
+            If an option makes no sense.
+        """
+        return self.stream(prompt, threads=threads, **options).run()
+
+    def stream(
+        self, prompt: Prompt, *, threads: int | None = None, **options: Unpack[Wishes]
+    ) -> TextGenerator:
+        """Continue a text as :meth:`generate` does and return an iterator of its pieces.
+
+        Its ``result`` grows along and is whole at the end.
+        """
+        return start_text(self, self.engine(), prompt, options, threads)
 
     def final_norm(self) -> Weights:
         """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""

@@ -3,7 +3,7 @@
     DIR/
       manifest.json             whose result this is, the checksum of every file, the report of every block
       block_00000.safetensors   one file a block, durable the moment the block is done
-      outer.safetensors config.json tokenizer.json    what lies outside the blocks, unquantized
+      outer.safetensors config.json tokenizer.json text.json    what lies outside the blocks, unquantized
       run.json                  seconds and memory: the only file that depends on the clock
 
 A file becomes visible complete or not at all. The manifest names a block only after its file is in place, so
@@ -31,12 +31,12 @@ from omniquant.errors import CheckpointError
 from omniquant.manifest import MANIFEST_NAME, BlockEntry, FileEntry, Header, Manifest
 from omniquant.models.model import Model
 from omniquant.models.spec import BlockSpec
-from omniquant.outer import CONFIG_NAME, OUTER_NAME, TOKENIZER_NAME, StoredOuter, save_outer
+from omniquant.outer import CONFIG_NAME, OUTER_NAME, TEXT_NAME, TOKENIZER_NAME, StoredOuter, save_outer
 from omniquant.report import BlockReport
 
 RUN_NAME = "run.json"
 
-_OWN_NAMES = (CONFIG_NAME, OUTER_NAME, TOKENIZER_NAME, RUN_NAME, MANIFEST_NAME)
+_OWN_NAMES = (CONFIG_NAME, OUTER_NAME, TEXT_NAME, TOKENIZER_NAME, RUN_NAME, MANIFEST_NAME)
 _BLOCK = re.compile(r"block_\d{5,}\.safetensors")
 _LITTER = re.compile(r"\.(?P<own>.+)\.\d+\.[0-9a-f]+\.tmp")  # as checkpoint.atomic names them
 

@@ -13,6 +13,7 @@ from omniquant.checkpoint.gguf_reader import GgufFile
 from omniquant.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
+from omniquant.checkpoint.text_settings import settings_from_folder, settings_from_gguf
 from omniquant.checkpoint.tokenizer_file import fitted, read_tokenizer
 from omniquant.errors import CheckpointError
 from omniquant.models.model import Model
@@ -79,6 +80,7 @@ def _load_folder(folder: Path, name: str) -> Model:
         config=config.values,
         source=SafetensorsFolder(folder),
         read_tokenizer=partial(_folder_tokenizer, folder / "tokenizer.json", architecture.vocab_size),
+        read_text=partial(settings_from_folder, folder, config.values),
     )
 
 
@@ -94,6 +96,7 @@ def _load_gguf(path: Path) -> Model:
         config=config.values,
         source=source,
         read_tokenizer=partial(_gguf_tokenizer, source.fields, architecture.vocab_size),
+        read_text=lambda tokenizer: settings_from_gguf(source.fields),
     )
 
 

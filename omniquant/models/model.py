@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.source import F32, TensorSource
 from omniquant.checkpoint.text import one_line, shown
+from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
 from omniquant.errors import CheckpointError, ConfigError, DataError
 from omniquant.models.adapter import Architecture, FamilyAdapter, TensorRef
 from omniquant.models.rope import rope_tables
@@ -39,6 +41,8 @@ class Model:
         The tensors.
     read_tokenizer
         Called once, when the tokenizer is first needed.
+    read_text
+        Called once, when special tokens or the chat template are first needed; None: config.json's alone.
 
     Raises
     ------
@@ -56,6 +60,7 @@ class Model:
         config: Mapping[str, object],
         source: TensorSource,
         read_tokenizer: Callable[[], Tokenizer],
+        read_text: Callable[[Tokenizer], TextSettings] | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -63,6 +68,7 @@ class Model:
         self._adapter = adapter
         self._source = source
         self._read_tokenizer = read_tokenizer
+        self._read_text = read_text
         self._outer = adapter.outer_tensors(architecture, source.layout)
         _check_tensors(adapter, architecture, source)
 
@@ -106,6 +112,13 @@ class Model:
             If it is missing, damaged, or has tokens the model has no embedding for.
         """
         return self._read_tokenizer()
+
+    @cached_property
+    def text(self) -> TextSettings:
+        """Special tokens and chat template; CheckpointError where the files that say so are damaged."""
+        if self._read_text is None:
+            return settings_from_config(Fields(self.config, self.name))
+        return self._read_text(self.tokenizer)
 
     def files(self) -> list[Path]:
         """Return the files the weights are read from, sorted."""

@@ -12,6 +12,7 @@ from omniquant.blockfile import Array
 from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError, DataError
 from omniquant.forward import F32, Activation, Weights
+from omniquant.models.model import check_token_ids
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.matrix import Matrix
 from omniquant.threads import resolve_threads
@@ -106,25 +107,50 @@ class Engine:
             kernel,
         )
 
-    def decoder(self, capacity: int) -> Decoder:
-        """Return an empty decoder for up to `capacity` tokens; DataError beyond the model's positions."""
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._model.name
+
+    def decoder(self, capacity: int, threads: int | None = None) -> Decoder:
+        """Return an empty decoder for up to `capacity` tokens; DataError beyond the model's positions.
+
+        It runs on as many threads as asked for, by default those of the engine.
+        """
         if not 1 <= capacity <= self._model.max_positions:
             raise DataError(f"{capacity} tokens: {self._model.name} takes 1 to {self._model.max_positions}")
         empty = np.zeros((0, 0), np.float32)
         cos, sin = self._model.rope_tables(capacity) if self._model.spec.rope else (empty, empty)
-        return Decoder(self, _core.decoder_create(self._core, capacity, cos, sin))
+        core = _core.decoder_create(self._core, capacity, cos, sin)
+        return Decoder(core, self.threads if threads is None else resolve_threads(threads))
 
     def facts(self) -> dict[str, Any]:
         """Return what it runs on: bytes of packed blocks, bytes of the head, names of the kernels."""
         return {**_core.model_facts(self._core), "head_bytes": self.head_bytes}
 
 
+def all_logits(engine: Engine, tokens: npt.ArrayLike, threads: int | None = None) -> F32:
+    """Return the logits [T, V] or [N, T, V] after each of tokens [T] or [N, T]; DataError for none."""
+    ids = np.asarray(tokens)
+    if ids.ndim not in (1, 2) or 0 in ids.shape:
+        raise DataError(f"tokens are {list(ids.shape)}, expected a text [T] or windows [N, T]")
+    check_token_ids(ids, engine.vocab_size, "tokens")
+    decoder = engine.decoder(ids.shape[-1], threads)
+    if ids.ndim == 1:
+        return decoder.logits(ids)
+    logits = np.empty((*ids.shape, engine.vocab_size), np.float32)
+    for window, out in zip(ids, logits, strict=True):
+        decoder.rewind(0)
+        out[:] = decoder.logits(window)
+    return logits
+
+
 class Decoder:
     """One text being read: the cache of its keys and values. One thread at a time may use it."""
 
-    def __init__(self, engine: Engine, core: object) -> None:
-        self._engine = engine
+    def __init__(self, core: object, threads: int) -> None:
         self._core = core
+        self._threads = threads
 
     @property
     def length(self) -> int:
@@ -159,4 +185,4 @@ class Decoder:
         return _core.decoder_facts(self._core)
 
     def _feed(self, tokens: npt.ArrayLike, want: str) -> Any:
-        return _core.decoder_feed(self._core, tokens, want, threads=self._engine.threads)
+        return _core.decoder_feed(self._core, tokens, want, threads=self._threads)

@@ -84,7 +84,7 @@ def test_directory_needs_the_model_no_more(finished, tmp_path):
     moved = shutil.copytree(finished, tmp_path / "moved")
     assert sorted(path.name for path in moved.iterdir()) == [
         "block_00000.safetensors", "block_00001.safetensors", "config.json", "manifest.json",
-        "outer.safetensors", "run.json", "tokenizer.json",
+        "outer.safetensors", "run.json", "text.json", "tokenizer.json",
     ]  # fmt: skip
     model = CalibrationResult.load(moved).fold()
     assert model.tokenizer.encode("abc").ids

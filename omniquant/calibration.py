@@ -94,6 +94,10 @@ def calibrate(
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
     chosen = _choose(method, scheme, options).with_products(scheme, _core.runtime_info()["products"])
     windows = _windows(tokens, model)
+    if chosen.target != "any":
+        from omniquant.export.table import refuse_target  # late: only who names a format needs their table
+
+        refuse_target(scheme, chosen, model.spec)
     if resume and output is None:
         raise ConfigError("resume needs an output directory to go on with")
     with ExitStack() as stack:

@@ -402,6 +402,51 @@ class CalibrationResult:
             directory.put(report.index, self._store.get(report.index), report)
         directory.write_run(seconds=round(self.seconds, 3), peak_rss_mib=self.peak_rss_mib)
 
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        format: str,
+        *,
+        variant: str | None = None,
+        weights_only: bool = False,
+        perplexity: Mapping[str, float] | None = None,
+    ) -> Path:
+        """Write a complete model folder that another engine loads.
+
+        Parameters
+        ----------
+        path : path
+            A new folder; it appears when it is complete.
+        format : str
+            "compressed-tensors", "gptq", "awq", "gguf", "onnx", "openvino" or "huggingface".
+        variant : str, optional
+            A layout of the format other than its default.
+        weights_only : bool
+            Leave the quantizers of activations out where the format cannot hold them.
+        perplexity : mapping of str to float, optional
+            Measured values for the model card.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        UnsupportedError
+            If the format cannot hold this result (the reason and the nearest thing that works), or a package
+            it needs is missing.
+        ConfigError
+            For an unknown format or variant.
+        CheckpointError
+            If blocks are missing, the folder exists or cannot be written.
+        """
+        from omniquant.export import export_result  # late: most results are never exported
+
+        return export_result(
+            self, path, format, variant=variant, weights_only=weights_only, perplexity=perplexity
+        )
+
     def summary(self) -> dict[str, Any]:
         """Return scheme, method, totals and every block's report, ready for JSON."""
         reports = self.blocks

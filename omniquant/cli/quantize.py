@@ -39,6 +39,11 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--method", choices=METHODS, default="omniquant", help="default: omniquant")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new directory for the result")
     parser.add_argument("--resume", action="store_true", help="go on with what DIR holds")
+    parser.add_argument(
+        "--target",
+        choices=CHOICES["target"],
+        help="calibrate in the arithmetic of an export format, so that exporting loses nothing",
+    )
     _add_data(parser)
     _add_maps(parser)
     _add_training(parser)

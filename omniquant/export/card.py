@@ -1,0 +1,104 @@
+"""The model card, README.md of an export: what it is, how it was made, what it costs, how to load it."""
+
+from __future__ import annotations
+
+from omniquant._version import __version__
+from omniquant.describe import bits_per_weight, describe_maps
+from omniquant.export.content import Content
+
+_TEMPLATE = """\
+---
+library_name: {library}
+tags: [quantized, omniquant, {method}]
+---
+
+# {model}, {scheme} by {method}
+
+{model} ({source}) quantized after training by omniquant {version} and exported as {title}.
+
+| | |
+|---|---|
+| scheme | {scheme}: {bits:.3f} bits a weight of the linears, scales counted |
+| method | {method}, {epochs} epochs on {samples} windows of {seqlen} tokens, seed {seed} |
+| arithmetic | {arithmetic} |
+| activations | {activations} |
+| at run time | {cost} |
+
+{maps}{perplexity}
+## Load
+
+{load}
+"""
+
+
+def model_card(content: Content, title: str, library: str, load: str) -> str:
+    """Return the text of the card.
+
+    Parameters
+    ----------
+    content : Content
+    title, library, load : str
+        The format in words, the library that reads it, and lines that do.
+
+    Returns
+    -------
+    str
+    """
+    result = content.result
+    header, options = result.header, result.options
+    return _TEMPLATE.format(
+        library=library,
+        method=options.method,
+        model=header.model["name"],
+        source=header.model["source"],
+        version=__version__,
+        title=title,
+        scheme=content.scheme,
+        bits=bits_per_weight(content.scheme, result.architecture.spec),
+        epochs=options.epochs,
+        samples=header.calibration["samples"],
+        seqlen=header.calibration["seqlen"],
+        seed=options.seed,
+        arithmetic=_arithmetic(options.target),
+        activations=_activations(content),
+        cost=_cost(content),
+        maps=_maps(content),
+        perplexity=_perplexity(content),
+        load=load,
+    )
+
+
+def _arithmetic(target: str) -> str:
+    return "float32 scales" if target == "any" else f"calibrated in the arithmetic of {target}"
+
+
+def _activations(content: Content) -> str:
+    if content.result.scheme.weight_only:
+        return "in float"
+    if content.weights_only:
+        return f"in float here; calibrated as {content.result.scheme}, whose activations were left out"
+    scheme = content.scheme
+    kind = "symmetric" if scheme.a_symmetric else "asymmetric"
+    return f"{scheme.a_bits} bits, {kind}, one scale a token, quantized at run time"
+
+
+def _cost(content: Content) -> str:
+    result = content.result
+    maps = describe_maps(result.options, result.architecture.spec)
+    adds = sum(entry.multiply_adds for entry in maps) * result.architecture.num_layers
+    if not adds:
+        return "nothing added: every learned map is folded into the weights"
+    return f"{adds:,} multiply-adds a token added by online maps"
+
+
+def _maps(content: Content) -> str:
+    maps = describe_maps(content.result.options, content.result.architecture.spec)
+    lines = "".join(f"- {entry}\n" for entry in maps)
+    return f"Learned maps:\n\n{lines}\n" if lines else ""
+
+
+def _perplexity(content: Content) -> str:
+    if not content.perplexity:
+        return ""
+    rows = "".join(f"| {what} | {value:.4f} |\n" for what, value in content.perplexity.items())
+    return f"| perplexity on | |\n|---|---|\n{rows}\n"

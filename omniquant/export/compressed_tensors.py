@@ -1,0 +1,116 @@
+"""compressed-tensors: integer weights for transformers and vLLM.
+
+`pack-quantized` holds weights alone: a dense little-endian bit stream a row in int32 words, zero points
+packed along the outputs. `int-quantized` holds one byte a weight, for schemes whose activations are integers
+too; those carry no tensors, the runtime takes their scales from each token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.config.scheme import FLOAT_BITS, QuantConfig
+from omniquant.export.card import model_card
+from omniquant.export.content import U8, Content, Linear
+from omniquant.export.folder import Shards, Tensors, compact
+from omniquant.export.huggingface import float_tensors, named, write_common
+
+_LOAD = """\
+```python
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+model = AutoModelForCausalLM.from_pretrained(".", {how}dtype="float32")
+```"""
+# transformers builds packed modules without zero points; dequantizing while it loads does without them.
+_DEQUANTIZE = "quantization_config=CompressedTensorsConfig(dequantize=True), "
+
+
+def write(content: Content, folder: Path) -> None:
+    """Write the folder."""
+    scheme = content.scheme
+    write_common(content, folder, quantization_config(scheme))
+    tensors_of = packed if scheme.weight_only else as_bytes
+    shards = Shards(folder)
+    for index in range(content.result.header.num_layers):
+        block = content.block(index)
+        ours: dict[str, npt.NDArray[Any]] = {}
+        for name, linear in block.linears.items():
+            ours |= {f"{name}.{kind}": values for kind, values in tensors_of(linear).items()}
+        shards.add(named(content, index, {**ours, **float_tensors(block)}))
+    shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
+    shards.close()
+    how = "" if scheme.w_symmetric or not scheme.weight_only else _DEQUANTIZE
+    title = f"compressed-tensors {_layout(scheme)}"
+    card = model_card(content, title, "transformers", _LOAD.format(how=how))
+    atomic_write_bytes(folder / "README.md", card.encode())
+
+
+def quantization_config(scheme: QuantConfig) -> dict[str, Any]:
+    """Return config.json's quantization_config."""
+    weights = {
+        "num_bits": scheme.w_bits,
+        "type": "int",
+        "symmetric": scheme.w_symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "group_size": scheme.group_size,
+        "dynamic": False,
+    }
+    activations = None
+    if scheme.a_bits < FLOAT_BITS:
+        activations = {
+            "num_bits": scheme.a_bits,
+            "type": "int",
+            "symmetric": scheme.a_symmetric,
+            "strategy": "token",
+            "dynamic": True,
+        }
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": _layout(scheme),
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+
+
+def _layout(scheme: QuantConfig) -> str:
+    return "pack-quantized" if scheme.weight_only else "int-quantized"
+
+
+def bit_stream(codes: U8, bits: int) -> npt.NDArray[np.int32]:
+    """Return rows of codes as dense little-endian bit streams: int32 [rows, ceil(columns bits / 32)]."""
+    data = _core.pack(codes, bits)
+    padded = np.pad(data, ((0, 0), (0, -data.shape[1] % 4)))
+    return np.ascontiguousarray(padded).view("<i4").astype(np.int32, copy=False)
+
+
+def packed(linear: Linear) -> Tensors:
+    """Return the tensors of `pack-quantized`."""
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "weight_packed": bit_stream(linear.codes, linear.bits),
+        "weight_scale": linear.scale,
+        "weight_shape": np.array(linear.codes.shape, np.int64),
+    }
+    if not linear.symmetric:
+        columns = np.ascontiguousarray(linear.zero_point.T)
+        tensors["weight_zero_point"] = np.ascontiguousarray(bit_stream(columns, linear.bits).T)
+    return tensors
+
+
+def as_bytes(linear: Linear) -> Tensors:
+    """Return the tensors of `int-quantized`: codes around zero."""
+    middle = 1 << (linear.bits - 1)
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "weight": (linear.codes.astype(np.int16) - middle).astype(np.int8),
+        "weight_scale": linear.scale,
+    }
+    if not linear.symmetric:
+        tensors["weight_zero_point"] = (linear.zero_point.astype(np.int16) - middle).astype(np.int8)
+    return tensors

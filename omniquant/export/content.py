@@ -1,0 +1,178 @@
+"""A finished result as the writers of formats see it: linears with their codes, and names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant import _core
+from omniquant.blockfile import linear_shapes, online_maps
+from omniquant.config import QuantConfig
+from omniquant.errors import CheckpointError
+from omniquant.forward import F32
+from omniquant.models.adapter import FamilyAdapter
+from omniquant.models.registry import adapter_for_model_type
+from omniquant.quantized import CalibrationResult
+
+U8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear of a block, W = scale (codes - zero_point) in groups along the inputs.
+
+    Parameters
+    ----------
+    name : str
+        Ours: q, k, v, o, gate, up or down.
+    codes : ndarray of uint8 [N, K]
+    scale : ndarray of float32 [N, G]
+    zero_point : ndarray of uint8 [N, G]
+    bias : ndarray of float32 [N] or None
+    group : int
+        Inputs that share a scale, K where a row has one.
+    bits : int
+    symmetric : bool
+        Every zero point is 2^(bits - 1).
+    """
+
+    name: str
+    codes: U8
+    scale: F32
+    zero_point: U8
+    bias: F32 | None
+    group: int
+    bits: int
+    symmetric: bool
+
+    def weight(self) -> F32:
+        """Return the dequantized weight [N, K]: what the calibration computed with."""
+        values: F32 = _core.dequantize(self.codes, self.scale, self.zero_point, group_size=self.group)
+        return values
+
+    def rows(self, order: npt.NDArray[np.intp]) -> Linear:
+        """Return the same linear with its outputs in another order."""
+        bias = None if self.bias is None else self.bias[order]
+        codes, scale, zero_point = self.codes[order], self.scale[order], self.zero_point[order]
+        return replace(self, codes=codes, scale=scale, zero_point=zero_point, bias=bias)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block: its quantized linears, the weights left in float, and its norms.
+
+    Parameters
+    ----------
+    linears : dict
+        By our names; empty where the scheme leaves weights in float.
+    tensors : dict
+        Everything else by our names: "norm1.weight", "q.bias", and "q.weight" of weights left in float.
+    online : dict
+        Maps [H, H] that are multiplied at run time, by the norm they stand behind.
+    """
+
+    linears: dict[str, Linear]
+    tensors: dict[str, F32]
+    online: dict[str, F32]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an export is made from.
+
+    Parameters
+    ----------
+    result : CalibrationResult
+        Finished.
+    weights_only : bool
+        Leave out the quantizers of activations.
+    variant : str
+        Of the format, as its writer knows it.
+    perplexity : mapping
+        Measured values for the model card, by what they were measured on.
+    """
+
+    result: CalibrationResult
+    weights_only: bool = False
+    variant: str = ""
+    perplexity: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.result.fold()  # raises where blocks are missing
+
+    @property
+    def scheme(self) -> QuantConfig:
+        """The scheme, as far as it is exported."""
+        scheme = self.result.scheme
+        if not self.weights_only:
+            return scheme
+        return QuantConfig(scheme.w_bits, 16, scheme.group_size, scheme.w_symmetric)
+
+    def block(self, index: int) -> Block:
+        """Return a block."""
+        folded: dict[str, Any] = dict(self.result.state(index).folded)
+        scheme = self.result.scheme
+        linears = {
+            name: Linear(
+                name,
+                folded[f"{name}.codes"],
+                folded[f"{name}.scale"],
+                folded[f"{name}.zero_point"],
+                folded.get(f"{name}.bias"),
+                min(scheme.group_size or columns, columns),
+                scheme.w_bits,
+                scheme.w_symmetric,
+            )
+            for name, (_, columns) in linear_shapes(self.result.architecture.spec).items()
+            if f"{name}.codes" in folded
+        }
+        tensors = {
+            name: values
+            for name, values in folded.items()
+            if name.rpartition(".")[2] in ("weight", "bias") and name.rpartition(".")[0] not in linears
+        }
+        return Block(linears, tensors, online_maps(folded))
+
+    def block_names(self, index: int) -> dict[str, str]:
+        """Map our names of a block's tensors ("q.weight", "norm1.weight") to those of Hugging Face."""
+        architecture = self.result.architecture
+        refs = self._adapter.block_tensors(architecture, index, "safetensors")
+        return {ours: ref.key for ours, ref in refs.items()}
+
+    def gguf_names(self, index: int) -> dict[str, tuple[str, npt.NDArray[np.intp] | None]]:
+        """Map our names of a block's tensors to those of GGUF and the order of rows there."""
+        architecture = self.result.architecture
+        names: dict[str, tuple[str, npt.NDArray[np.intp] | None]] = {}
+        for ours, ref in self._adapter.block_tensors(architecture, index, "gguf").items():
+            order = None
+            if ref.convert is not None:
+                # convert() brings stored rows into our order; where it puts row numbers is its inverse.
+                order = np.argsort(ref.convert(np.arange(ref.shape[0], dtype=np.float32))).astype(np.intp)
+            names[ours] = (ref.key, order)
+        return names
+
+    def outer_tensors(self) -> dict[str, F32]:
+        """Return embedding, last norm and, if untied, head, by their Hugging Face names."""
+        model, architecture = self.result.fold(), self.result.architecture
+        names = self._adapter.outer_tensors(architecture, "safetensors")
+        tensors = {names["embedding.weight"].key: model.embed(np.arange(architecture.vocab_size))}
+        for name, values in model.final_norm().items():
+            tensors[names[f"final_norm.{name}"].key] = values
+        if "lm_head.weight" in names:
+            tensors[names["lm_head.weight"].key] = model.lm_head()
+        return tensors
+
+    def tokenizer_json(self) -> str | None:
+        """Return the tokenizer's text, None where the result holds none."""
+        try:
+            return str(self.result.fold().tokenizer.to_str())
+        except CheckpointError:
+            return None
+
+    @property
+    def _adapter(self) -> FamilyAdapter:
+        return adapter_for_model_type(str(self.result.fold().config["model_type"]), "config.json")

@@ -1,0 +1,120 @@
+"""Hugging Face folders: what all of them share, and the plain one whose weights are dequantized.
+
+The plain folder holds each weight as (q - z) scale in float32 (float16 where that is exact), so every engine
+that reads the original model reads this one and computes what the calibration saw.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.errors import UnsupportedError
+from omniquant.export.card import model_card
+from omniquant.export.content import Block, Content
+from omniquant.export.folder import Shards, Tensors, compact, write_json
+
+_ARCHITECTURES = {"llama": "LlamaForCausalLM"}
+_LOAD = """\
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")
+```"""
+
+
+def write(content: Content, folder: Path) -> None:
+    """Write the plain folder."""
+    write_common(content, folder)
+    shards = Shards(folder)
+    for index in range(content.result.header.num_layers):
+        block = content.block(index)
+        weights = {f"{name}.weight": compact(linear.weight()) for name, linear in block.linears.items()}
+        shards.add(named(content, index, {**weights, **float_tensors(block)}))
+    shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
+    shards.close()
+    card = model_card(content, "a plain Hugging Face folder, weights dequantized", "transformers", _LOAD)
+    atomic_write_bytes(folder / "README.md", card.encode())
+
+
+def float_tensors(block: Block) -> Tensors:
+    """Return norms, biases and weights that stay in float, by our names."""
+    biases = {f"{n}.bias": linear.bias for n, linear in block.linears.items() if linear.bias is not None}
+    return {name: compact(values) for name, values in (block.tensors | biases).items()}
+
+
+def named(content: Content, index: int, tensors: Tensors) -> Tensors:
+    """Return tensors of a block under their Hugging Face names.
+
+    "q.scales" becomes the name of "q.weight" with its last part replaced.
+
+    Raises
+    ------
+    UnsupportedError
+        If the architecture has no slot for a bias.
+    """
+    names = content.block_names(index)
+    out = {}
+    for name, values in tensors.items():
+        part, _, kind = name.partition(".")
+        if kind == "bias" and name not in names:
+            raise UnsupportedError(
+                f"block {index}: {name}: a shift left a bias, but the architecture has no slot for one; "
+                "nearest: calibrate with shift=False"
+            )
+        out[names[f"{part}.weight"].removesuffix("weight") + kind] = values
+    return out
+
+
+def write_common(content: Content, folder: Path, quantization: dict[str, Any] | None = None) -> None:
+    """Write config.json, generation_config.json and the tokenizer's files."""
+    config = model_config(content)
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", _generation(config))
+    tokenizer = content.tokenizer_json()
+    if tokenizer is None:
+        return
+    atomic_write_bytes(folder / "tokenizer.json", tokenizer.encode())
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
+
+
+def model_config(content: Content) -> dict[str, Any]:
+    """Return config.json without quantization: the original's, complete and in float32."""
+    config: dict[str, Any] = dict(content.result.fold().config)
+    config.pop("torch_dtype", None)
+    config |= {"dtype": "float32", "torch_dtype": "float32"}  # new and old readers
+    config.setdefault("architectures", [_ARCHITECTURES[str(config["model_type"])]])
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict):
+        rope = {"rope_type": "default"} | rope
+        config["rope_parameters"] = rope
+        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        if rope["rope_type"] != "default":  # where readers of before rope_parameters look
+            config.setdefault("rope_scaling", {k: v for k, v in rope.items() if k != "rope_theta"})
+    return config
+
+
+def _generation(config: dict[str, Any]) -> dict[str, Any]:
+    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
+    return {"_from_model_config": True, **{name: value for name, value in ids.items() if value is not None}}
+
+
+def _tokenizer_config(config: dict[str, Any], tokenizer: str) -> dict[str, Any]:
+    model = json.loads(tokenizer)
+    names = {entry["id"]: entry["content"] for entry in model.get("added_tokens", [])}
+    vocabulary = model["model"].get("vocab", {})
+    if isinstance(vocabulary, dict):
+        names = {index: token for token, index in vocabulary.items()} | names
+    values: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.get("max_position_embeddings", 2048),
+        "clean_up_tokenization_spaces": False,
+    }
+    for kind in ("bos", "eos", "pad", "unk"):
+        if (index := config.get(f"{kind}_token_id")) in names:
+            values[f"{kind}_token"] = names[index]
+    return values

@@ -1,0 +1,195 @@
+"""What a format cannot hold, said before anything is written: the reason and the nearest thing that works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+
+from omniquant.blockfile import linear_shapes
+from omniquant.config import CalibrationOptions, QuantConfig
+from omniquant.config.scheme import FLOAT_BITS
+from omniquant.errors import UnsupportedError
+from omniquant.models.spec import BlockSpec
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be exported, known before it is calibrated.
+
+    Parameters
+    ----------
+    format, variant : str
+    scheme : QuantConfig
+    options : CalibrationOptions
+    spec : BlockSpec
+    weights_only : bool
+        The quantizers of activations may be left out.
+    """
+
+    format: str
+    variant: str
+    scheme: QuantConfig
+    options: CalibrationOptions
+    spec: BlockSpec
+    weights_only: bool = False
+
+    def fail(self, cannot: str, nearest: str) -> UnsupportedError:
+        """Return the error."""
+        return UnsupportedError(f"{self.format} cannot hold {cannot}; nearest: {nearest}")
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """The inputs K of every linear."""
+        return {name: columns for name, (_, columns) in linear_shapes(self.spec).items()}
+
+
+Check = Callable[[Wish], None]
+
+
+def text_of(scheme: QuantConfig, **changes: object) -> str:
+    """Return a scheme with some fields changed, as text."""
+    return str(replace(scheme, **changes))  # type: ignore[arg-type]
+
+
+def no_online_map(wish: Wish) -> None:
+    """Refuse maps that are multiplied at run time: the format has no place for them."""
+    if wish.options.norm_map == "online":
+        raise wish.fail(
+            "an online map (a full matrix behind each norm)",
+            "calibrate with --norm-map diagonal, or export to onnx or openvino",
+        )
+
+
+def float_activations(wish: Wish) -> None:
+    """Refuse quantized activations: the format describes weights alone."""
+    if wish.weights_only or wish.scheme.weight_only:
+        return
+    raise wish.fail(
+        f"quantized activations, Q, K or V ({wish.scheme})",
+        "--weights-only, which leaves them in float, or compressed-tensors with symmetric activations "
+        "such as W8sA8sfKV16",
+    )
+
+
+def integer_weights(wish: Wish) -> None:
+    """Refuse weights that stay in float."""
+    if not wish.scheme.quantizes_weights:
+        raise wish.fail(f"weights in float ({wish.scheme})", "huggingface, or gguf")
+
+
+def bits(*allowed: int) -> Check:
+    """Allow these numbers of bits alone."""
+
+    def check(wish: Wish) -> None:
+        have = wish.scheme.w_bits
+        if have in allowed or not wish.scheme.quantizes_weights:
+            return
+        above = [b for b in allowed if b >= have]
+        nearest = text_of(wish.scheme, w_bits=above[0] if above else allowed[-1])
+        raise wish.fail(f"{have}-bit weights", f"scheme {nearest}")
+
+    return check
+
+
+def whole_groups(multiple: int = 1, least: int = 1, power_of_two: bool = False) -> Check:
+    """Want every row to be whole groups, and groups multiples of `multiple`; one a row is a group too."""
+
+    def check(wish: Wish) -> None:
+        inputs = wish.inputs
+        if not wish.scheme.quantizes_weights:
+            return
+        for name, columns in inputs.items():
+            if columns % multiple:
+                raise wish.fail(
+                    f"{name} with {columns} inputs, no multiple of {multiple}",
+                    "compressed-tensors, onnx --variant dequantize-linear or openvino",
+                )
+        size = wish.scheme.group_size
+        if size is None or all(size >= columns for columns in inputs.values()):
+            return
+        common = gcd(*inputs.values())
+        fits = [
+            g
+            for g in range(1, common + 1)
+            if common % g == 0 and g % multiple == 0 and g >= least and (not power_of_two or g & (g - 1) == 0)
+        ]
+        if size not in fits:
+            name, columns = next(((n, k) for n, k in inputs.items() if k % size), next(iter(inputs.items())))
+            why = (
+                f", of which {name} with {columns} inputs is no multiple"
+                if columns % size
+                else _why(multiple, least, power_of_two)
+            )
+            raise wish.fail(f"groups of {size}{why}", _nearest_group(wish, size, fits))
+
+    return check
+
+
+def _why(multiple: int, least: int, power_of_two: bool) -> str:
+    rules = [f"multiples of {multiple}"] if multiple > 1 else []
+    rules += [f"at least {least}"] if least > 1 else []
+    rules += ["powers of two"] if power_of_two else []
+    return f": they are {' and '.join(rules)}" if rules else ""
+
+
+def _nearest_group(wish: Wish, size: int, fits: Sequence[int]) -> str:
+    if not fits:
+        return f"one scale a row, {text_of(wish.scheme, group_size=None)}"
+    best = min(fits, key=lambda g: (abs(g - size), g))
+    return f"scheme {text_of(wish.scheme, group_size=best)}"
+
+
+def whole_outputs(multiple: int) -> Check:
+    """Want the outputs N of every linear to be a multiple."""
+
+    def check(wish: Wish) -> None:
+        for name, (rows, _) in linear_shapes(wish.spec).items():
+            if rows % multiple:
+                raise wish.fail(
+                    f"{name} with {rows} outputs, no multiple of {multiple}",
+                    "compressed-tensors, onnx or openvino",
+                )
+
+    return check
+
+
+def rms_norm(wish: Wish) -> None:
+    """Refuse what is no LLaMA-like block: the writer's graph or names are for those."""
+    spec = wish.spec
+    if spec.norm != "rms" or spec.mlp != "gated" or not spec.rope:
+        raise wish.fail(
+            f"a block of {spec.norm} norm, {spec.mlp} MLP{'' if spec.rope else ' and no rotary positions'}",
+            "huggingface",
+        )
+
+
+def symmetric(*of: int) -> Check:
+    """Want symmetric weights at these numbers of bits."""
+
+    def check(wish: Wish) -> None:
+        if wish.scheme.w_bits in of and not wish.scheme.w_symmetric:
+            nearest = text_of(wish.scheme, w_symmetric=True)
+            raise wish.fail(f"asymmetric {wish.scheme.w_bits}-bit weights", f"scheme {nearest}")
+
+    return check
+
+
+def attention_in_float(wish: Wish) -> None:
+    """Refuse quantized Q, K and V."""
+    scheme = wish.scheme
+    if wish.weights_only:
+        return
+    if any(int(b or 0) < FLOAT_BITS for b in (scheme.q_bits, scheme.k_bits, scheme.v_bits)):
+        nearest = text_of(scheme, q_bits=FLOAT_BITS, k_bits=FLOAT_BITS, v_bits=FLOAT_BITS)
+        raise wish.fail("quantized Q, K and V", f"scheme {nearest}, or --weights-only")
+
+
+def symmetric_activations(wish: Wish) -> None:
+    """Want activations per token to be symmetric with the full-range step."""
+    scheme = wish.scheme
+    if wish.weights_only or scheme.a_bits >= FLOAT_BITS or (scheme.a_symmetric and scheme.a_full_range):
+        return
+    nearest = text_of(scheme, a_symmetric=True, a_full_range=True)
+    kind = "symmetric activations of another step" if scheme.a_symmetric else "asymmetric activations"
+    raise wish.fail(f"{kind} ({scheme})", f"scheme {nearest}, or --weights-only")

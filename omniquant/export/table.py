@@ -1,0 +1,101 @@
+"""The table of export formats: what each can hold and who writes it. A new format is a file and a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from omniquant.config import CalibrationOptions, QuantConfig
+from omniquant.errors import ConfigError, UnsupportedError
+from omniquant.export import refusals as may
+from omniquant.export.content import Content
+from omniquant.models.spec import BlockSpec
+
+Writer = Callable[[Content, Path], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One export format.
+
+    Parameters
+    ----------
+    title : str
+        For people: what reads it.
+    module : str
+        Of this package; its ``write(content, folder)`` fills a folder.
+    checks : tuple of callables
+        Each refuses with UnsupportedError what the format cannot hold.
+    needs : tuple of str
+        Modules the writer imports beyond the core's, of the extra `extra`.
+    variants : tuple of str
+        Layouts; the first is the default.
+    """
+
+    title: str
+    module: str
+    checks: tuple[may.Check, ...]
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+    variants: tuple[str, ...] = ("",)
+
+    def writer(self, name: str) -> Writer:
+        """Return the writer; UnsupportedError where a package it needs is missing."""
+        for module in self.needs:
+            try:
+                import_module(module)
+            except ImportError as error:
+                raise UnsupportedError(
+                    f"{name}: exporting needs the {module} package: pip install 'omniquant-c[{self.extra}]'"
+                ) from error
+        write: Writer = import_module(f"omniquant.export.{self.module}").write
+        return write
+
+
+_WEIGHTS_ALONE = (may.no_online_map, may.integer_weights, may.float_activations)
+
+FORMATS: dict[str, Format] = {
+    "compressed-tensors": Format(
+        "transformers and vLLM",
+        "compressed_tensors",
+        (
+            may.no_online_map,
+            may.integer_weights,
+            may.attention_in_float,
+            may.symmetric_activations,
+            may.whole_groups(),
+        ),
+    ),
+    "huggingface": Format(
+        "anything that reads the original model; weights are dequantized",
+        "huggingface",
+        (may.no_online_map, may.float_activations),
+    ),
+}
+
+
+def format_of(name: str, variant: str | None = None) -> tuple[Format, str]:
+    """Return a format and the variant of it that is meant; ConfigError for unknown ones."""
+    if name not in FORMATS:
+        raise ConfigError(f"format {name!r} is not one of {', '.join(FORMATS)}")
+    found = FORMATS[name]
+    if variant is None:
+        return found, found.variants[0]
+    if variant not in found.variants or not variant:
+        known = ", ".join(v for v in found.variants if v) or "none"
+        raise ConfigError(f"{name}: variant {variant!r} does not exist, there is: {known}")
+    return found, variant
+
+
+def refuse(wish: may.Wish) -> None:
+    """Raise UnsupportedError if the format cannot hold what is wished for."""
+    found, _ = format_of(wish.format)
+    for check in found.checks:
+        check(wish)
+
+
+def refuse_target(scheme: QuantConfig, options: CalibrationOptions, spec: BlockSpec) -> None:
+    """Raise UnsupportedError if the target of a calibration could not hold its result, before it begins."""
+    refuse(may.Wish(options.target, "", scheme, options, spec, weights_only=True))

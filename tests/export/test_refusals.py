@@ -1,0 +1,139 @@
+"""What a format cannot hold is refused before anything is written, with the reason and what works instead."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from exports import embedded_result
+from small_run import small_model, small_tokens
+
+import omniquant
+from omniquant.blockfile import BlockState
+from omniquant.config import CalibrationOptions, QuantConfig
+from omniquant.errors import CheckpointError, ConfigError, UnsupportedError
+from omniquant.export.refusals import Wish
+from omniquant.export.table import FORMATS, format_of, refuse
+from omniquant.models.spec import BlockSpec
+
+TINY = BlockSpec(hidden_size=128, ffn_size=384, num_heads=8, num_kv_heads=4, head_dim=16)
+STORIES = BlockSpec(hidden_size=64, ffn_size=172, num_heads=8, num_kv_heads=4, head_dim=8)
+SMOL = BlockSpec(hidden_size=576, ffn_size=1536, num_heads=9, num_kv_heads=3, head_dim=64)
+
+ONLINE = "cannot hold an online map (a full matrix behind each norm); nearest: calibrate with --norm-map"
+
+CASES = [
+    ("huggingface", "W4A4", TINY, {}, "quantized activations, Q, K or V (W4A4); nearest: --weights-only"),
+    ("huggingface", "W3A16", TINY, {"norm_map": "online"}, ONLINE),
+    ("compressed-tensors", "W16A16", TINY, {}, "weights in float (W16A16); nearest: huggingface"),
+    ("compressed-tensors", "W4A16", TINY, {"norm_map": "online"}, ONLINE),
+    ("compressed-tensors", "W4A4", TINY, {}, "quantized Q, K and V; nearest: scheme W4A4KV16"),
+    (
+        "compressed-tensors",
+        "W4A4KV16",
+        TINY,
+        {},
+        "asymmetric activations (W4A4KV16); nearest: scheme W4A4sfKV16, or --weights-only",
+    ),
+    (
+        "compressed-tensors",
+        "W8sA8sKV16",
+        TINY,
+        {},
+        "symmetric activations of another step (W8sA8sKV16); nearest: scheme W8sA8sfKV16",
+    ),
+    (
+        "compressed-tensors",
+        "W4A16g64",
+        STORIES,
+        {},
+        "groups of 64, of which down with 172 inputs is no multiple; nearest: scheme W4A16g4",
+    ),
+]
+
+
+def wish(format: str, scheme: str, spec: BlockSpec, weights_only: bool = False, **changes: str) -> Wish:
+    config = QuantConfig.parse(scheme)
+    method = "affinequant" if changes else "rtn"
+    options = CalibrationOptions.for_method(method, config, **changes)
+    _, variant = format_of(format, None)
+    return Wish(format, variant, config, options, spec, weights_only)
+
+
+@pytest.mark.parametrize(("format", "scheme", "spec", "changes", "message"), CASES)
+def test_what_a_format_cannot_hold(format, scheme, spec, changes, message):
+    with pytest.raises(UnsupportedError, match=re.escape(message)) as error:
+        refuse(wish(format, scheme, spec, **changes))
+    assert str(error.value).startswith(f"{format} cannot hold ")
+
+
+@pytest.mark.parametrize(("format", "scheme", "spec", "changes", "message"), CASES)
+def test_the_nearest_scheme_that_is_named_works(format, scheme, spec, changes, message):
+    for _ in range(4):  # one thing is refused at a time
+        named = re.search(r"nearest: scheme (\S+?),?(?: |$)", message)
+        if named is None:
+            return
+        try:
+            refuse(wish(format, named[1], spec))
+        except UnsupportedError as error:
+            message = str(error)
+        else:
+            return
+    raise AssertionError(f"{scheme}: {message}")
+
+
+def test_weights_alone_may_leave_activations_out():
+    for format in ("huggingface", "compressed-tensors"):
+        refuse(wish(format, "W4A4", TINY, weights_only=True))
+
+
+def test_a_refused_export_writes_nothing(tmp_path):
+    result = embedded_result("W4A4")
+    with pytest.raises(UnsupportedError, match="quantized activations"):
+        result.export(tmp_path / "out", "huggingface")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_is_refused_before_the_calibration(tmp_path):
+    model = small_model(tmp_path / "model")
+    with pytest.raises(UnsupportedError, match="compressed-tensors cannot hold groups of 16"):
+        omniquant.calibrate(model, small_tokens(), "W4A16g16", target="compressed-tensors", progress=False)
+
+
+def test_a_bias_without_a_slot_is_refused(tmp_path, monkeypatch):
+    result = embedded_result("W4A16")
+    state = result.state(0)
+    folded = state.folded | {"q.bias": np.zeros(128, np.float32)}
+    monkeypatch.setattr(type(result), "state", lambda self, index: BlockState(folded, {}))
+    message = r"block 0: q.bias: a shift left a bias, but the architecture has no slot.*shift=False"
+    with pytest.raises(UnsupportedError, match=message):
+        result.export(tmp_path / "out", "huggingface")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_formats_and_variants():
+    with pytest.raises(ConfigError, match=r"format 'exl2' is not one of compressed-tensors, "):
+        format_of("exl2")
+    with pytest.raises(ConfigError, match="huggingface: variant 'v1' does not exist, there is: none"):
+        format_of("huggingface", "v1")
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    import omniquant.export.table as table
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(table, "import_module", missing)
+    for name, entry in FORMATS.items():
+        if entry.needs:
+            with pytest.raises(UnsupportedError, match=rf"needs the {entry.needs[0]} package: pip install"):
+                entry.writer(name)
+
+
+def test_an_unfinished_result_is_refused(tmp_path):
+    result = embedded_result("W4A16")
+    result.header.model["num_layers"] = 6
+    with pytest.raises(CheckpointError, match="unfinished"):
+        result.export(tmp_path / "out", "huggingface")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.checkpoint.text import one_line
+from omniquant.checkpoint.tokenizer_file import encode
 from omniquant.errors import DataError
 from omniquant.models.model import Model, check_token_ids
 
@@ -132,8 +133,8 @@ def _builtin_text(part: _Part) -> str:
 
 
 def _encode(text: str, model: Model, where: str) -> Tokens:
-    ids = np.array(model.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
-    return _checked(ids, model, where)
+    ids = encode(model.tokenizer, text, f"{where}: {model.name}")
+    return _checked(np.array(ids, np.int64), model, where)
 
 
 def _checked(ids: npt.NDArray[np.generic], model: Model, where: str) -> Tokens:

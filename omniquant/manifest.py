@@ -195,7 +195,7 @@ def _read_header(fields_: Fields) -> Header:
         scheme = QuantConfig.parse(fields_.text("scheme"))
         options = CalibrationOptions.from_dict(_section(fields_, "options").values)
     except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{fields_.where}: {error}") from None
+        raise CheckpointError(f"{fields_.where}: {one_line(error)}") from None
     model, calibration = _section(fields_, "model"), _section(fields_, "calibration")
     for name in ("name", "source", "fingerprint"):
         model.text(name)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from omniquant.checkpoint.text import shown
 from omniquant.errors import CheckpointError, NotFiniteError
 
 
@@ -86,7 +87,7 @@ class BlockReport:
             )
         for name, kind in kinds.items():
             if not isinstance(values[name], kind) or isinstance(values[name], bool):
-                raise CheckpointError(f"{where}: report field {name!r} is {values[name]!r}")
+                raise CheckpointError(f"{where}: report field {name!r} is {shown(values[name])}")
         if not all(isinstance(loss, (int, float)) for loss in values["trace"]):
             raise CheckpointError(f"{where}: report field 'trace' holds something else than numbers")
         return cls(**(values | {"trace": tuple(values["trace"])}))

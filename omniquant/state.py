@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -270,8 +270,14 @@ def _read_run(folder: Path) -> tuple[dict[int, float], dict[str, float]]:
         return {}, {}
     seconds = values.pop("seconds_of_block", None)
     items = seconds.items() if isinstance(seconds, dict) else ()
-    facts = {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
-    return {int(k): float(v) for k, v in items if k.isdecimal() and isinstance(v, (int, float))}, facts
+    return {int(k): v for k, v in _facts(items).items() if k.isdecimal() and len(k) < 10}, _facts(
+        values.items()
+    )
+
+
+def _facts(items: Iterable[tuple[str, object]]) -> dict[str, float]:
+    """Return what is a number; an integer may be one that no float holds."""
+    return {k: float(v) for k, v in items if isinstance(v, (int, float)) and abs(v) < 1e300}
 
 
 def _refuse_foreign(folder: Path) -> None:

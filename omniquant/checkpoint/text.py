@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 
-_MAX_ERROR_CHARACTERS = 300
+_MAX_ERROR_CHARACTERS, _MAX_VALUE_CHARACTERS = 300, 150
 _REPR = reprlib.Repr()
 _REPR.maxstring = 60
 _REPR.maxother = 60
@@ -18,7 +18,8 @@ def shown(value: object) -> str:
     value
         Anything JSON or GGUF metadata can hold, however long.
     """
-    return _REPR.repr(value)
+    text = _REPR.repr(value)
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[:_MAX_VALUE_CHARACTERS]}..."
 
 
 def one_line(error: BaseException) -> str:

@@ -28,6 +28,22 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError(f"{path}: not a valid tokenizer: {one_line(error)}") from error
 
 
+def encode(tokenizer: Tokenizer, text: str, where: str) -> list[int]:
+    """Return the token ids of a whole text, without special tokens.
+
+    Raises
+    ------
+    CheckpointError
+        If the tokenizer contradicts itself, which shows only now; `where` says which model's it is.
+    """
+    try:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise CheckpointError(f"{where}: its tokenizer cannot encode the text: {one_line(error)}") from error
+
+
 def fitted(tokenizer: Tokenizer, vocab_size: int, where: str) -> Tokenizer:
     """Return the tokenizer, set to encode whole texts, after checking it against the model's vocabulary.
 

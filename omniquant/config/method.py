@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -338,6 +337,6 @@ def _check_whole(name: str, value: object, low: int, high: int) -> None:
 
 
 def _check_real(name: str, value: object, low: float, high: float) -> None:
-    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not low <= number <= high:  # NaN is in no range
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and low <= value <= high):  # type: ignore[operator]  # NaN is in no range
         raise ConfigError(f"{name} {value!r} is not a number from {low:g} to {high:g}")

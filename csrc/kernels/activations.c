@@ -1,8 +1,9 @@
 /* Activations as integers, laid out as the weights' inputs are: padded to whole units a segment. */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/parallel.h"
-#include "kernels/layout.h"
+#include "kernels/kernel.h"
 
 enum { ROW_CHUNK = 8, PLANES = 3, LANES = 16 };
 
@@ -20,6 +21,7 @@ typedef struct {
     const float *x;
     int64_t rows;
     oq_activations *to;
+    atomic_int_fast64_t bad_row; /* the first that holds what cannot be quantized; rows: none */
 } job;
 
 /* ---- one row -------------------------------------------------------------- */
@@ -148,17 +150,6 @@ OQ_VECTORIZED static void split_row(const job *j, int64_t row)
 
 /* ---- all rows ------------------------------------------------------------- */
 
-static void run_chunk(void *user, int64_t item, int worker)
-{
-    const job *j = user;
-    (void)worker;
-    for (int64_t row = item * ROW_CHUNK; row < oq_least(j->rows, (item + 1) * ROW_CHUNK); row++)
-        if (oq_is_quantized(j->quantizer))
-            quantize_row(j, row);
-        else
-            split_row(j, row);
-}
-
 /* The bits of |x|, compared as integers, order NaN above infinity above all numbers. */
 OQ_VECTORIZED static uint32_t most_bits(const float *x, int64_t count)
 {
@@ -172,36 +163,62 @@ OQ_VECTORIZED static uint32_t most_bits(const float *x, int64_t count)
     return most;
 }
 
-/* As oq_check_quantizable: finite, and x^ may lie half a step outside. */
-static oq_code check(oq_context *context, const float *x, int64_t rows, int64_t width)
+static const float MOST = FLT_MAX / 2; /* x^ may lie half a step outside x's range */
+
+static bool is_quantizable(const float *x, int64_t count)
 {
-    const float largest_allowed = FLT_MAX / 2;
     uint32_t limit;
-    memcpy(&limit, &largest_allowed, sizeof limit);
-    for (int64_t row = 0; row < rows; row++) {
-        const float *at = x + row * width;
-        if (most_bits(at, width) <= limit) continue;
-        int64_t i = 0;
-        while (fabsf(at[i]) <= largest_allowed) i++;
-        return oq_fail(context, OQ_NOT_FINITE, "x row %lld column %lld: %g is not finite or too large to quantize",
-                       (long long)row, (long long)i, (double)at[i]);
-    }
-    return OQ_OK;
+    memcpy(&limit, &MOST, sizeof limit);
+    return most_bits(x, count) <= limit;
 }
 
-oq_code oq_qlinear_quantize(oq_context *context, const oq_qlinear *linear, const float *x, int64_t rows,
-                            oq_activations *to)
+static void note_bad_row(job *j, int64_t row)
+{
+    int_fast64_t first = atomic_load(&j->bad_row);
+    while (row < first && !atomic_compare_exchange_weak(&j->bad_row, &first, row)) continue;
+}
+
+static void run_chunk(void *user, int64_t item, int worker)
+{
+    job *j = user;
+    (void)worker;
+    for (int64_t row = item * ROW_CHUNK; row < oq_least(j->rows, (item + 1) * ROW_CHUNK); row++)
+        if (!is_quantizable(j->x + row * j->layout->in, j->layout->in))
+            note_bad_row(j, row);
+        else if (oq_is_quantized(j->quantizer))
+            quantize_row(j, row);
+        else
+            split_row(j, row);
+}
+
+static oq_code refuse(oq_context *context, const float *x, int64_t row)
+{
+    int64_t i = 0;
+    while (fabsf(x[i]) <= MOST) i++;
+    return oq_fail(context, OQ_NOT_FINITE, "x row %lld column %lld: %g is not finite or too large to quantize",
+                   (long long)row, (long long)i, (double)x[i]);
+}
+
+oq_code oq_activations_make(oq_context *context, const oq_qlinear *linear, const float *x, int64_t first,
+                            int64_t rows, oq_activations *to)
 {
     const oq_layout *l = &linear->layout;
     const bool quantized = oq_is_quantized(linear->spec.activation);
-    OQ_TRY(check(context, x, rows, l->in));
     /* One cache line more than a multiple of 4096 bytes: rows should not meet in one set of the cache. */
     const int64_t stride = oq_pieces(l->units * l->unit, 64) * 64 + 64;
     *to = (oq_activations){.rows = rows, .planes = quantized ? 1 : PLANES, .stride = stride};
     OQ_NEW(context, to->codes, rows * to->planes * stride);
     OQ_NEW(context, to->pairs, rows * to->planes * l->segments);
     OQ_NEW(context, to->scales, rows * (quantized ? 1 : l->groups));
-    job j = {l, linear->spec.activation, x, rows, to};
+    job j = {.layout = l, .quantizer = linear->spec.activation, .x = x + first * l->in, .rows = rows, .to = to};
+    atomic_init(&j.bad_row, rows);
     oq_parallel_for(context->threads, oq_pieces(rows, ROW_CHUNK), run_chunk, &j);
-    return OQ_OK;
+    const int64_t bad = atomic_load(&j.bad_row);
+    return bad == rows ? OQ_OK : refuse(context, j.x + bad * l->in, first + bad);
+}
+
+oq_code oq_qlinear_quantize(oq_context *context, const oq_qlinear *linear, const float *x, int64_t rows,
+                            oq_activations *activations)
+{
+    return oq_activations_make(context, linear, x, 0, rows, activations);
 }

@@ -23,16 +23,46 @@ typedef struct {
     float *sums;
 } oq_tiles;
 
+/* Inputs whose products fit 32 bits together: a group, or a stretch of a long one. */
+typedef struct {
+    int64_t group, done, length; /* inputs of the group before it, and its own */
+    int64_t segment, segments;
+    int64_t unit, units;
+} oq_run;
+
+/* From zeros to the first run, from a run to the next; false behind the last. */
+static inline bool oq_next_run(const oq_layout *l, oq_run *run)
+{
+    run->done += run->length;
+    run->segment += run->segments;
+    run->unit += run->units;
+    if (run->done > 0 && run->done == oq_group_length(l, run->group)) {
+        run->group++;
+        run->done = 0;
+    }
+    if (run->group == l->groups) return false;
+    run->length = oq_least(OQ_RUN, oq_group_length(l, run->group) - run->done);
+    run->segments = oq_pieces(run->length, OQ_SEGMENT);
+    run->units = oq_segment_units(l, run->length); /* whole segments are whole units */
+    return true;
+}
+
+/* Bytes from a unit of a tile to the next one's. */
+static inline int64_t oq_unit_stride(const oq_tiles *t) { return t->width / OQ_TILE * t->layout->unit_bytes; }
+
 typedef struct oq_kernel {
     const char *name;
     bool (*available)(void);
     int most_rows; /* a multiple of 3 */
-    void (*multiply)(const oq_tiles *args, int rows, int tiles);
+    oq_code (*multiply)(const oq_tiles *args, int rows, int tiles);
 } oq_kernel;
 
-extern const oq_kernel oq_kernel_reference, oq_kernel_avx2, oq_kernel_avx512_vnni;
+/* As oq_qlinear_quantize for rows from `first` of x. */
+oq_code oq_activations_make(oq_context *context, const oq_qlinear *linear, const float *x, int64_t first,
+                            int64_t rows, oq_activations *to);
 
-/* The kernel of a name, the default for NULL; NULL where there is none or it cannot run here. */
-const oq_kernel *oq_kernel_find(const char *name);
+extern const oq_kernel oq_kernel_reference, oq_kernel_avx2, oq_kernel_avx512_vnni, oq_kernel_onednn;
+
+enum { OQ_MOST_ROWS = 96 }; /* of any kernel */
 
 #endif

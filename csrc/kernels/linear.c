@@ -1,22 +1,25 @@
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/parallel.h"
 #include "kernels/kernel.h"
 
 /* Rows of x whose integers are made at a time: bounds the scratch memory of a long prompt. */
-enum { ROW_BLOCK = 512, MOST_KERNEL_ROWS = 16 };
+enum { ROW_BLOCK = 512 };
 
-/* An item's multiplications, some 20 us. Its rows are at least as many as hide reading the panel, and a multiple
+/* An item's multiplications, some 10 us. Its rows are at least as many as hide reading the panel, and a multiple
  * of what kernels take at a time. */
-static const int64_t ITEM_PRODUCTS = (int64_t)1 << 21;
-enum { ITEM_ROWS = 48, ROW_STEP = 12 };
+static const int64_t ITEM_PRODUCTS = (int64_t)1 << 20;
+enum { ITEM_ROWS = 48, ROW_STEP = 12, WIDE_ROWS = 64 };
 
 typedef struct {
     const oq_qlinear *linear;
     const oq_activations *x;
+    const oq_kernel *kernel;
     float *y;
     int64_t panels, rows; /* of an item */
     int64_t across;       /* items side by side */
+    atomic_int failure;   /* the oq_code of an item that failed */
 } product;
 
 /* ---- one panel ------------------------------------------------------------ */
@@ -56,13 +59,13 @@ static oq_tiles tiles_of(const product *p, int64_t panel, int64_t width)
                       .a_stride = p->x->stride};
 }
 
-static void multiply_panel(const product *p, int64_t panel, int64_t begin, int64_t end)
+static oq_code multiply_panel(const product *p, int64_t panel, int64_t begin, int64_t end)
 {
     const oq_qlinear *q = p->linear;
-    const int planes = p->x->planes, most = q->kernel->most_rows / planes;
+    const int planes = p->x->planes, most = p->kernel->most_rows / planes;
     const int64_t tiles = oq_least(OQ_PANEL_TILES, oq_pieces(q->spec.out, OQ_TILE) - panel * OQ_PANEL_TILES);
     oq_tiles t = tiles_of(p, panel, tiles * OQ_TILE);
-    _Alignas(64) float sums[MOST_KERNEL_ROWS * OQ_PANEL];
+    _Alignas(64) float sums[OQ_MOST_ROWS * OQ_PANEL];
     uint8_t half[OQ_PANEL];
     memset(half, 1 << (q->spec.bits - 1), sizeof half);
     if (!t.zeros) t.zeros = half;
@@ -72,21 +75,24 @@ static void multiply_panel(const product *p, int64_t panel, int64_t begin, int64
         t.pairs = p->x->pairs + row * planes * q->layout.segments;
         t.x_scales = planes == 1 ? NULL : p->x->scales + row * q->layout.groups;
         t.sums = sums;
-        q->kernel->multiply(&t, (int)rows * planes, (int)tiles);
+        OQ_TRY(p->kernel->multiply(&t, (int)rows * planes, (int)tiles));
         finish(p, row, rows, panel, sums);
     }
+    return OQ_OK;
 }
 
 /* ---- all panels ----------------------------------------------------------- */
 
 static void run_item(void *user, int64_t item, int worker)
 {
-    const product *p = user;
+    product *p = user;
     const int64_t first = item % p->across * p->panels, row = item / p->across * p->rows;
     const int64_t last = oq_least(first + p->panels, oq_pieces(p->linear->spec.out, OQ_PANEL));
     (void)worker;
-    for (int64_t panel = first; panel < last; panel++)
-        multiply_panel(p, panel, row, oq_least(row + p->rows, p->x->rows));
+    for (int64_t panel = first; panel < last; panel++) {
+        const oq_code code = multiply_panel(p, panel, row, oq_least(row + p->rows, p->x->rows));
+        if (code != OQ_OK) atomic_store(&p->failure, (int)code);
+    }
 }
 
 /* Items by the problem alone: enough rows to pay for a panel's way from memory, then panels up to some work. */
@@ -95,7 +101,8 @@ static void cut(product *p)
     const int64_t panels = oq_pieces(p->linear->spec.out, OQ_PANEL);
     const int64_t products = OQ_PANEL * p->linear->spec.in * p->x->planes;
     const int64_t rows = ITEM_PRODUCTS / products / ROW_STEP * ROW_STEP;
-    p->rows = oq_least(p->x->rows, rows > ITEM_ROWS ? rows : ITEM_ROWS);
+    const int64_t least = p->kernel->most_rows > ITEM_ROWS ? p->kernel->most_rows : ITEM_ROWS;
+    p->rows = oq_least(p->x->rows, rows > least ? rows : least);
     p->panels = ITEM_PRODUCTS / (products * p->rows);
     if (p->panels < 1) p->panels = 1;
     p->across = oq_pieces(panels, p->panels);
@@ -103,11 +110,15 @@ static void cut(product *p)
 
 oq_code oq_qlinear_apply(oq_context *context, const oq_qlinear *linear, const oq_activations *x, float *y)
 {
-    product p = {.linear = linear, .x = x, .y = y};
+    const oq_kernel *kernel = x->rows * x->planes >= WIDE_ROWS ? linear->wide : linear->kernel;
+    product p = {.linear = linear, .x = x, .kernel = kernel, .y = y};
     if (x->rows < 1) return OQ_OK;
     cut(&p);
     oq_parallel_for(context->threads, p.across * oq_pieces(x->rows, p.rows), run_item, &p);
-    return OQ_OK;
+    const oq_code code = (oq_code)atomic_load(&p.failure);
+    if (code == OQ_OK) return OQ_OK;
+    return oq_fail(context, code, "kernel %s failed on %lld rows by %lld x %lld", kernel->name, (long long)x->rows,
+                   (long long)linear->spec.out, (long long)linear->spec.in);
 }
 
 oq_code oq_qlinear_run(oq_context *context, const oq_qlinear *linear, const float *x, int64_t rows, float *y)
@@ -116,7 +127,7 @@ oq_code oq_qlinear_run(oq_context *context, const oq_qlinear *linear, const floa
         const oq_mark mark = oq_arena_mark(context->arena);
         oq_activations a;
         const int64_t some = oq_least(ROW_BLOCK, rows - row);
-        OQ_TRY(oq_qlinear_quantize(context, linear, x + row * linear->spec.in, some, &a));
+        OQ_TRY(oq_activations_make(context, linear, x, row, some, &a));
         OQ_TRY(oq_qlinear_apply(context, linear, &a, y + row * linear->spec.out));
         oq_arena_rewind(context->arena, mark);
     }

@@ -55,10 +55,10 @@ typedef struct {
     oq_layout layout;
     const uint8_t *codes;
     const float *scales;
-    const int16_t *sums;  /* of a segment's codes */
-    const uint8_t *zeros; /* NULL when symmetric */
-    const float *bias;    /* NULL without one */
-    const struct oq_kernel *kernel;
+    const int16_t *sums;                   /* of a segment's codes */
+    const uint8_t *zeros;                  /* NULL when symmetric */
+    const float *bias;                     /* NULL without one */
+    const struct oq_kernel *kernel, *wide; /* the latter for many rows */
 } oq_qlinear;
 
 /* x of `rows` tokens as integers, in the arena of the call that made them. */
@@ -79,8 +79,8 @@ oq_code oq_qlinear_bytes(oq_context *context, const oq_qlinear_spec *spec, size_
 oq_code oq_qlinear_pack(oq_context *context, const oq_qlinear_spec *spec, const oq_qlinear_source *source,
                         void *memory, oq_qlinear *linear);
 
-/* Use the kernel of this name ("reference", "avx2", "avx512_vnni"; NULL: the best for this
- * processor, or what the environment's OMNIQUANT_KERNEL names). OQ_UNSUPPORTED where it cannot run. */
+/* Use the kernel of this name ("reference", "avx2", "avx512_vnni", "onednn"; NULL: the best for this processor, or
+ * what the environment's OMNIQUANT_KERNEL names). OQ_UNSUPPORTED where it cannot run. */
 oq_code oq_qlinear_use(oq_context *context, oq_qlinear *linear, const char *kernel);
 const char *oq_qlinear_kernel(const oq_qlinear *linear);
 /* The names of the kernels that run here, best first; NULL beyond the last. */

@@ -1,10 +1,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
 #include "kernels/kernel.h"
 
 /* Best first. */
-static const oq_kernel *const table[] = {&oq_kernel_avx512_vnni, &oq_kernel_avx2, &oq_kernel_reference};
+static const oq_kernel *const table[] = {&oq_kernel_avx512_vnni, &oq_kernel_avx2, &oq_kernel_reference,
+                                         &oq_kernel_onednn};
 
 enum { COUNT = sizeof table / sizeof *table };
 
@@ -15,21 +17,30 @@ const char *oq_kernel_name(int index)
     return NULL;
 }
 
-const oq_kernel *oq_kernel_find(const char *name)
+/* The kernel of a name, the best for NULL; NULL where there is none or it cannot run here. */
+static const oq_kernel *find(const char *name)
 {
     for (int i = 0; i < COUNT; i++)
         if (table[i]->available() && (!name || strcmp(name, table[i]->name) == 0)) return table[i];
     return NULL;
 }
 
+/* What is best for many rows: with AMX oneDNN's, which on vectors is no faster than ours. */
+static const oq_kernel *find_wide(const oq_kernel *best)
+{
+    return oq_cpu_features()->amx_int8 && oq_kernel_onednn.available() ? &oq_kernel_onednn : best;
+}
+
 oq_code oq_qlinear_use(oq_context *context, oq_qlinear *linear, const char *kernel)
 {
     const char *name = kernel ? kernel : getenv("OMNIQUANT_KERNEL");
     if (name && !*name) name = NULL;
-    const oq_kernel *found = oq_kernel_find(name);
+    const oq_kernel *found = find(name);
     if (!found)
-        return oq_fail(context, OQ_UNSUPPORTED, "kernel %s: there is none of this name that runs here", name);
+        return oq_fail(context, OQ_UNSUPPORTED, "kernel \"%.32s\": there is none of this name that runs here",
+                       name);
     linear->kernel = found;
+    linear->wide = name ? found : find_wide(found);
     return OQ_OK;
 }
 

@@ -115,19 +115,14 @@ static const add_function functions[4][ROWS] = {NAMES(2), NAMES(3), NAMES(4), NA
 
 /* ---- what is done once a group --------------------------------------------- */
 
-/* A run of segments of one group, 8 outputs from `lane` of the panel. */
-typedef struct {
-    int64_t lane, group, segment, segments;
-} run;
-
 /* sums [8] of row r - z_a sum(w) - z_w sum(a - z_a), in pairs of 16 bits. */
-INLINE __m256i corrected(const oq_tiles *t, const run *at, int r, const int32_t sums[LANES])
+INLINE __m256i corrected(const oq_tiles *t, const oq_run *run, int64_t lane, int r, const int32_t sums[LANES])
 {
-    const uint8_t *zeros = t->zeros + at->group * t->zero_stride + at->lane;
+    const uint8_t *zeros = t->zeros + run->group * t->zero_stride + lane;
     const __m256i high = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)zeros)), 16);
     __m256i total = _mm256_loadu_si256((const void *)sums);
-    for (int64_t s = at->segment; s < at->segment + at->segments; s++) {
-        const __m128i codes = _mm_loadu_si128((const void *)(t->code_sums + s * t->width + at->lane));
+    for (int64_t s = run->segment; s < run->segment + run->segments; s++) {
+        const __m128i codes = _mm_loadu_si128((const void *)(t->code_sums + s * t->width + lane));
         const __m256i columns = _mm256_or_si256(_mm256_cvtepu16_epi32(codes), high);
         const __m256i pair = _mm256_set1_epi32(t->pairs[r * t->layout->segments + s]);
         total = _mm256_add_epi32(total, _mm256_madd_epi16(columns, pair));
@@ -135,24 +130,24 @@ INLINE __m256i corrected(const oq_tiles *t, const run *at, int r, const int32_t 
     return total;
 }
 
-INLINE __m256 in_float(const oq_tiles *t, const run *at, int r, const int32_t (*sums)[LANES])
+INLINE __m256 in_float(const oq_tiles *t, const oq_run *run, int64_t lane, int r, const int32_t (*sums)[LANES])
 {
-    return _mm256_cvtepi32_ps(corrected(t, at, r, sums[r]));
+    return _mm256_cvtepi32_ps(corrected(t, run, lane, r, sums[r]));
 }
 
 /* t->sums += float(total) scale, for 8 outputs. */
-AVX2 static void finish(const oq_tiles *t, const run *at, int rows, const int32_t (*sums)[LANES])
+AVX2 static void finish(const oq_tiles *t, const oq_run *run, int64_t lane, int rows, const int32_t (*sums)[LANES])
 {
     const __m256 base = _mm256_set1_ps(256);
-    const __m256 scale = _mm256_loadu_ps(t->scales + at->group * t->width + at->lane);
+    const __m256 scale = _mm256_loadu_ps(t->scales + run->group * t->width + lane);
     const int planes = t->x_scales ? 3 : 1;
-    float *to = t->sums + at->lane;
+    float *to = t->sums + lane;
     for (int r = 0; r < rows; r += planes, to += OQ_PANEL) {
-        __m256 sum = in_float(t, at, r, sums);
+        __m256 sum = in_float(t, run, lane, r, sums);
         if (planes == 3) {
-            sum = _mm256_add_ps(_mm256_mul_ps(sum, base), in_float(t, at, r + 1, sums));
-            sum = _mm256_add_ps(_mm256_mul_ps(sum, base), in_float(t, at, r + 2, sums));
-            sum = _mm256_mul_ps(sum, _mm256_set1_ps(t->x_scales[r / 3 * t->layout->groups + at->group]));
+            sum = _mm256_add_ps(_mm256_mul_ps(sum, base), in_float(t, run, lane, r + 1, sums));
+            sum = _mm256_add_ps(_mm256_mul_ps(sum, base), in_float(t, run, lane, r + 2, sums));
+            sum = _mm256_mul_ps(sum, _mm256_set1_ps(t->x_scales[r / 3 * t->layout->groups + run->group]));
         }
         _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), _mm256_mul_ps(sum, scale)));
     }
@@ -163,33 +158,30 @@ static void multiply_lanes(const oq_tiles *t, int rows, int64_t lane)
     const oq_layout *l = t->layout;
     const add_function add = functions[l->stored_bits == 8 ? 3 : l->stored_bits - 2][rows - 1];
     const uint8_t *codes = t->codes + lane / OQ_TILE * l->unit_bytes + lane % OQ_TILE * 4;
-    const int8_t *a = t->a;
-    run at = {.lane = lane};
+    oq_run run = {0};
     int32_t sums[ROWS][LANES];
-    for (; at.group < l->groups; at.group++)
-        for (int64_t done = 0, length; done < oq_group_length(l, at.group); done += length) {
-            length = oq_least(OQ_RUN, oq_group_length(l, at.group) - done);
-            const int64_t units = oq_segment_units(l, length);
-            add(t, codes, a, units, sums);
-            at.segments = oq_pieces(length, OQ_SEGMENT);
-            finish(t, &at, rows, (const int32_t (*)[LANES])sums);
-            at.segment += at.segments;
-            codes += units * t->width / OQ_TILE * l->unit_bytes;
-            a += units * l->unit;
-        }
+    while (oq_next_run(l, &run)) {
+        add(t, codes + run.unit * oq_unit_stride(t), t->a + run.unit * l->unit, run.units, sums);
+        finish(t, &run, lane, rows, (const int32_t (*)[LANES])sums);
+    }
 }
 
-static void multiply(const oq_tiles *t, int rows, int tiles)
+static oq_code multiply(const oq_tiles *t, int rows, int tiles)
 {
-    memset(t->sums, 0, (size_t)(t->x_scales ? rows / 3 : rows) * OQ_PANEL * sizeof(float));
+    memset(t->sums, 0, (size_t)rows * OQ_PANEL * sizeof(float));
     for (int lane = 0; lane < tiles * OQ_TILE; lane += LANES) multiply_lanes(t, rows, lane);
+    return OQ_OK;
 }
 
 static bool available(void) { return oq_cpu_features()->avx2; }
 
 #else
 
-static void multiply(const oq_tiles *t, int rows, int tiles) { (void)t, (void)rows, (void)tiles; }
+static oq_code multiply(const oq_tiles *t, int rows, int tiles)
+{
+    (void)t, (void)rows, (void)tiles;
+    return OQ_UNSUPPORTED;
+}
 
 static bool available(void) { return false; }
 

@@ -14,13 +14,6 @@
 
 enum { ROWS = 6, TILES = OQ_PANEL_TILES };
 
-/* Where the multiplication stands: a run of segments of one group, tiles from output `lane` of the panel. */
-typedef struct {
-    int64_t lane, group, segment, segments, units;
-    const uint8_t *codes;
-    const int8_t *a;
-} run;
-
 /* Inputs 4j .. 4j + 3 of a unit. */
 INLINE __m512i quad_of(const uint8_t *unit, const int j, const int bits)
 {
@@ -47,15 +40,15 @@ INLINE void add_products(__m512i *sum, __m512i w, __m512i x)
 }
 
 /* sums [rows] of 16 outputs each, of products over the run's units. */
-INLINE void add_units(const oq_tiles *t, const run *at, __m512i sums[ROWS][TILES], const int rows, const int tiles,
-                      const int bits)
+INLINE void add_units(const oq_tiles *t, const oq_run *run, int64_t lane, __m512i sums[ROWS][TILES],
+                      const int rows, const int tiles, const int bits)
 {
     const int quads = bits == 8 ? 1 : bits == 4 ? 2 : bits == 2 ? 4 : 8, bytes = bits == 3 ? 192 : 64;
     const int64_t stride = t->width / OQ_TILE * bytes;
-    const uint8_t *codes = at->codes;
-    const int8_t *a = at->a;
+    const uint8_t *codes = t->codes + run->unit * stride + lane / OQ_TILE * bytes;
+    const int8_t *a = t->a + run->unit * 4 * quads;
     __m512i w[TILES];
-    for (int64_t u = 0; u < at->units; u++, codes += stride, a += 4 * quads) {
+    for (int64_t u = 0; u < run->units; u++, codes += stride, a += 4 * quads) {
         UNROLL for (int j = 0; j < quads; j++)
         {
             UNROLL for (int n = 0; n < tiles; n++) w[n] = quad_of(codes + n * bytes, j, bits);
@@ -71,9 +64,9 @@ INLINE void add_units(const oq_tiles *t, const run *at, __m512i sums[ROWS][TILES
 }
 
 /* What corrects 16 sums for the zero points: sum(w) and z_w, 16 bits each, of one segment. */
-INLINE __m512i columns_of(const oq_tiles *t, const run *at, int64_t segment, int64_t lane)
+INLINE __m512i columns_of(const oq_tiles *t, const oq_run *run, int64_t lane, int64_t segment)
 {
-    const __m128i zeros = _mm_loadu_si128((const void *)(t->zeros + at->group * t->zero_stride + lane));
+    const __m128i zeros = _mm_loadu_si128((const void *)(t->zeros + run->group * t->zero_stride + lane));
     const __m256i sums = _mm256_loadu_si256((const void *)(t->code_sums + segment * t->width + lane));
     return _mm512_or_si512(_mm512_cvtepu16_epi32(sums), _mm512_slli_epi32(_mm512_cvtepu8_epi32(zeros), 16));
 }
@@ -87,28 +80,29 @@ INLINE void correct(const oq_tiles *t, __m512i *sum, __m512i columns, int64_t ro
 }
 
 /* Segments of the run but the last, whose turn is in flush. */
-VNNI static void correct_first(const oq_tiles *t, const run *at, int32_t (*sums)[OQ_PANEL], int rows, int tiles)
+VNNI static void correct_first(const oq_tiles *t, const oq_run *run, int64_t lane, int32_t (*sums)[OQ_PANEL],
+                               int rows, int tiles)
 {
     for (int r = 0; r < rows; r++)
         for (int n = 0; n < tiles; n++) {
             __m512i sum = _mm512_loadu_si512(&sums[r][n * OQ_TILE]);
-            for (int64_t s = at->segment; s < at->segment + at->segments - 1; s++)
-                correct(t, &sum, columns_of(t, at, s, at->lane + n * OQ_TILE), r, s);
+            for (int64_t s = run->segment; s < run->segment + run->segments - 1; s++)
+                correct(t, &sum, columns_of(t, run, lane + n * OQ_TILE, s), r, s);
             _mm512_storeu_si512(&sums[r][n * OQ_TILE], sum);
         }
 }
 
 /* t->sums += float(sums) scale. */
-INLINE void flush(const oq_tiles *t, const run *at, __m512i sums[ROWS][TILES], const int rows, const int tiles,
-                  const bool planes)
+INLINE void flush(const oq_tiles *t, const oq_run *run, int64_t lane, __m512i sums[ROWS][TILES], const int rows,
+                  const int tiles, const bool planes)
 {
-    const int64_t last = at->segment + at->segments - 1;
+    const int64_t last = run->segment + run->segments - 1;
     UNROLL for (int n = 0; n < tiles; n++)
     {
-        const int64_t lane = at->lane + n * OQ_TILE;
-        const __m512i columns = columns_of(t, at, last, lane);
-        const __m512 scale = _mm512_loadu_ps(t->scales + at->group * t->width + lane);
-        float *to = t->sums + lane;
+        const int64_t first = lane + n * OQ_TILE;
+        const __m512i columns = columns_of(t, run, first, last);
+        const __m512 scale = _mm512_loadu_ps(t->scales + run->group * t->width + first);
+        float *to = t->sums + first;
         UNROLL for (int r = 0; r < rows; r++) correct(t, &sums[r][n], columns, r, last);
         UNROLL for (int r = 0; r < rows; r += planes ? 3 : 1, to += OQ_PANEL)
         {
@@ -117,44 +111,44 @@ INLINE void flush(const oq_tiles *t, const run *at, __m512i sums[ROWS][TILES], c
                 const __m512 base = _mm512_set1_ps(256);
                 sum = _mm512_add_ps(_mm512_mul_ps(sum, base), _mm512_cvtepi32_ps(sums[r + 1][n]));
                 sum = _mm512_add_ps(_mm512_mul_ps(sum, base), _mm512_cvtepi32_ps(sums[r + 2][n]));
-                sum = _mm512_mul_ps(sum, _mm512_set1_ps(t->x_scales[r / 3 * t->layout->groups + at->group]));
+                sum = _mm512_mul_ps(sum, _mm512_set1_ps(t->x_scales[r / 3 * t->layout->groups + run->group]));
             }
-            const __m512 before = _mm512_maskz_loadu_ps(at->segment ? 0xffff : 0, to); /* nothing yet: zero */
+            const __m512 before = _mm512_maskz_loadu_ps(run->segment ? 0xffff : 0, to); /* nothing yet: zero */
             _mm512_storeu_ps(to, _mm512_add_ps(before, _mm512_mul_ps(sum, scale)));
         }
     }
 }
 
-INLINE void multiply_run(const oq_tiles *t, const run *at, const int rows, const int tiles, const int bits,
-                         const bool planes)
+INLINE void multiply_run(const oq_tiles *t, const oq_run *run, int64_t lane, const int rows, const int tiles,
+                         const int bits, const bool planes)
 {
     __m512i sums[ROWS][TILES];
     UNROLL for (int r = 0; r < rows; r++)
     {
         UNROLL for (int n = 0; n < tiles; n++) sums[r][n] = _mm512_setzero_si512();
     }
-    add_units(t, at, sums, rows, tiles, bits);
-    if (at->segments > 1) {
+    add_units(t, run, lane, sums, rows, tiles, bits);
+    if (run->segments > 1) {
         int32_t block[ROWS][OQ_PANEL];
         UNROLL for (int r = 0; r < rows; r++)
         {
             UNROLL for (int n = 0; n < tiles; n++) _mm512_storeu_si512(&block[r][n * OQ_TILE], sums[r][n]);
         }
-        correct_first(t, at, block, rows, tiles);
+        correct_first(t, run, lane, block, rows, tiles);
         UNROLL for (int r = 0; r < rows; r++)
         {
             UNROLL for (int n = 0; n < tiles; n++) sums[r][n] = _mm512_loadu_si512(&block[r][n * OQ_TILE]);
         }
     }
-    flush(t, at, sums, rows, tiles, planes);
+    flush(t, run, lane, sums, rows, tiles, planes);
 }
 
-typedef void (*run_function)(const oq_tiles *t, const run *at);
+typedef void (*run_function)(const oq_tiles *t, const oq_run *run, int64_t lane);
 
-#define DEFINE(rows, tiles, bits, planes)                                                       \
-    VNNI static void run_##rows##_##tiles##_##bits##_##planes(const oq_tiles *t, const run *at) \
-    {                                                                                           \
-        multiply_run(t, at, rows, tiles, bits, planes);                                         \
+#define DEFINE(rows, tiles, bits, planes)                                                                         \
+    VNNI static void run_##rows##_##tiles##_##bits##_##planes(const oq_tiles *t, const oq_run *run, int64_t lane) \
+    {                                                                                                             \
+        multiply_run(t, run, lane, rows, tiles, bits, planes);                                                    \
     }
 #define DEFINE_ROWS(tiles, bits)  \
     DEFINE(1, tiles, bits, false) \
@@ -185,40 +179,34 @@ static const run_function functions[2][4][ROWS + 2] = {{NAMES(1, 2), NAMES(1, 3)
 
 static void multiply_tiles(const oq_tiles *t, int rows, int64_t lane, int tiles)
 {
-    const oq_layout *l = t->layout;
-    const int column = t->x_scales ? ROWS + rows / 3 - 1 : rows - 1;
-    const run_function multiply_one =
-        functions[tiles == TILES][l->stored_bits == 8 ? 3 : l->stored_bits - 2][column];
-    run at = {.lane = lane, .codes = t->codes + lane / OQ_TILE * l->unit_bytes, .a = t->a};
-    for (; at.group < l->groups; at.group++)
-        for (int64_t done = 0, length; done < oq_group_length(l, at.group); done += length) {
-            length = oq_least(OQ_RUN, oq_group_length(l, at.group) - done);
-            at.units = oq_segment_units(l, length);
-            at.segments = oq_pieces(length, OQ_SEGMENT);
-            multiply_one(t, &at);
-            at.segment += at.segments;
-            at.codes += at.units * t->width / OQ_TILE * l->unit_bytes;
-            at.a += at.units * l->unit;
-        }
+    const int bits = t->layout->stored_bits, column = t->x_scales ? ROWS + rows / 3 - 1 : rows - 1;
+    const run_function multiply_one = functions[tiles == TILES][bits == 8 ? 3 : bits - 2][column];
+    oq_run run = {0};
+    while (oq_next_run(t->layout, &run)) multiply_one(t, &run, lane);
 }
 
-static void multiply(const oq_tiles *t, int rows, int tiles)
+static oq_code multiply(const oq_tiles *t, int rows, int tiles)
 {
     if (tiles == TILES)
         multiply_tiles(t, rows, 0, TILES);
     else
         for (int tile = 0; tile < tiles; tile++) multiply_tiles(t, rows, tile * OQ_TILE, 1);
+    return OQ_OK;
 }
 
 static bool available(void) { return oq_cpu_features()->avx512_vnni; }
 
 #else
 
-static void multiply(const oq_tiles *t, int rows, int tiles) { (void)t, (void)rows, (void)tiles; }
+enum { ROWS = 6 };
+
+static oq_code multiply(const oq_tiles *t, int rows, int tiles)
+{
+    (void)t, (void)rows, (void)tiles;
+    return OQ_UNSUPPORTED;
+}
 
 static bool available(void) { return false; }
-
-enum { ROWS = 6 };
 
 #endif
 

@@ -87,5 +87,5 @@ def float_linear(x, layer, bits, group, bias=None) -> F32:
         for run in runs(q):
             planes = [(d[:, run] @ weights[g][:, run].T).astype(np.float32) for d in digits(q)]
             together = (planes[0] * np.float32(256) + planes[1]) * np.float32(256) + planes[2]
-            y += together * step * scales[:, g]
+            y += together * scales[:, g] * step
     return y if bias is None else y + bias

@@ -7,7 +7,7 @@
 /* Some rows of activations times some tiles of one panel, over all inputs:
  *   sums [rows, OQ_PANEL] = sum over groups of float(T) scale,  T = sum (a - z_a)(w - z_w), an exact integer.
  * Float activations come as three planes, three rows each: T = 65536 T2 + 256 T1 + T0, rounded to float from the
- * left, times x's scale of the group; then sums has a row for every three. */
+ * left, and the product times x's scale of the group, a power of two; then sums has a row for every three. */
 typedef struct {
     const oq_layout *layout;
     const uint8_t *codes; /* of the first tile */

@@ -42,8 +42,8 @@ OQ_VECTORIZED static void add_planes(const oq_tiles *t, const oq_run *run, int r
         const float x_scale = t->x_scales[r * t->layout->groups + run->group];
         for (int i = 0; i < lanes; i++) {
             const float high = (float)total[3 * r][i] * 256.0f + (float)total[3 * r + 1][i];
-            const float sum = (high * 256.0f + (float)total[3 * r + 2][i]) * x_scale;
-            t->sums[r * OQ_PANEL + i] += sum * scale[i];
+            const float sum = high * 256.0f + (float)total[3 * r + 2][i];
+            t->sums[r * OQ_PANEL + i] += sum * scale[i] * x_scale;
         }
     }
 }

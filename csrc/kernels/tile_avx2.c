@@ -147,9 +147,11 @@ AVX2 static void finish(const oq_tiles *t, const oq_run *run, int64_t lane, int 
         if (planes == 3) {
             sum = _mm256_add_ps(_mm256_mul_ps(sum, base), in_float(t, run, lane, r + 1, sums));
             sum = _mm256_add_ps(_mm256_mul_ps(sum, base), in_float(t, run, lane, r + 2, sums));
-            sum = _mm256_mul_ps(sum, _mm256_set1_ps(t->x_scales[r / 3 * t->layout->groups + run->group]));
         }
-        _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), _mm256_mul_ps(sum, scale)));
+        sum = _mm256_mul_ps(sum, scale);
+        if (planes == 3)
+            sum = _mm256_mul_ps(sum, _mm256_set1_ps(t->x_scales[r / 3 * t->layout->groups + run->group]));
+        _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sum));
     }
 }
 

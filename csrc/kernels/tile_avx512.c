@@ -111,10 +111,12 @@ INLINE void flush(const oq_tiles *t, const oq_run *run, int64_t lane, __m512i su
                 const __m512 base = _mm512_set1_ps(256);
                 sum = _mm512_add_ps(_mm512_mul_ps(sum, base), _mm512_cvtepi32_ps(sums[r + 1][n]));
                 sum = _mm512_add_ps(_mm512_mul_ps(sum, base), _mm512_cvtepi32_ps(sums[r + 2][n]));
-                sum = _mm512_mul_ps(sum, _mm512_set1_ps(t->x_scales[r / 3 * t->layout->groups + run->group]));
             }
+            sum = _mm512_mul_ps(sum, scale);
+            if (planes)
+                sum = _mm512_mul_ps(sum, _mm512_set1_ps(t->x_scales[r / 3 * t->layout->groups + run->group]));
             const __m512 before = _mm512_maskz_loadu_ps(run->segment ? 0xffff : 0, to); /* nothing yet: zero */
-            _mm512_storeu_ps(to, _mm512_add_ps(before, _mm512_mul_ps(sum, scale)));
+            _mm512_storeu_ps(to, _mm512_add_ps(before, sum));
         }
     }
 }

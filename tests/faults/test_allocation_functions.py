@@ -46,7 +46,16 @@ def block() -> Case:
 
 BLOCK = block()
 LEARNABLES = _core.calibrate_linear(W, X, W[:, 0], LINEAR)["learnables"]
+
+
+def packed_linear() -> Any:
+    """Pack and run: each has memory of its own."""
+    packed = _core.linear_pack(CODES, 4, 8, LOGITS, CODES[:, :3], None, 8, False, False, None, threads=2)
+    return _core.linear_run(packed, X, threads=2)
+
+
 CALLS: dict[str, Callable[[], Any]] = {
+    "linear_pack": packed_linear,
     "fake_quantize": lambda: _core.fake_quantize(X, bits=3, group_size=8, max_logit=LOGITS, min_logit=LOGITS),
     "fake_quantize_backward": lambda: _core.fake_quantize_backward(
         X, X, bits=3, group_size=8, max_logit=LOGITS, min_logit=LOGITS

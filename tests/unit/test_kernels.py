@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from integer_linear import float_linear, quantized_linear, random_layer
 
+import omniquant
 from omniquant.kernels import Linear, available
 
 KERNELS = available()
@@ -53,6 +54,21 @@ def test_float_activations_have_the_promised_bits(bits, symmetric, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bits", BITS)
+def test_every_tail(bits, kernel):
+    """Each of the three sizes from 1 to 67, the others at random."""
+    rng = np.random.default_rng(bits + 100)
+    for size in range(1, 68):
+        for axis in range(3):
+            m, n, k = (size if i == axis else int(rng.integers(1, 68)) for i in range(3))
+            group = int(rng.integers(1, k + 1))
+            layer = random_layer(rng, n, k, bits, group, symmetric=False)
+            x = rng.standard_normal((m, k)).astype(np.float32)
+            y = linear(layer, kernel, bits=bits, group_size=group)(x)
+            np.testing.assert_array_equal(y, quantized_linear(x, layer, bits, group, 8))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("k", "group"), [(300, 129), (999, 999), (700, 256), (40000, 40000), (70000, 33000)])
 def test_long_rows(k, group, kernel):
     """Several segments a group, and groups whose sum takes more than one run of 32 bits."""
@@ -64,3 +80,116 @@ def test_long_rows(k, group, kernel):
         np.testing.assert_array_equal(y, quantized_linear(x, layer, bits, group, 8))
         y = linear(layer, kernel, bits=bits, group_size=group, activations="float")(x)
         np.testing.assert_array_equal(y, float_linear(x, layer, bits, group))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_bits_between(bits, kernel):
+    rng = np.random.default_rng(bits)
+    layer = random_layer(rng, 20, 50, bits, 16, symmetric=False)
+    x = rng.standard_normal((3, 50)).astype(np.float32)
+    y = linear(layer, kernel, bits=bits, group_size=16)(x)
+    np.testing.assert_array_equal(y, quantized_linear(x, layer, bits, 16, 8))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("activations", ["int8", "int4", "float"])
+def test_bias(activations, kernel):
+    rng = np.random.default_rng(0)
+    layer, x = (
+        random_layer(rng, 70, 40, 4, 8, symmetric=False),
+        rng.standard_normal((9, 40)).astype(np.float32),
+    )
+    bias = rng.standard_normal(70).astype(np.float32)
+    options = {"bits": 4, "group_size": 8, "activations": activations}
+    plain = linear(layer, kernel, **options)(x)
+    np.testing.assert_array_equal(linear(layer, kernel, bias=bias, **options)(x), plain + bias)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("bits", BITS)
+def test_extremes_of_all_codes(bits, kernel):
+    """The largest sums there are: no 16 or 32 bits overflow on the way."""
+    top = (1 << bits) - 1
+    for k in (128, 4096, 32768):
+        ones = np.ones((7, k), np.float32)
+        ones[:, ::2] *= np.array([1, -1, 1, -1, 1, -1, 1], np.float32)[:, None]
+        ones[4:] *= -1
+        for code, zero in ((top, 0), (0, top), (top, top)):
+            codes = np.full((17, k), code, np.uint8)
+            layer = codes, np.ones((17, 1), np.float32), np.full((17, 1), zero, np.uint8)
+            y = linear(layer, kernel, bits=bits)(ones)
+            np.testing.assert_array_equal(y, quantized_linear(ones, layer, bits, k, 8))
+            y = linear(layer, kernel, bits=bits, activations="float")(ones)
+            np.testing.assert_array_equal(y, float_linear(ones, layer, bits, k))
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-38, 1.0, 1e30, 1.6e38])
+def test_float_activations_of_any_size(size):
+    rng = np.random.default_rng(0)
+    codes, scales, zero_points = random_layer(rng, 20, 64, 4, 16, symmetric=False)
+    layer = codes, scales * np.float32(min(1, 1e30 / size)), zero_points
+    x = np.clip(rng.standard_normal((5, 64)) * size, -1.7e38, 1.7e38).astype(np.float32)
+    x[0] = 0
+    x[1, :16] = 0
+    expected = float_linear(x, layer, 4, 16)
+    for kernel in KERNELS:
+        y = linear(layer, kernel, bits=4, group_size=16, activations="float")(x)
+        np.testing.assert_array_equal(y, expected)
+
+
+def exact(x, w):
+    """x Wᵀ in double, and what its rounding is measured by: |x| |w|, the largest it can be."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    return x @ w.T, np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(w, axis=1)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group", [None, 128, 32])
+@pytest.mark.parametrize("bits", BITS)
+def test_equals_the_fake_quantized_product(bits, group, symmetric):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((90, 300)).astype(np.float32)
+    x = rng.standard_normal((40, 300)).astype(np.float32) + np.float32(0.3)
+    x[:, 7] *= 300  # an outlier channel, as models have them
+    options = {"bits": bits, "group_size": group or 0, "symmetric": symmetric}
+    w_hat = omniquant.fake_quantize(w, **options)
+    codes, scales, zero_points = omniquant.quantize(w, **options)
+    for activations, width in (("int8", 8), ("int4", 4), ("float", 16)):
+        x_hat = x if width == 16 else omniquant.fake_quantize(x, bits=width)
+        zeros = None if symmetric else zero_points
+        y = Linear(codes, scales, zeros, bits=bits, group_size=group, activations=activations)(x)
+        expected, size = exact(x_hat, w_hat)
+        assert (np.abs(y - expected) <= 1e-6 * size).all()
+
+
+def test_float_activations_are_as_exact_as_a_product_in_single_precision():
+    """Even beside an element 50,000 times the others, as SmolLM2's down projection has one."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((200, 1536)).astype(np.float32)
+    x = rng.standard_normal((30, 1536)).astype(np.float32)
+    x[:, 100] = 50_000
+    codes, scales, zero_points = omniquant.quantize(w, bits=4)
+    expected, _ = exact(x, omniquant.fake_quantize(w, bits=4))
+    single = x @ omniquant.fake_quantize(w, bits=4).T
+    y = Linear(codes, scales, zero_points, bits=4, activations="float")(x)
+    assert np.abs(y - expected).max() <= 2 * np.abs(single - expected).max()
+
+
+def test_rows_in_blocks():
+    """More rows than are quantized at a time are the rows one by one."""
+    rng = np.random.default_rng(0)
+    layer, x = (
+        random_layer(rng, 30, 40, 4, 40, symmetric=False),
+        rng.standard_normal((1100, 40)).astype(np.float32),
+    )
+    q = linear(layer, None, bits=4)
+    np.testing.assert_array_equal(q(x), np.concatenate([q(row) for row in x[:, None]]))
+
+
+def test_memory_stays_near_the_packed_size():
+    for bits in (2, 3, 4, 8):
+        for group in (64, 128, 4096):
+            layer = random_layer(np.random.default_rng(0), 64, 4096, bits, group, symmetric=False)
+            file = 64 * 4096 * bits / 8 + 64 * (4096 // group) * 5
+            assert linear(layer, None, bits=bits, group_size=group).nbytes <= 1.1 * file

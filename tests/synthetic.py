@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -200,7 +201,24 @@ def _gguf_name(name: str) -> str:
     return f"{_GGUF_NAMES[stem]}.{kind}"
 
 
-def _add_tokenizer(writer: Any, tokenizer: Tokenizer, pre: str) -> None:
+@dataclass(frozen=True)
+class Pieces:
+    """A SentencePiece vocabulary: scores of the pieces in their order, and the kinds other than 1."""
+
+    scores: dict[str, float]
+    kinds: dict[str, int]
+    space_prefix: bool = True
+
+
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer | Pieces, pre: str) -> None:
+    if isinstance(tokenizer, Pieces):
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(list(tokenizer.scores))
+        writer.add_token_scores(list(tokenizer.scores.values()))
+        writer.add_token_types([tokenizer.kinds.get(piece, 1) for piece in tokenizer.scores])
+        writer.add_unk_token_id(0)
+        writer.add_add_space_prefix(tokenizer.space_prefix)
+        return
     state = json.loads(tokenizer.to_str())
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     special = {token["content"] for token in state["added_tokens"]}
@@ -218,7 +236,8 @@ def write_llama_gguf(
     *,
     seed: int = 0,
     kind: str = "F32",
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | Pieces | None = None,
+    split: int = 0,
     pre: str = "gpt-2",
     extra: Mapping[str, Any] | None = None,
     extra_tensors: Mapping[str, F32] | None = None,
@@ -226,12 +245,13 @@ def write_llama_gguf(
 ) -> Path:
     """Write the model of :func:`llama_tensors` as GGUF with matrices in a number type, and return its path.
 
-    `extra` holds further fields: strings, ints and floats; `extra_tensors` go in under their GGUF names.
+    With `split` it becomes parts of so many tensors each. `extra` holds further fields: strings, ints and
+    floats; `extra_tensors` go in under their GGUF names.
     """
     import gguf
 
     config = llama_config(**config_overrides)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +23,7 @@ from omniquant.errors import CheckpointError
 
 _EMBEDDING = "token_embd.weight"
 _HEAD = "output.weight"
+_MAX_PARTS = 1000
 
 
 def _gguf_library() -> ModuleType:
@@ -82,37 +84,81 @@ def _check_coverage(places: dict[str, _Stored], header: GgufHeader, size: int, w
         raise CheckpointError(f"{where}: {size - expected} bytes after the last tensor")
 
 
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def part_paths(path: Path) -> list[Path]:
+    """Return the paths of all parts of a split model by the name of one, else the path alone."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem, count = match[1], int(match[3])
+    if not 1 <= int(match[2]) <= count <= _MAX_PARTS:
+        raise CheckpointError(f"{path}: part {int(match[2])} of {count}, expected 1 to {_MAX_PARTS} parts")
+    return [path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file: its metadata, and where its tensors lie."""
+
+    path: Path
+    fields: Fields
+    data: memoryview
+    places: dict[str, _Stored]
+
+    @classmethod
+    def open(cls, path: Path, library: ModuleType) -> _Part:
+        data, where = memoryview(_map(path)), str(path)
+        header = read_header(data, where)
+        places = {name: _place(library, header, tensor, where) for name, tensor in header.tensors.items()}
+        _check_coverage(places, header, len(data), where)
+        return cls(path, Fields(header.fields, where), data, places)
+
+
+def _homes(parts: list[_Part]) -> dict[str, _Part]:
+    """Return the part of every tensor, after checking that the parts belong together."""
+    homes: dict[str, _Part] = {}
+    for index, part in enumerate(parts):
+        count = part.fields.integer("split.count", 1, minimum=0) or 1
+        number = part.fields.integer("split.no", 0, minimum=0)
+        if count != len(parts) or number != index:
+            raise CheckpointError(
+                f"{part.path}: part {number + 1} of {count} of a split model, its name says {index + 1} of "
+                f"{len(parts)}: parts are named NAME-00001-of-{count:05}.gguf"
+            )
+        for name in part.places:
+            if name in homes:
+                raise CheckpointError(f"{part.path}: tensor {shown(name)} is in {homes[name].path.name} too")
+            homes[name] = part
+    total = parts[0].fields.integer("split.tensors.count", len(homes), minimum=0)
+    if total != len(homes):
+        raise CheckpointError(f"{parts[0].path}: the parts hold {len(homes)} tensors, expected {total}")
+    return homes
+
+
 class GgufFile:
     """Tensors of a GGUF file, dequantized to float32 as they are asked for.
 
     Parameters
     ----------
     path
-        The file. Its parts are refused if it is one of a split model.
+        The file; of a split model any of its parts, ``NAME-00001-of-00003.gguf``, brings the others.
 
     Raises
     ------
     CheckpointError
-        If the file is truncated or lies about its sizes, or the `gguf` package is not installed.
+        If a file is truncated or lies about its sizes, parts are missing or do not belong together, or the
+        `gguf` package is not installed.
     """
 
     layout: Layout = "gguf"
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
         self._library = _gguf_library()
-        self._data = memoryview(_map(self.path))
-        where = str(self.path)
-        header = read_header(self._data, where)
-        self.fields = Fields(header.fields, where)
-        if self.fields.integer("split.count", 1, minimum=0) > 1:
-            raise UnsupportedCheckpointError(
-                f"{where}: one of several files of a split model; merge them first"
-            )
-        self._tensors = {
-            name: _place(self._library, header, tensor, where) for name, tensor in header.tensors.items()
-        }
-        _check_coverage(self._tensors, header, len(self._data), where)
+        self._parts = [_Part.open(part, self._library) for part in part_paths(Path(path))]
+        self.path, self.fields = self._parts[0].path, self._parts[0].fields
+        self._home = _homes(self._parts)
 
     @property
     def description(self) -> str:
@@ -124,17 +170,23 @@ class GgufFile:
         }
         return f"GGUF, dequantized ({', '.join(f'{part} {kinds}' for part, kinds in parts.items() if kinds)})"
 
+    @property
+    def name(self) -> str:
+        """The file's name without its ending, and without the number of a part."""
+        match = _PART.fullmatch(self.path.name)
+        return match[1] if match else self.path.stem
+
     def names(self) -> list[str]:
         """Return the names of all tensors, sorted."""
-        return sorted(self._tensors)
+        return sorted(self._home)
 
     def files(self) -> list[Path]:
-        """Return the file, as a list."""
-        return [self.path]
+        """Return the file, or all parts."""
+        return [part.path for part in self._parts]
 
     def file_of(self, name: str) -> Path:
-        """Return the file, whatever the tensor."""
-        return self.path
+        """Return the file that holds a tensor."""
+        return self._home[name].path if name in self._home else self.path
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, rows first (llama.cpp writes it the other way round)."""
@@ -162,21 +214,18 @@ class GgufFile:
         return self._dequantize(name, self._stored(name)[np.asarray(rows, np.int64)])
 
     def _kinds(self, prefix: str) -> str:
-        return "/".join(
-            sorted(
-                {t.type_name for n, t in self._tensors.items() if n.startswith(prefix) and len(t.shape) > 1}
-            )
-        )
+        matrices = (self._find(n) for n in self._home if n.startswith(prefix) and len(self.shape(n)) > 1)
+        return "/".join(sorted({matrix.type_name for matrix in matrices}))
 
     def _find(self, name: str) -> _Stored:
         try:
-            return self._tensors[name]
+            return self._home[name].places[name]
         except KeyError:
             raise CheckpointError(f"{self.path}: tensor {shown(name)} is missing") from None
 
     def _stored(self, name: str) -> npt.NDArray[np.uint8]:
         place = self._find(name)
-        flat = np.frombuffer(self._data, np.uint8, place.rows * place.row_bytes, place.start)
+        flat = np.frombuffer(self._home[name].data, np.uint8, place.rows * place.row_bytes, place.start)
         return flat.reshape(place.rows, place.row_bytes)
 
     def _dequantize(self, name: str, stored: npt.NDArray[np.uint8]) -> F32:
@@ -185,8 +234,9 @@ class GgufFile:
             with np.errstate(all="ignore"):  # a NaN scale is found by check_finite, not by a warning
                 values = self._library.quants.dequantize(stored, kind)
         except Exception as error:  # the library's own errors are of every kind
+            what = f"{self.file_of(name)}: tensor {shown(name)}"
             raise UnsupportedCheckpointError(
-                f"{self.path}: tensor {shown(name)}: cannot dequantize {kind.name}: {one_line(error)}"
+                f"{what}: cannot dequantize {kind.name}: {one_line(error)}"
             ) from error
         return np.ascontiguousarray(values, np.float32)
 

@@ -1,4 +1,9 @@
-"""A `tokenizers.Tokenizer` from the metadata of a GGUF file (byte-level BPE, `tokenizer.ggml.model` gpt2)."""
+"""A `tokenizers.Tokenizer` from the metadata of a GGUF file.
+
+`tokenizer.ggml.model` is gpt2 (byte-level BPE, with its merges) or llama (SentencePiece's BPE: pieces with
+scores, where the two neighbours whose union scores highest are merged first, and bytes stand for what no
+piece covers).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,8 @@ from omniquant.errors import CheckpointError
 
 _KEY = "tokenizer.ggml."
 _CONTROL, _USER_DEFINED = 3, 4
+_SPACE = "\u2581"  # SentencePiece's sign for a space
+_MAX_PIECE = 128  # the longest of real vocabularies have 48 characters
 
 # GPT-2's word pattern (Radford et al. 2019, encoder.py).
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -85,7 +92,11 @@ def _pre_tokenizer(patterns: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _assemble(fields: Fields, pre: str) -> Tokenizer:
+def _byte_level(fields: Fields) -> Tokenizer:
+    pre = fields.text(_KEY + "pre", "default")
+    if pre not in _PRE_TOKENIZERS:
+        known = ", ".join(_PRE_TOKENIZERS)
+        raise UnsupportedCheckpointError(f"{fields.where}: {_KEY}pre is {shown(pre)}, known are {known}")
     vocabulary = _vocabulary(fields)
     merges = [_merge(fields, line) for line in _strings(fields, "merges")]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _IGNORE_MERGES))
@@ -94,6 +105,57 @@ def _assemble(fields: Fields, pre: str) -> Tokenizer:
     tokenizer.pre_tokenizer = _pre_tokenizer(_PRE_TOKENIZERS[pre])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(_added_tokens(fields, vocabulary))
+    return tokenizer
+
+
+def _scores(fields: Fields, count: int) -> list[float]:
+    scores = fields.values.get(_KEY + "scores")
+    if not isinstance(scores, np.ndarray) or len(scores) != count or not np.isfinite(scores).all():
+        raise CheckpointError(f"{fields.where}: {_KEY}scores are no {count} finite numbers, one a token")
+    return [float(score) for score in scores]
+
+
+def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """Return every way to make a piece of two, best piece first; of one piece, the earlier parts first."""
+    merges = []
+    for piece, index in vocabulary.items():
+        for cut in range(1, len(piece)):
+            left, right = vocabulary.get(piece[:cut]), vocabulary.get(piece[cut:])
+            if left is not None and right is not None:
+                merges.append((-scores[index], index, left, right, piece[:cut], piece[cut:]))
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _sentencepiece(fields: Fields) -> Tokenizer:
+    vocabulary = _vocabulary(fields)
+    if max(map(len, vocabulary), default=0) > _MAX_PIECE:
+        raise CheckpointError(f"{fields.where}: {_KEY}tokens: a piece has more than {_MAX_PIECE} characters")
+    scores = _scores(fields, len(vocabulary))
+    unknown = fields.integer(_KEY + "unknown_token_id", 0, minimum=0)
+    names = list(vocabulary)
+    if unknown >= len(names):
+        raise CheckpointError(
+            f"{fields.where}: {_KEY}unknown_token_id {unknown} is not among {len(names)} tokens"
+        )
+    added = _added_tokens(fields, vocabulary)
+    names_added = {token.content for token in added}
+    plain = {piece: index for piece, index in vocabulary.items() if piece not in names_added}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges_by_score(plain, scores),
+            unk_token=names[unknown],
+            fuse_unk=True,
+            byte_fallback=all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)),
+        )
+    )
+    prepend = [normalizers.Prepend(_SPACE)] if fields.boolean(_KEY + "add_space_prefix", True) else []
+    strip = [decoders.Strip(" ", 1, 0)] if prepend else []
+    tokenizer.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", _SPACE)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    tokenizer.add_tokens(added)
     return tokenizer
 
 
@@ -108,19 +170,19 @@ def tokenizer_from_gguf(fields: Fields) -> Tokenizer:
     Raises
     ------
     UnsupportedCheckpointError
-        If the model is not byte-level BPE or its pre-tokenizer is not known here, by name.
+        If the model is neither byte-level nor SentencePiece's BPE, or its pre-tokenizer is not known here;
+        by name.
     CheckpointError
         If the tokens, merges and token types do not fit together.
     """
     model = fields.text(_KEY + "model")
-    if model != "gpt2":
-        raise UnsupportedCheckpointError(f"{fields.where}: {_KEY}model is {shown(model)}, only gpt2 is read")
-    pre = fields.text(_KEY + "pre", "default")
-    if pre not in _PRE_TOKENIZERS:
-        known = ", ".join(_PRE_TOKENIZERS)
-        raise UnsupportedCheckpointError(f"{fields.where}: {_KEY}pre is {shown(pre)}, known are {known}")
+    build = {"gpt2": _byte_level, "llama": _sentencepiece}.get(model)
+    if build is None:
+        raise UnsupportedCheckpointError(
+            f"{fields.where}: {_KEY}model is {shown(model)}, gpt2 and llama are read"
+        )
     try:
-        return _assemble(fields, pre)
+        return build(fields)
     except CheckpointError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception

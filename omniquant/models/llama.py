@@ -13,7 +13,7 @@ from omniquant.checkpoint.source import F32, Layout, TensorSource
 from omniquant.checkpoint.text import shown
 from omniquant.errors import CheckpointError, ConfigError
 from omniquant.models.adapter import Architecture, TensorRef
-from omniquant.models.rope import rope_from_config
+from omniquant.models.rope import rope_from_config, rope_from_factors
 from omniquant.models.spec import Activation, BlockSpec
 
 # config.json hidden_act -> ours. gelu_new and gelu_pytorch_tanh are two names of the tanh form.
@@ -43,6 +43,7 @@ _OUTER_KEYS: dict[str, tuple[str, str]] = {
     "final_norm": ("model.norm", "output_norm"),
     "lm_head": ("lm_head", "output"),
 }
+_ROPE_FACTORS = "rope_freqs.weight"
 _COLUMN: dict[Layout, int] = {"safetensors": 0, "gguf": 1}
 _LAYER_PATTERN: dict[Layout, re.Pattern[str]] = {
     "safetensors": re.compile(r"model\.layers\.(\d{1,9})\."),
@@ -72,14 +73,14 @@ class LlamaAdapter:
             raise UnsupportedCheckpointError(
                 f"{config.where}: quantization_config: the model is already quantized"
             )
-        max_positions = config.integer("max_position_embeddings", 2048)
+        max_positions, spec = config.integer("max_position_embeddings", 2048), self._spec(config)
         return Architecture(
-            spec=self._spec(config),
+            spec=spec,
             num_layers=config.integer("num_hidden_layers"),
             vocab_size=config.integer("vocab_size"),
             max_positions=max_positions,
             tied_embeddings=config.boolean("tie_word_embeddings", False),
-            rope=rope_from_config(config, max_positions),
+            rope=rope_from_config(config, max_positions, spec.head_dim),
             attention_bias=config.boolean("attention_bias", False),
             mlp_bias=config.boolean("mlp_bias", False),
         )
@@ -119,15 +120,9 @@ class LlamaAdapter:
                     f"{metadata.where}: llama.{field} {shown(value)} is not supported"
                 )
         names = set(source.names())
-        if "rope_freqs.weight" in names:
-            raise UnsupportedCheckpointError(
-                f"{metadata.where}: rope_freqs.weight (LLaMA 3 scaling) is not supported"
-            )
         heads = metadata.integer("llama.attention.head_count")
         hidden_size = metadata.integer("llama.embedding_length")
-        rope: dict[str, object] = {"rope_theta": metadata.positive("llama.rope.freq_base", 10000.0)}
-        if metadata.values.get("llama.rope.scaling.type") == "linear":
-            rope |= {"rope_type": "linear", "factor": metadata.positive("llama.rope.scaling.factor")}
+        head_dim = _gguf_head_dim(metadata, hidden_size, heads)
         return {
             "model_type": "llama",
             "hidden_size": hidden_size,
@@ -135,11 +130,11 @@ class LlamaAdapter:
             "num_hidden_layers": metadata.integer("llama.block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": metadata.integer("llama.attention.head_count_kv", heads),
-            "head_dim": _gguf_head_dim(metadata, hidden_size, heads),
+            "head_dim": head_dim,
             "vocab_size": source.shape("token_embd.weight")[0],
             "max_position_embeddings": metadata.integer("llama.context_length"),
             "rms_norm_eps": metadata.positive("llama.attention.layer_norm_rms_epsilon"),
-            "rope_parameters": rope,
+            "rope_parameters": _gguf_rope(metadata, source, head_dim),
             "hidden_act": "silu",
             "tie_word_embeddings": "output.weight" not in names,
             "attention_bias": "blk.0.attn_q.bias" in names,
@@ -183,6 +178,22 @@ def _gguf_head_dim(metadata: Fields, hidden_size: int, heads: int) -> int:
         if found != head_dim:
             raise UnsupportedCheckpointError(f"{metadata.where}: {field} is {found}, heads have {head_dim}")
     return head_dim
+
+
+def _gguf_rope(metadata: Fields, source: TensorSource, head_dim: int) -> dict[str, object]:
+    theta = metadata.positive("llama.rope.freq_base", 10000.0)
+    linear = metadata.values.get("llama.rope.scaling.type") == "linear"
+    if _ROPE_FACTORS in source.names():
+        if linear:
+            raise UnsupportedCheckpointError(
+                f"{metadata.where}: {_ROPE_FACTORS} beside llama.rope.scaling.type 'linear' is not supported"
+            )
+        where = f"{source.file_of(_ROPE_FACTORS)}: tensor {_ROPE_FACTORS!r}"
+        return rope_from_factors(theta, source.load(_ROPE_FACTORS), head_dim, where)
+    if linear:
+        factor = metadata.positive("llama.rope.scaling.factor")
+        return {"rope_theta": theta, "rope_type": "linear", "factor": factor}
+    return {"rope_theta": theta}
 
 
 def _block_shapes(spec: BlockSpec) -> dict[str, tuple[int, ...]]:

@@ -90,7 +90,7 @@ def _load_gguf(path: Path) -> Model:
     config = Fields(adapter.config_from_gguf(source.fields, source), source.fields.where)
     architecture = adapter.architecture(config)
     return Model(
-        name=path.stem,
+        name=source.name,
         adapter=adapter,
         architecture=architecture,
         config=config.values,

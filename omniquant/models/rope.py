@@ -17,6 +17,7 @@ from omniquant.errors import CheckpointError
 F64 = npt.NDArray[np.float64]
 
 _DEFAULT_THETA = 10000.0
+_LLAMA3_POSITIONS = 8192  # what LLaMA 3 was trained with, before its later models stretched it
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True)
+class FrequencyFactors:
+    """What each pair's frequency is divided by [d/2], as GGUF files store a scaling of any kind."""
+
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Rope:
     """Rotary positions of a model.
 
@@ -38,11 +46,11 @@ class Rope:
     theta
         The base of the geometric row of frequencies.
     scaling
-        None, a factor that divides every frequency (linear), or LLaMA 3's rule.
+        None, a factor that divides every frequency (linear), LLaMA 3's rule, or a factor a frequency.
     """
 
     theta: float = _DEFAULT_THETA
-    scaling: float | Llama3Scaling | None = None
+    scaling: float | Llama3Scaling | FrequencyFactors | None = None
 
     def inverse_frequencies(self, head_dim: int) -> F64:
         """Return the angle a position advances each of the d/2 pairs by: float64 [head_dim / 2]."""
@@ -51,6 +59,8 @@ class Rope:
             return plain
         if isinstance(self.scaling, Llama3Scaling):
             return _llama3(plain, self.scaling)
+        if isinstance(self.scaling, FrequencyFactors):
+            return plain / np.array(self.scaling.factors, np.float64)
         return plain / self.scaling
 
 
@@ -83,7 +93,47 @@ def _llama3_scaling(section: Fields, max_positions: int) -> Llama3Scaling:
     return scaling
 
 
-def _scaling(section: Fields, max_positions: int) -> float | Llama3Scaling | None:
+def rope_from_factors(theta: float, factors: F32, head_dim: int, where: str) -> dict[str, object]:
+    """Return the ``rope_parameters`` of a config.json for the factors a GGUF file divides frequencies by.
+
+    LLaMA 3's rule is recognised by its values (its models differ in the factor alone), so that others read
+    the configuration too; whatever else becomes the kind "factors", which is ours.
+
+    Raises
+    ------
+    CheckpointError
+        If they are not d/2 finite numbers above zero.
+    """
+    values = np.asarray(factors, np.float64)
+    if values.shape != (head_dim // 2,) or not (np.isfinite(values) & (values > 0)).all():
+        raise CheckpointError(f"{where} is no list of {head_dim // 2} finite numbers above zero")
+    rule = Llama3Scaling(float(values.max()), 1.0, 4.0, _LLAMA3_POSITIONS)
+    plain = Rope(theta).inverse_frequencies(head_dim)
+    if np.allclose(plain / values, _llama3(plain, rule), rtol=1e-5, atol=0):
+        return {
+            "rope_theta": theta,
+            "rope_type": "llama3",
+            "factor": rule.factor,
+            "low_freq_factor": rule.low_freq_factor,
+            "high_freq_factor": rule.high_freq_factor,
+            "original_max_position_embeddings": rule.original_positions,
+        }
+    return {"rope_theta": theta, "rope_type": "factors", "factors": values.tolist()}
+
+
+def _frequency_factors(section: Fields, head_dim: int) -> FrequencyFactors:
+    values = section.values.get("factors")
+    numbers = isinstance(values, list) and all(
+        isinstance(value, float | int) and 0 < value < 1e30 for value in values
+    )
+    if not isinstance(values, list) or not numbers or len(values) != head_dim // 2:
+        raise section.fail("factors", f"{head_dim // 2} numbers above zero")
+    return FrequencyFactors(tuple(float(value) for value in values))
+
+
+def _scaling(
+    section: Fields, max_positions: int, head_dim: int
+) -> float | Llama3Scaling | FrequencyFactors | None:
     # Older configurations call the kind `type`.
     kind = section.text("rope_type", section.text("type", "default"))
     if kind == "default":
@@ -92,12 +142,14 @@ def _scaling(section: Fields, max_positions: int) -> float | Llama3Scaling | Non
         return section.positive("factor")
     if kind == "llama3":
         return _llama3_scaling(section, max_positions)
+    if kind == "factors":
+        return _frequency_factors(section, head_dim)
     raise UnsupportedCheckpointError(
         f"{section.where}: rope_type is {shown(kind)}, supported are default, linear and llama3"
     )
 
 
-def rope_from_config(config: Fields, max_positions: int) -> Rope:
+def rope_from_config(config: Fields, max_positions: int, head_dim: int) -> Rope:
     """Read the rotary positions of a config.json.
 
     Newer ones hold everything in ``rope_parameters``, older ones ``rope_theta`` at the top and the rest
@@ -122,4 +174,4 @@ def rope_from_config(config: Fields, max_positions: int) -> Rope:
             raise UnsupportedCheckpointError(
                 f"{place.where}: partial_rotary_factor other than 1 is not supported"
             )
-    return Rope(thetas[0] if thetas else _DEFAULT_THETA, _scaling(section, max_positions))
+    return Rope(thetas[0] if thetas else _DEFAULT_THETA, _scaling(section, max_positions, head_dim))

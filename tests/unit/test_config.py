@@ -141,15 +141,11 @@ def test_defaults_are_the_papers(scheme):
     assert affine.up_down == (not config.weight_only)
 
 
-def test_omniquant_is_clipping_alone_where_only_weights_are_quantized():
+def test_omniquant_keeps_to_equivalences_that_fold_where_only_weights_are_quantized():
     weights = CalibrationOptions.for_method("omniquant", QuantConfig.parse("W3A16"))
     both = CalibrationOptions.for_method("omniquant", QuantConfig.parse("W4A4"))
-    assert (weights.norm_map, weights.vo_map, weights.qk_map, weights.shift) == (
-        "none",
-        "none",
-        "none",
-        False,
-    )
+    assert (weights.norm_map, weights.vo_map, weights.qk_map) == ("diagonal", "diagonal", "none")
+    assert (weights.shift, weights.up_down) == (True, True)
     assert (both.norm_map, both.vo_map, both.qk_map, both.shift) == ("diagonal", "diagonal", "scale", True)
 
 

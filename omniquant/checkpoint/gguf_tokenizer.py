@@ -33,7 +33,7 @@ _LLAMA3 = (
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 # tokenizer.ggml.pre -> the patterns that cut text into words, applied one after the other.
-_PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
+PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
     "gpt-2": (_GPT2,),
     "llama-bpe": (_LLAMA3,),
@@ -85,7 +85,9 @@ def _added_tokens(fields: Fields, vocabulary: dict[str, int]) -> list[AddedToken
     ]
 
 
-def _pre_tokenizer(patterns: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
+def pre_tokenizer_named(pre: str) -> pre_tokenizers.PreTokenizer:
+    """Return the pre-tokenizer of one of ``PRE_TOKENIZERS``."""
+    patterns = PRE_TOKENIZERS[pre]
     splits: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns]
     return pre_tokenizers.Sequence(
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -94,15 +96,15 @@ def _pre_tokenizer(patterns: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
 
 def _byte_level(fields: Fields) -> Tokenizer:
     pre = fields.text(_KEY + "pre", "default")
-    if pre not in _PRE_TOKENIZERS:
-        known = ", ".join(_PRE_TOKENIZERS)
+    if pre not in PRE_TOKENIZERS:
+        known = ", ".join(PRE_TOKENIZERS)
         raise UnsupportedCheckpointError(f"{fields.where}: {_KEY}pre is {shown(pre)}, known are {known}")
     vocabulary = _vocabulary(fields)
     merges = [_merge(fields, line) for line in _strings(fields, "merges")]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _IGNORE_MERGES))
     if pre in _NFC:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(_PRE_TOKENIZERS[pre])
+    tokenizer.pre_tokenizer = pre_tokenizer_named(pre)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(_added_tokens(fields, vocabulary))
     return tokenizer

@@ -31,7 +31,7 @@ tags: [quantized, omniquant, {method}]
 """
 
 
-def model_card(content: Content, title: str, library: str, load: str) -> str:
+def model_card(content: Content, title: str, library: str, load: str, half: str = "") -> str:
     """Return the text of the card.
 
     Parameters
@@ -39,6 +39,8 @@ def model_card(content: Content, title: str, library: str, load: str) -> str:
     content : Content
     title, library, load : str
         The format in words, the library that reads it, and lines that do.
+    half : str
+        The format's name if it keeps scales in float16.
 
     Returns
     -------
@@ -59,7 +61,7 @@ def model_card(content: Content, title: str, library: str, load: str) -> str:
         samples=header.calibration["samples"],
         seqlen=header.calibration["seqlen"],
         seed=options.seed,
-        arithmetic=_arithmetic(options.target),
+        arithmetic=_arithmetic(options.target, half),
         activations=_activations(content),
         cost=_cost(content),
         maps=_maps(content),
@@ -68,8 +70,12 @@ def model_card(content: Content, title: str, library: str, load: str) -> str:
     )
 
 
-def _arithmetic(target: str) -> str:
-    return "float32 scales" if target == "any" else f"calibrated in the arithmetic of {target}"
+def _arithmetic(target: str, half: str) -> str:
+    if target != "any":
+        return f"calibrated in the arithmetic of {target}"
+    if half:
+        return f"scales rounded to float16 on export; calibrate with --target {half} to lose nothing"
+    return "float32 scales"
 
 
 def _activations(content: Content) -> str:

@@ -11,14 +11,18 @@ import numpy.typing as npt
 
 from omniquant import _core
 from omniquant.blockfile import linear_shapes, online_maps
+from omniquant.checkpoint.fields import Fields
+from omniquant.checkpoint.source import Layout
+from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
 from omniquant.config import QuantConfig
-from omniquant.errors import CheckpointError
+from omniquant.errors import CheckpointError, UnsupportedError
 from omniquant.forward import F32
 from omniquant.models.adapter import FamilyAdapter
 from omniquant.models.registry import adapter_for_model_type
 from omniquant.quantized import CalibrationResult
 
 U8 = npt.NDArray[np.uint8]
+Place = tuple[str, npt.NDArray[np.intp] | None]  # name, and the order of rows there
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,10 @@ class Content:
         refs = self._adapter.block_tensors(architecture, index, "safetensors")
         return {ours: ref.key for ours, ref in refs.items()}
 
-    def gguf_names(self, index: int) -> dict[str, tuple[str, npt.NDArray[np.intp] | None]]:
+    def gguf_names(self, index: int) -> dict[str, Place]:
         """Map our names of a block's tensors to those of GGUF and the order of rows there."""
         architecture = self.result.architecture
-        names: dict[str, tuple[str, npt.NDArray[np.intp] | None]] = {}
+        names: dict[str, Place] = {}
         for ours, ref in self._adapter.block_tensors(architecture, index, "gguf").items():
             order = None
             if ref.convert is not None:
@@ -155,15 +159,29 @@ class Content:
             names[ours] = (ref.key, order)
         return names
 
+    def slot(self, places: Mapping[str, Place], name: str, index: int) -> Place:
+        """Return the place of one of our tensors; UnsupportedError where there is no slot for a bias."""
+        if name in places:
+            return places[name]
+        raise UnsupportedError(
+            f"block {index}: {name}: a shift left a bias, but the architecture has no slot for one; "
+            "nearest: calibrate with shift=False"
+        )
+
+    def outer_names(self, layout: Layout) -> dict[str, str]:
+        """Map "embedding.weight", "final_norm.weight" and, if untied, "lm_head.weight" to names."""
+        refs = self._adapter.outer_tensors(self.result.architecture, layout)
+        return {ours: ref.key for ours, ref in refs.items()}
+
     def outer_tensors(self) -> dict[str, F32]:
         """Return embedding, last norm and, if untied, head, by their Hugging Face names."""
         model, architecture = self.result.fold(), self.result.architecture
-        names = self._adapter.outer_tensors(architecture, "safetensors")
-        tensors = {names["embedding.weight"].key: model.embed(np.arange(architecture.vocab_size))}
+        names = self.outer_names("safetensors")
+        tensors = {names["embedding.weight"]: model.embed(np.arange(architecture.vocab_size))}
         for name, values in model.final_norm().items():
-            tensors[names[f"final_norm.{name}"].key] = values
+            tensors[names[f"final_norm.{name}"]] = values
         if "lm_head.weight" in names:
-            tensors[names["lm_head.weight"].key] = model.lm_head()
+            tensors[names["lm_head.weight"]] = model.lm_head()
         return tensors
 
     def tokenizer_json(self) -> str | None:
@@ -172,6 +190,14 @@ class Content:
             return str(self.result.fold().tokenizer.to_str())
         except CheckpointError:
             return None
+
+    def text_settings(self) -> TextSettings:
+        """Return special tokens and chat template, as far as they are known."""
+        model = self.result.fold()
+        try:
+            return model.text
+        except CheckpointError:  # no tokenizer
+            return settings_from_config(Fields(model.config, "config.json"))
 
     @property
     def _adapter(self) -> FamilyAdapter:

@@ -6,12 +6,13 @@ that reads the original model reads this one and computes what the calibration s
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from omniquant.checkpoint.atomic import atomic_write_bytes
-from omniquant.errors import UnsupportedError
+from omniquant.checkpoint.text_settings import TextSettings
 from omniquant.export.card import model_card
 from omniquant.export.content import Block, Content
 from omniquant.export.folder import Shards, Tensors, compact, write_json
@@ -59,12 +60,10 @@ def named(content: Content, index: int, tensors: Tensors) -> Tensors:
     out = {}
     for name, values in tensors.items():
         part, _, kind = name.partition(".")
-        if kind == "bias" and name not in names:
-            raise UnsupportedError(
-                f"block {index}: {name}: a shift left a bias, but the architecture has no slot for one; "
-                "nearest: calibrate with shift=False"
-            )
-        out[names[f"{part}.weight"].removesuffix("weight") + kind] = values
+        weight = names[f"{part}.weight"]
+        if kind == "bias":
+            content.slot({known: (key, None) for known, key in names.items()}, name, index)
+        out[weight.removesuffix("weight") + kind] = values
     return out
 
 
@@ -73,13 +72,18 @@ def write_common(content: Content, folder: Path, quantization: dict[str, Any] | 
     config = model_config(content)
     if quantization is not None:
         config["quantization_config"] = quantization
+    settings = content.text_settings()
+    for name, token in (("bos_token_id", settings.bos), ("eos_token_id", settings.eos[:1])):
+        if token not in (None, ()):
+            config.setdefault(name, token if isinstance(token, int) else token[0])
     write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", _generation(config))
+    write_json(folder / "generation_config.json", _generation(settings))
     tokenizer = content.tokenizer_json()
     if tokenizer is None:
         return
     atomic_write_bytes(folder / "tokenizer.json", tokenizer.encode())
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(config, tokenizer))
+    told = _tokenizer_config(config, settings, content.result.fold().tokenizer)
+    write_json(folder / "tokenizer_config.json", told)
 
 
 def model_config(content: Content) -> dict[str, Any]:
@@ -98,23 +102,26 @@ def model_config(content: Content) -> dict[str, Any]:
     return config
 
 
-def _generation(config: dict[str, Any]) -> dict[str, Any]:
-    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
-    return {"_from_model_config": True, **{name: value for name, value in ids.items() if value is not None}}
+def _generation(settings: TextSettings) -> dict[str, Any]:
+    values: dict[str, Any] = {"_from_model_config": True}
+    if settings.bos is not None:
+        values["bos_token_id"] = settings.bos
+    if settings.eos:
+        values["eos_token_id"] = settings.eos[0] if len(settings.eos) == 1 else list(settings.eos)
+    return values
 
 
-def _tokenizer_config(config: dict[str, Any], tokenizer: str) -> dict[str, Any]:
-    model = json.loads(tokenizer)
-    names = {entry["id"]: entry["content"] for entry in model.get("added_tokens", [])}
-    vocabulary = model["model"].get("vocab", {})
-    if isinstance(vocabulary, dict):
-        names = {index: token for token, index in vocabulary.items()} | names
+def _tokenizer_config(config: dict[str, Any], settings: TextSettings, tokenizer: Tokenizer) -> dict[str, Any]:
     values: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.get("max_position_embeddings", 2048),
         "clean_up_tokenization_spaces": False,
+        "add_bos_token": settings.add_bos,
     }
-    for kind in ("bos", "eos", "pad", "unk"):
-        if (index := config.get(f"{kind}_token_id")) in names:
-            values[f"{kind}_token"] = names[index]
+    if settings.bos is not None:
+        values["bos_token"] = tokenizer.id_to_token(settings.bos)
+    if settings.eos:
+        values["eos_token"] = tokenizer.id_to_token(settings.eos[0])
+    if settings.chat_template is not None:
+        values["chat_template"] = settings.chat_template
     return values

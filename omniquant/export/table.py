@@ -68,6 +68,20 @@ FORMATS: dict[str, Format] = {
             may.whole_groups(),
         ),
     ),
+    "gguf": Format(
+        "llama.cpp",
+        "gguf_file",
+        (
+            may.no_online_map,
+            may.rms_norm,
+            may.float_activations,
+            may.bits(4, 8),
+            may.symmetric(8),
+            may.whole_groups(32),
+        ),
+        needs=("gguf",),
+        extra="gguf",
+    ),
     "huggingface": Format(
         "anything that reads the original model; weights are dequantized",
         "huggingface",

@@ -1,0 +1,167 @@
+"""GGUF for llama.cpp: Q4_1, Q4_0 or Q8_0 blocks of 32 inputs, and every key llama.cpp asks for.
+
+    Q4_1   float16 d, float16 m, 16 bytes    d q + m          asymmetric 4 bits: d = h, m = -z h
+    Q4_0   float16 d, 16 bytes               d (q - 8)        symmetric 4 bits
+    Q8_0   float16 d, 32 int8                d q              symmetric 8 bits
+
+Byte j of a 4-bit block holds values j (low half) and j + 16. Groups are multiples of a block and repeat their
+scale in each. Calibrated with ``target="gguf"``, h and z h are float16 already and nothing is rounded here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.errors import UnsupportedError
+from omniquant.export.card import model_card
+from omniquant.export.content import Content, Linear
+from omniquant.export.gguf_tokenizer import add_tokenizer
+from omniquant.export.huggingface import float_tensors, write_common
+from omniquant.forward import F32
+from omniquant.models.rope import Rope
+from omniquant.runtime.matrix import BFLOAT, BYTES, FLOAT, HALF, Matrix
+
+BLOCK = 32
+FILE_NAME = "model.gguf"
+
+Bytes = npt.NDArray[np.uint8]
+
+_LOAD = """\
+    llama-cli --model model.gguf --prompt TEXT"""
+_KINDS = {FLOAT: "F32", HALF: "F16", BFLOAT: "BF16", BYTES: "Q8_0"}
+
+
+def write(content: Content, folder: Path) -> None:
+    """Write the folder."""
+    library = importlib.import_module("gguf")
+    write_common(content, folder)
+    writer = library.GGUFWriter(folder / FILE_NAME, "llama")
+    _add_model(writer, library, content)
+    add_tokenizer(writer, content)
+    _add_tensors(writer, library, content)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    card = model_card(content, f"GGUF {number_type(content)}", "gguf", _LOAD, "gguf")
+    atomic_write_bytes(folder / "README.md", card.encode())
+
+
+def number_type(content: Content) -> str:
+    """Return the type of the linears."""
+    scheme = content.scheme
+    if not scheme.quantizes_weights:
+        return "F32"
+    if scheme.w_bits == 8:
+        return "Q8_0"
+    return "Q4_0" if scheme.w_symmetric else "Q4_1"
+
+
+def blocks_of(linear: Linear, kind: str) -> Bytes:
+    """Return the rows of a linear as bytes of a number type: uint8 [N, K / 32 * bytes a block].
+
+    Raises
+    ------
+    UnsupportedError
+        If a scale is too large for a float16.
+    """
+    rows, columns = linear.codes.shape
+    repeat = linear.group // BLOCK
+    scale = np.repeat(linear.scale, repeat, axis=1)  # [N, K / 32]
+    zero = np.repeat(linear.zero_point, repeat, axis=1)
+    codes = linear.codes.reshape(rows, columns // BLOCK, BLOCK)
+    parts: list[npt.NDArray[Any]] = [_half(scale, linear)]
+    if kind == "Q8_0":
+        parts.append(
+            np.bitwise_xor(codes, np.uint8(128), dtype=np.uint8)
+        )  # code - 128 as the byte of an int8
+    else:
+        if kind == "Q4_1":
+            parts.append(_half(-(scale.astype(np.float64) * zero), linear))
+        low, high = codes[..., : BLOCK // 2], codes[..., BLOCK // 2 :]
+        parts.append(np.bitwise_or(low, np.left_shift(high, np.uint8(4))))
+    return np.concatenate(parts, axis=2).reshape(rows, -1)
+
+
+def _half(values: npt.NDArray[np.floating], linear: Linear) -> Bytes:
+    with np.errstate(over="ignore"):
+        half = values.astype("<f2")
+    if not np.isfinite(half).all():
+        raise UnsupportedError(
+            f"gguf cannot hold {linear.name}: a scale of {np.abs(values).max():g} is too large for float16; "
+            "nearest: calibrate with --target gguf"
+        )
+    return half[..., None].view(np.uint8)
+
+
+def _add_model(writer: Any, library: Any, content: Content) -> None:
+    architecture = content.result.architecture
+    spec, rope = architecture.spec, architecture.rope or Rope()
+    writer.add_name(content.result.header.model["name"])
+    writer.add_quantization_version(library.GGML_QUANT_VERSION)
+    kind = number_type(content)
+    writer.add_file_type(library.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    writer.add_vocab_size(architecture.vocab_size)
+    writer.add_context_length(architecture.max_positions)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_block_count(architecture.num_layers)
+    writer.add_feed_forward_length(spec.ffn_size)
+    writer.add_head_count(spec.num_heads)
+    writer.add_head_count_kv(spec.num_kv_heads)
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
+    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_freq_base(rope.theta)
+    if isinstance(rope.scaling, float):
+        writer.add_rope_scaling_type(library.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope.scaling)
+    elif rope.scaling is not None:
+        # llama.cpp divides each pair's frequency by a factor of this tensor.
+        plain = Rope(rope.theta).inverse_frequencies(spec.head_dim)
+        factors = plain / rope.inverse_frequencies(spec.head_dim)
+        writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
+
+
+def _add_tensors(writer: Any, library: Any, content: Content) -> None:
+    kind = number_type(content)
+    embedding, head = content.result.fold().matrices()
+    names = content.outer_names("gguf")
+    _add_matrix(writer, library, names["embedding.weight"], embedding)
+    writer.add_tensor(names["final_norm.weight"], content.result.fold().final_norm()["weight"])
+    if "lm_head.weight" in names:
+        _add_matrix(writer, library, names["lm_head.weight"], head)
+    for index in range(content.result.header.num_layers):
+        block = content.block(index)
+        places = content.gguf_names(index)
+        for name, linear in block.linears.items():
+            key, order = places[f"{name}.weight"]
+            data = blocks_of(linear if order is None else linear.rows(order), kind)
+            writer.add_tensor(key, data, raw_dtype=library.GGMLQuantizationType[kind])
+        for name, values in float_tensors(block).items():
+            key, order = content.slot(places, name, index)
+            plain = values.astype(np.float32)
+            writer.add_tensor(key, plain if order is None else plain[order])
+
+
+def _add_matrix(writer: Any, library: Any, name: str, matrix: Matrix) -> None:
+    """Add embedding or head in the smallest type that holds every value exactly."""
+    kind = _KINDS[matrix.kind]
+    values: npt.NDArray[Any] = matrix.values
+    if matrix.kind == BYTES and matrix.scales is not None and not values.shape[1] % BLOCK:
+        codes = values.view(np.uint8).reshape(len(values), -1, BLOCK)
+        scales = matrix.scales.astype("<f2")[..., None].view(np.uint8)
+        values = np.concatenate([scales, codes], axis=2).reshape(len(values), -1)
+    elif matrix.kind in (BYTES, BFLOAT):
+        kind, values = "F32", _float32(matrix)
+    writer.add_tensor(name, values, raw_dtype=library.GGMLQuantizationType[kind])
+
+
+def _float32(matrix: Matrix) -> F32:
+    return np.ascontiguousarray(matrix.rows(), np.float32)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from omniquant import _core
 from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.config.scheme import FLOAT_BITS, QuantConfig
+from omniquant.export.bits import bit_stream
 from omniquant.export.card import model_card
-from omniquant.export.content import U8, Content, Linear
+from omniquant.export.content import Content, Linear
 from omniquant.export.folder import Shards, Tensors, compact
 from omniquant.export.huggingface import float_tensors, named, write_common
 
@@ -82,13 +82,6 @@ def quantization_config(scheme: QuantConfig) -> dict[str, Any]:
 
 def _layout(scheme: QuantConfig) -> str:
     return "pack-quantized" if scheme.weight_only else "int-quantized"
-
-
-def bit_stream(codes: U8, bits: int) -> npt.NDArray[np.int32]:
-    """Return rows of codes as dense little-endian bit streams: int32 [rows, ceil(columns bits / 32)]."""
-    data = _core.pack(codes, bits)
-    padded = np.pad(data, ((0, 0), (0, -data.shape[1] % 4)))
-    return np.ascontiguousarray(padded).view("<i4").astype(np.int32, copy=False)
 
 
 def packed(linear: Linear) -> Tensors:

@@ -68,6 +68,17 @@ FORMATS: dict[str, Format] = {
             may.whole_groups(),
         ),
     ),
+    "gptq": Format(
+        "auto-round, gptqmodel, vLLM",
+        "gptq",
+        (*_WEIGHTS_ALONE, may.bits(2, 3, 4, 8), may.whole_groups(32), may.whole_outputs(32)),
+        variants=("v2", "v1"),
+    ),
+    "awq": Format(
+        "vLLM and other engines with AWQ kernels",
+        "awq",
+        (*_WEIGHTS_ALONE, may.bits(4), may.whole_groups(8), may.whole_outputs(8)),
+    ),
     "gguf": Format(
         "llama.cpp",
         "gguf_file",

@@ -26,7 +26,7 @@ def test_parameters_are_counted():
 
 def test_methods_without_maps_have_none():
     assert maps("rtn") == {}
-    assert maps("omniquant", "W3A16") == {}
+    assert maps("rtn", "W3A16") == {}
     assert list(maps("smoothquant")) == ["norm -> linears"]
 
 

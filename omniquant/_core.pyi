@@ -17,6 +17,19 @@ def load_onednn(path: str) -> None:
 def runtime_info() -> dict[str, Any]:
     """Keys: onednn (version or None), cpu, products (the fastest kind), openmp, threads, real (the type)."""
 
+def time_product(
+    kind: str,
+    m: int,
+    n: int,
+    k: int,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    repeats: int = 3,
+    threads: int = 1,
+) -> npt.NDArray[np.float64]:
+    """Seconds of a bare product [m, k] [k, n], one a repeat; UnsupportedError where a kind is missing."""
+
 def matmul(
     a: npt.ArrayLike,
     b: npt.ArrayLike,

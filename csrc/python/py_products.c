@@ -3,6 +3,7 @@
 #include "math/inverse.h"
 #include "python/function.h"
 #include "python/topics.h"
+#include "quant/bare_product.h"
 
 struct values {
     const oq_real *a, *b;
@@ -10,6 +11,9 @@ struct values {
     bool transpose_a, transpose_b, reference, pivot;
     oq_real *product;
     double *inverse;
+    oq_bare_kind kind;
+    int64_t m, n, k, repeats;
+    double *seconds;
 };
 
 /* op(a) [m, k] op(b) [k, n] from the stored a [r, s] and b [t, u]. */
@@ -67,11 +71,43 @@ static oq_code inverse_run(oq_call *call, values *v)
     return oq_inverse(&call->context, v->square, v->inverse, oq_size(call, 'n'), v->pivot, "a");
 }
 
+static int times(oq_call *call, values *v)
+{
+    call->size['r'] = v->repeats;
+    return 0;
+}
+
+static const char *const kinds[] = {"float32", "integer", "bfloat16", NULL};
+static const oq_argument time_product_arguments[] = {
+    OQ_SCALAR(kind, .choices = kinds),
+    OQ_SCALAR(m, .range = "[1, 1e6]"),
+    OQ_SCALAR(n, .range = "[1, 1e6]"),
+    OQ_SCALAR(k, .range = "[1, 1e6]"),
+    OQ_SCALAR(transpose_a, .flags = OQ_KEYWORD),
+    OQ_SCALAR(transpose_b, .flags = OQ_KEYWORD),
+    {.name = "repeats",
+     OQ_LINE(values, repeats),
+     .flags = OQ_KEYWORD,
+     .otherwise = 3,
+     .range = "[1, 1e6]",
+     .then = times},
+    OQ_THREADS,
+    OQ_RESULT(seconds, "r"),
+};
+
+static oq_code time_product_run(oq_call *call, values *v)
+{
+    return oq_time_product(&call->context, v->kind, v->transpose_a, v->transpose_b, v->m, v->n, v->k, v->repeats,
+                           v->seconds);
+}
+
 OQ_FUNCTION(matmul);
 OQ_FUNCTION(inverse);
+OQ_FUNCTION(time_product);
 
 PyMethodDef oq_product_methods[] = {
     OQ_METHOD(matmul, "op(a) op(b)."),
     OQ_METHOD(inverse, "The inverse, in double."),
+    OQ_METHOD(time_product, "Seconds of a bare product."),
     {NULL, NULL, 0, NULL},
 };

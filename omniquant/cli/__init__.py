@@ -1,4 +1,4 @@
-"""The command line: ``omniquant quantize | export | evaluate | generate | info | demo``.
+"""The command line: ``omniquant quantize | export | evaluate | generate | info | bench | demo``.
 
 Exit status: 0 done, 2 bad input (one line on standard error says what and where), 130 interrupted (finished
 blocks are kept). With ``--json`` standard output carries one JSON object and nothing else.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from omniquant._version import __version__
-from omniquant.cli import demo, evaluate, export, generate, info, quantize
+from omniquant.cli import bench, demo, evaluate, export, generate, info, quantize
 from omniquant.errors import OmniQuantError
 
 DONE, BAD_INPUT, BROKEN_PIPE, INTERRUPTED = 0, 2, 141, 130
@@ -23,6 +23,7 @@ examples:
   omniquant info MODEL                           what a model, a .gguf file or a result is made of
   omniquant quantize MODEL --scheme W4A4 --method affinequant --data TEXT --output DIR
   omniquant export DIR --format gguf --output PATH   a folder that another engine loads
+  omniquant bench MODEL --scheme W4A4            what that will cost on this machine
   omniquant evaluate DIR --data TEXT             perplexity of the result, or of any model
   omniquant generate DIR --prompt TEXT           text from the result, on integer kernels
 
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"omniquant {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (quantize, export, evaluate, generate, info, demo):
+    for command in (quantize, export, evaluate, generate, info, bench, demo):
         command.add_parser(commands)
     return parser
 

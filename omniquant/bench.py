@@ -1,0 +1,211 @@
+"""What a calibration will cost on this machine: a few steps of one block, beside their products run bare."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from omniquant import _core
+from omniquant.blockfile import linear_shapes
+from omniquant.config import CalibrationOptions, QuantConfig, core_options
+from omniquant.errors import ConfigError
+from omniquant.forward import F32, Weights
+from omniquant.memory import peak_rss_mib
+from omniquant.models.spec import BlockSpec
+from omniquant.threads import resolve_threads
+
+_WINDOWS = 2
+_ROPE_BASE = 10000.0
+# Passes over all windows beside the training: targets, the quantized stream, losses of rounding, start, end.
+_OTHER_PASSES = 5
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product of a step: C [m, n] = op(A) op(B), k deep."""
+
+    kind: str
+    m: int
+    n: int
+    k: int
+    transpose_a: bool = False
+    transpose_b: bool = False
+
+    def milliseconds(self, threads: int, repeats: int) -> float:
+        """Return the median time of the bare product."""
+        return 1e3 * float(np.median(_core.time_product(**asdict(self), repeats=repeats, threads=threads)))
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured.
+
+    Attributes
+    ----------
+    ms_per_step : float
+        Median milliseconds of an optimiser step of one window, forward and backward.
+    gemm_ms_alone : float
+        The products of the linears of such a step, run bare through oneDNN at the same kinds.
+    ms_per_forward : float
+        Milliseconds of a forward pass of one window in float32.
+    precision : str
+        The kind of products: float32, integer or bfloat16 (see CalibrationOptions.products).
+    projected_seconds : float
+        The whole model: layers x (samples x epochs steps and the passes around them).
+    layers, threads : int
+    peak_rss_mib : float
+    """
+
+    ms_per_step: float
+    gemm_ms_alone: float
+    ms_per_forward: float
+    precision: str
+    projected_seconds: float
+    layers: int
+    threads: int
+    peak_rss_mib: float
+
+
+def bench(
+    spec: BlockSpec,
+    scheme: QuantConfig | str,
+    method: str = "omniquant",
+    *,
+    seqlen: int = 512,
+    samples: int = 128,
+    layers: int = 32,
+    steps: int = 5,
+    threads: int | None = None,
+    **options: Any,
+) -> BenchResult:
+    """Time calibration steps of one block of random weights and project them to a model.
+
+    Parameters
+    ----------
+    spec : BlockSpec
+        The block's shape; its values are random, which costs what real ones cost.
+    scheme : QuantConfig or str
+    method : {"omniquant", "affinequant"}
+    seqlen, samples, layers : int
+        Of the calibration to project to.
+    steps : int
+        Steps to time, after one to warm up.
+    threads : int, optional
+        None: all processors this process may use.
+    **options
+        Other fields of :class:`CalibrationOptions`, such as epochs.
+
+    Returns
+    -------
+    BenchResult
+
+    Raises
+    ------
+    ConfigError
+        If a size is not positive, or scheme, method and options do not go together.
+    """
+    config = QuantConfig.parse(scheme) if isinstance(scheme, str) else scheme
+    sizes = {"seqlen": seqlen, "samples": samples, "layers": layers, "steps": steps}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name} is {value}, expected at least 1")
+    chosen = CalibrationOptions.for_method(method, config, **options)
+    if not chosen.trains:
+        raise ConfigError(f"method {method!r} with {chosen.epochs} epochs takes no steps to time")
+    chosen = chosen.with_products(config, _core.runtime_info()["products"])
+    workers = resolve_threads(threads)
+    block = _Block(spec, seqlen)
+    step = block.step_milliseconds(config, chosen, steps, workers)
+    forward = block.forward_milliseconds(workers)
+    products = step_products(spec, config, chosen, seqlen)
+    a_block = samples * (chosen.epochs * step + (_OTHER_PASSES + chosen.aug_loss) * forward)
+    return BenchResult(
+        ms_per_step=step,
+        gemm_ms_alone=sum(product.milliseconds(workers, repeats=max(3, steps)) for product in products),
+        ms_per_forward=forward,
+        precision=chosen.products,
+        projected_seconds=layers * a_block / 1e3,
+        layers=layers,
+        threads=workers,
+        peak_rss_mib=peak_rss_mib(),
+    )
+
+
+def step_products(
+    spec: BlockSpec, scheme: QuantConfig, options: CalibrationOptions, tokens: int
+) -> list[Product]:
+    """Return the products of a step's linears, y = x W^T, dx = dy W, dW = dy^T x, as the core takes them."""
+    backward = "bfloat16" if options.products == "bfloat16" else "float32"
+    products = []
+    for name, (out, width) in linear_shapes(spec).items():
+        exact = options.products != "float32" and scheme.a_bits <= 8 and scheme.groups(width) == 1
+        fits = scheme.w_bits <= 7 or (scheme.w_bits == 8 and scheme.w_symmetric)
+        products.append(
+            Product("integer" if exact and fits else backward, tokens, out, width, transpose_b=True)
+        )
+        products.append(Product(backward, out, width, tokens, transpose_a=True))
+        # Nothing before the first norm is learned but the norm's own map.
+        if name not in ("q", "k", "v") or options.norm_map != "none":
+            products.append(Product(backward, tokens, width, out))
+    return products
+
+
+class _Block:
+    """A block of random weights and two windows of random activations."""
+
+    def __init__(self, spec: BlockSpec, tokens: int) -> None:
+        random = np.random.default_rng(0)
+
+        def normal(*shape: int) -> F32:
+            values: F32 = random.standard_normal(shape, np.float32)
+            return values / np.float32(np.sqrt(shape[-1]))
+
+        self.spec = spec
+        self.weights: Weights = {
+            f"{name}.weight": normal(*shape) for name, shape in linear_shapes(spec).items()
+        }
+        for norm in ("norm1", "norm2"):
+            self.weights[f"{norm}.weight"] = np.ones(spec.hidden_size, np.float32)
+            if spec.norm == "layer":
+                self.weights[f"{norm}.bias"] = np.zeros(spec.hidden_size, np.float32)
+        self.x = random.standard_normal((_WINDOWS, tokens, spec.hidden_size), np.float32)
+        half = spec.head_dim // 2 if spec.rope else 0
+        angles = np.arange(tokens)[:, None] / _ROPE_BASE ** (np.arange(half) / max(half, 1))[None, :]
+        self.rope = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def forward_milliseconds(self, threads: int) -> float:
+        """Return the median time of one window's forward pass."""
+        stamps = [time.perf_counter()]
+        for _ in range(3):
+            self._forward(threads)
+            stamps.append(time.perf_counter())
+        return 1e3 * float(np.median(np.diff(stamps))) / _WINDOWS
+
+    def step_milliseconds(
+        self, scheme: QuantConfig, options: CalibrationOptions, steps: int, threads: int
+    ) -> float:
+        """Return the median time of a step of one window, after one to warm up."""
+        targets = self._forward(threads)
+        stamps: list[float] = []
+        epochs = -(-(steps + 2) // _WINDOWS)
+        short = replace(options, epochs=epochs, batch_size=1)
+        _core.calibrate_block(
+            self.spec.to_core(),
+            self.weights,
+            self.x,
+            self.x,
+            targets,
+            targets if options.aug_loss else None,
+            *self.rope,
+            core_options(scheme, short, block=0, rope=self.spec.rope, gated=self.spec.mlp == "gated"),
+            on_step=lambda *_: stamps.append(time.perf_counter()),
+            threads=threads,
+        )
+        return 1e3 * float(np.median(np.diff(stamps)[-steps:]))
+
+    def _forward(self, threads: int) -> F32:
+        out: F32 = _core.block_forward(self.spec.to_core(), self.weights, self.x, *self.rope, threads=threads)
+        return out

@@ -1,0 +1,106 @@
+"""``omniquant bench``: what a calibration will cost on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from omniquant.bench import BenchResult, bench
+from omniquant.cli.common import Commands, add_run_options, command, emit
+from omniquant.config.method import CHOICES
+from omniquant.errors import ConfigError
+from omniquant.models.load import load_model
+from omniquant.models.spec import BlockSpec
+
+_EXAMPLES = """\
+  omniquant bench MODEL --scheme W4A4 --method affinequant --seqlen 512 --samples 128 --epochs 20
+  omniquant bench --hidden 2048 --ffn 5632 --heads 32 --kv-heads 4 --layers 22 --scheme W3A16
+
+A few steps of one block of random weights are timed, and its products by themselves; nothing is read but the
+model's shape, and nothing is written.
+"""
+_SIZES = ("hidden", "ffn", "heads", "kv_heads")
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "bench",
+        run,
+        usage="(MODEL | --hidden H --ffn F --heads N --kv-heads M) --scheme SCHEME [options]",
+        help="time a few calibration steps and project them to the whole model",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a folder, a .gguf file or omniquant-tiny")
+    shape = parser.add_argument_group("shape, instead of a model")
+    for name in _SIZES:
+        shape.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
+    shape.add_argument("--layers", type=int, metavar="N", help="blocks of the model; default 32")
+    group = parser.add_argument_group("calibration")
+    group.add_argument("--scheme", required=True)
+    group.add_argument("--method", choices=("omniquant", "affinequant"), default="omniquant")
+    group.add_argument("--seqlen", type=int, default=512, help="tokens a window; default 512")
+    group.add_argument("--samples", type=int, default=128, help="windows; default 128")
+    group.add_argument("--epochs", type=int, help="default: the method's")
+    group.add_argument("--norm-map", choices=CHOICES["norm_map"])
+    group.add_argument("--products", choices=CHOICES["products"], help="arithmetic of a training step")
+    parser.add_argument("--steps", type=int, default=5, help="steps to time; default 5")
+    add_run_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure and report."""
+    spec, layers = _shape(arguments)
+    result = bench(
+        spec,
+        arguments.scheme,
+        arguments.method,
+        seqlen=arguments.seqlen,
+        samples=arguments.samples,
+        layers=layers,
+        steps=arguments.steps,
+        threads=arguments.threads,
+        epochs=arguments.epochs,
+        norm_map=arguments.norm_map,
+        products=arguments.products,
+    )
+    emit(arguments, asdict(result), _text(result))
+
+
+def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int]:
+    sizes = {name: getattr(arguments, name) for name in _SIZES}
+    given = [name for name, value in sizes.items() if value is not None]
+    if arguments.model is not None:
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} describes a shape, MODEL already has one")
+        model = load_model(arguments.model)
+        return model.spec, arguments.layers or model.num_layers
+    sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
+    for name, value in sizes.items():
+        if value is None or value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}: give a model, or sizes of at least 1")
+    if sizes["hidden"] % sizes["heads"]:
+        raise ConfigError(f"--hidden {sizes['hidden']} is no multiple of --heads {sizes['heads']}")
+    head_dim = sizes["hidden"] // sizes["heads"]
+    spec = BlockSpec(sizes["hidden"], sizes["ffn"], sizes["heads"], sizes["kv_heads"], head_dim)
+    return spec, 32 if arguments.layers is None else arguments.layers
+
+
+def _text(result: BenchResult) -> str:
+    share = result.gemm_ms_alone / result.ms_per_step
+    return "\n".join(
+        (
+            f"a step           {result.ms_per_step:.1f} ms ({result.precision}, {result.threads} threads)",
+            f"products alone   {result.gemm_ms_alone:.1f} ms, {share:.0%} of a step",
+            f"a forward pass   {result.ms_per_forward:.1f} ms (float32)",
+            f"whole model      {_duration(result.projected_seconds)} for {result.layers} blocks",
+            f"peak memory      {result.peak_rss_mib:.0f} MiB here",
+        )
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,121 @@
+"""``omniquant bench``: what it measures adds up, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from omniquant import CalibrationOptions, QuantConfig, _core
+from omniquant.bench import bench, step_products
+from omniquant.cli import main
+from omniquant.describe import linear_parameters
+from omniquant.errors import ConfigError
+from omniquant.models.spec import BlockSpec
+
+SPEC = BlockSpec(64, 96, 4, 2, 16)
+
+
+def products(scheme: str, method: str, kind: str, **options: object):
+    config = QuantConfig.parse(scheme)
+    chosen = CalibrationOptions.for_method(method, config, products=kind, **options)
+    return step_products(SPEC, config, chosen, 32)
+
+
+def test_a_step_has_three_products_a_linear() -> None:
+    work = sum(p.m * p.n * p.k for p in products("W4A4", "omniquant", "float32"))
+    assert work == 3 * 32 * linear_parameters(SPEC)
+    without = sum(p.m * p.n * p.k for p in products("W3A16", "omniquant", "float32", norm_map="none"))
+    qkv = (64 + 32 + 32) * 64
+    assert work - without == 32 * qkv  # no map before q, k, v: their inputs need no gradient
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind", "expected"),
+    [
+        ("W4A4", "float32", {"float32"}),
+        ("W4A4", "bfloat16", {"integer", "bfloat16"}),
+        ("W4A4g32", "bfloat16", {"bfloat16"}),
+        ("W3A16", "integer", {"float32"}),
+        ("W8A8", "integer", {"float32"}),
+        ("W8sA8", "integer", {"integer", "float32"}),
+    ],
+)
+def test_products_are_of_the_kinds_a_step_takes(scheme: str, kind: str, expected: set[str]) -> None:
+    assert {p.kind for p in products(scheme, "affinequant", kind)} == expected
+
+
+@pytest.mark.parametrize(("a", "b"), [(False, False), (False, True), (True, False), (True, True)])
+def test_bare_products_are_timed(a: bool, b: bool) -> None:
+    seconds = _core.time_product("float32", 64, 48, 80, transpose_a=a, transpose_b=b, repeats=4)
+    assert seconds.shape == (4,)
+    assert np.isfinite(seconds).all()
+
+
+@pytest.mark.parametrize(("m", "kind", "message"), [(0, "float32", "m: expected"), (4, "float16", "kind")])
+def test_products_that_do_not_exist_are_refused(m: int, kind: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _core.time_product(kind, m, 4, 4)
+
+
+@pytest.mark.parametrize("method", ["omniquant", "affinequant"])
+def test_the_projection_adds_up(method: str) -> None:
+    one = bench(SPEC, "W4A4", method, seqlen=16, samples=8, layers=1, steps=2, threads=1, epochs=3)
+    passes = 8 * (3 * one.ms_per_step + 6 * one.ms_per_forward) / 1e3
+    assert one.projected_seconds == pytest.approx(passes)
+    assert one.gemm_ms_alone > 0
+    assert one.peak_rss_mib > 0
+    assert one.precision == _core.runtime_info()["products"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"samples": -1}, "samples is -1"),
+        ({"method": "rtn"}, "takes no steps"),
+        ({"epochs": 0}, "takes no steps"),
+    ],
+)
+def test_senseless_runs_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bench(SPEC, "W4A4", **arguments)  # type: ignore[arg-type]
+
+
+def test_the_command_prints_what_scripts_read(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ["--hidden", "64", "--ffn", "96", "--heads", "4", "--kv-heads", "2", "--layers", "3"]
+    calibration = [
+        "--scheme",
+        "W4A4",
+        "--method",
+        "omniquant",
+        "--seqlen",
+        "16",
+        "--samples",
+        "4",
+        "--epochs",
+        "2",
+    ]
+    assert main(["bench", *shape, *calibration, "--steps", "2", "--threads", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) >= {"ms_per_step", "gemm_ms_alone", "precision", "projected_seconds", "peak_rss_mib"}
+    assert found["layers"] == 3
+
+
+def test_the_command_takes_a_models_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--seqlen", "32", "--steps", "1"]) == 0
+    assert "for 5 blocks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["omniquant-tiny", "--hidden", "64"], "--hidden describes a shape"),
+        (["--hidden", "64"], "--ffn is None"),
+        (["--hidden", "65", "--ffn", "8", "--heads", "4"], "no multiple of --heads"),
+    ],
+)
+def test_the_command_refuses_half_a_shape(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments, "--scheme", "W4A4"]) == 2
+    assert message in capsys.readouterr().err

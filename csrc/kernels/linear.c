@@ -139,6 +139,6 @@ bool oq_qlinear_shares(const oq_qlinear *a, const oq_qlinear *b)
     const oq_quantizer p = a->spec.activation, q = b->spec.activation;
     return a->layout.in == b->layout.in && a->layout.group == b->layout.group &&
            a->layout.unit == b->layout.unit && oq_is_quantized(p) == oq_is_quantized(q) &&
-           (!oq_is_quantized(p) ||
-            (p.bits == q.bits && p.symmetric == q.symmetric && p.full_range == q.full_range));
+           (!oq_is_quantized(p) || (p.bits == q.bits && p.symmetric == q.symmetric &&
+                                    p.full_range == q.full_range && p.scale_bits == q.scale_bits));
 }

@@ -26,5 +26,6 @@ void test_base(void);
 void test_parallel(void);
 void test_products(void);
 void test_inverse(void);
+void test_kernels(void);
 
 #endif

@@ -8,6 +8,7 @@ int main(void) {
     test_parallel();
     test_products();
     test_inverse();
+    test_kernels();
     printf("%d failed\n", failed_checks);
     return failed_checks != 0;
 }

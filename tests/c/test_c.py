@@ -9,13 +9,13 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-CORE = [*sorted((CSRC / "base").glob("*.c"))] + [
-    CSRC / "math" / name
-    for name in ("gemm.c", "gemm_panels.c", "gemm_reference.c", "inverse.c", "onednn.c", "onednn_bf16.c")
-]
+MATH = ("gemm.c", "gemm_panels.c", "gemm_reference.c", "inverse.c", "onednn.c", "onednn_bf16.c")
+CORE = [path for level in ("base", "kernels") for path in sorted((CSRC / level).glob("*.c"))]
+CORE += [CSRC / "math" / name for name in MATH]
+CORE += [CSRC / "quant" / name for name in ("pack.c", "quantizer.c")]
 LIBRARIES = ["-lm", "-ldl", "-lpthread"]
 FLAGS = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Wshadow", "-fno-math-errno", "-ffp-contract=off"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 VARIANTS = {
     "float": ["-Werror", "-fopenmp"],
     "double": ["-Werror", "-fopenmp", "-DOQ_DOUBLE"],

@@ -1,4 +1,4 @@
-#include "python/array.h"
+#include "python/function.h"
 
 static PyArrayObject *cast(PyArrayObject *array, int type)
 {

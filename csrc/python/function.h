@@ -32,7 +32,7 @@
 
 #include "base/context.h"
 #include "base/real.h"
-#include "python/array.h"
+#include "python/numpy_api.h"
 
 typedef enum {
     OQ_FLOATS,
@@ -109,6 +109,11 @@ static inline int64_t oq_size(const oq_call *call, char letter) { return call->s
 
 /* ---- arrays beside those of the table, for `then` and `finish` ------------- */
 
+/* A new reference to `object` as a C-contiguous, aligned, native array of `type` (NPY_FLOAT, NPY_UINT8, ...).
+ * Any layout is taken; other dtypes are converted where NumPy's "same_kind" allows it, integers to other integers
+ * where every value fits.  The input is never written to (the result may be the input itself: do not write
+ * there).  NULL: TypeError or ValueError naming the argument. */
+PyArrayObject *oq_array_in(PyObject *object, const char *name, int type);
 /* object as an array of the kind and shape, or a new one; the call owns both.  NULL with an exception. */
 PyArrayObject *oq_take_array(oq_call *call, PyObject *object, const char *name, oq_kind kind, const char *shape);
 PyArrayObject *oq_make_array(oq_call *call, oq_kind kind, const char *shape);

@@ -11,19 +11,8 @@
 #define MODULE_INIT PyInit__core
 #endif
 
-/* clang-format off */ /* a topic a line */
-static PyMethodDef *const topics[] = {
-    oq_runtime_methods,
-    oq_product_methods,
-    oq_kernels_methods,
-    oq_block_methods,
-    oq_head_methods,
-    oq_decoder_methods,
-    oq_linear_methods,
-    oq_quant_methods,
-    oq_transform_methods,
-};
-/* clang-format on */
+#define METHODS_OF(name) oq_##name##_methods,
+static PyMethodDef *const topics[] = {OQ_TOPICS(METHODS_OF)};
 
 static int execute(PyObject *module)
 {

@@ -7,10 +7,7 @@
 
 /* N windows of T tokens, H hidden, V vocabulary; n = T - 1 predictions. */
 struct values {
-    const oq_real *hidden, *norm_weight, *norm_bias, *lm_head;
-    const int32_t *tokens;
-    oq_norm_kind norm;
-    double norm_eps;
+    oq_head head;
     double *nll;
 };
 
@@ -26,23 +23,24 @@ static int count_predictions(oq_call *call, values *v)
 
 static const char *const norms[] = {"rms", "layer", NULL};
 static const oq_argument next_token_nll_arguments[] = {
-    OQ_ARRAY(hidden, "NTH"),
-    OQ_SCALAR(norm, .choices = norms),
-    OQ_SCALAR(norm_eps),
-    OQ_ARRAY(norm_weight, "H"),
-    OQ_ARRAY(norm_bias, "H", .flags = OQ_NULLABLE),
-    OQ_ARRAY(lm_head, "VH"),
-    OQ_ARRAY(tokens, "NT", .then = count_predictions),
+    OQ_FIELD("hidden", values, head.hidden, .shape = "NTH"),
+    OQ_FIELD("norm", values, head.norm, .choices = norms),
+    OQ_FIELD("norm_eps", values, head.norm_eps),
+    OQ_FIELD("norm_weight", values, head.gain, .shape = "H"),
+    OQ_FIELD("norm_bias", values, head.bias, .shape = "H", .flags = OQ_NULLABLE),
+    OQ_FIELD("lm_head", values, head.head, .shape = "VH"),
+    OQ_FIELD("tokens", values, head.ids, .shape = "NT", .then = count_predictions),
     OQ_THREADS,
     OQ_RESULT(nll, "Nn"),
 };
 
 static oq_code next_token_nll_run(oq_call *call, values *v)
 {
-    const oq_head head = {
-        v->norm,   v->norm_eps,    oq_size(call, 'N'), oq_size(call, 'T'), oq_size(call, 'H'), oq_size(call, 'V'),
-        v->hidden, v->norm_weight, v->norm_bias,       v->lm_head,         v->tokens};
-    return oq_next_token_nll(&call->context, &head, v->nll);
+    v->head.samples = oq_size(call, 'N');
+    v->head.tokens = oq_size(call, 'T');
+    v->head.width = oq_size(call, 'H');
+    v->head.vocabulary = oq_size(call, 'V');
+    return oq_next_token_nll(&call->context, &v->head, v->nll);
 }
 
 OQ_FUNCTION(next_token_nll);

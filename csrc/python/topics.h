@@ -1,19 +1,13 @@
-/* The functions of the module, one table a topic (py_*.c), each ended by a row
- * of zeros. A new topic: declare its table here and list it in module.c. */
+/* The functions of the module, one table a topic (py_*.c), each ended by a row of zeros. */
 #ifndef OQ_PYTHON_TOPICS_H
 #define OQ_PYTHON_TOPICS_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-extern PyMethodDef oq_runtime_methods[];
-extern PyMethodDef oq_product_methods[];
-extern PyMethodDef oq_block_methods[];
-extern PyMethodDef oq_kernels_methods[];
-extern PyMethodDef oq_head_methods[];
-extern PyMethodDef oq_decoder_methods[];
-extern PyMethodDef oq_linear_methods[];
-extern PyMethodDef oq_quant_methods[];
-extern PyMethodDef oq_transform_methods[];
+/* A new topic is its file and a name here. */
+#define OQ_TOPICS(X) X(runtime) X(product) X(kernels) X(block) X(head) X(decoder) X(linear) X(quant) X(transform)
+#define OQ_DECLARE_TOPIC(name) extern PyMethodDef oq_##name##_methods[];
+OQ_TOPICS(OQ_DECLARE_TOPIC)
 
 #endif

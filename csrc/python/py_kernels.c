@@ -31,8 +31,6 @@ static int find_linear(oq_call *call, values *v)
     return 0;
 }
 
-/* ---- linear_pack ----------------------------------------------------------- */
-
 static int count_groups(oq_call *call, values *v)
 {
     const int64_t k = oq_size(call, 'k'), group = v->group_size ? v->group_size : k;
@@ -90,8 +88,6 @@ static PyObject *into_capsule(oq_call *call, values *v)
     if (!capsule) oq_free(v->linear);
     return capsule;
 }
-
-/* ---- linear_run, linear_info ----------------------------------------------- */
 
 static const oq_argument linear_run_arguments[] = {
     OQ_SCALAR(packed, .then = find_linear),

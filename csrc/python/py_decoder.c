@@ -171,10 +171,9 @@ static oq_code model_create_run(oq_call *call, values *v)
                             .layers = v->layers,
                             .kernel = v->kernel_name,
                             .embedding = v->matrix[0],
-                            .head = v->matrix[1],
                             .final_gain = v->norm,
                             .final_bias = v->norm_bias};
-    return oq_runtime_create(&call->context, m);
+    return oq_runtime_create(&call->context, m, &v->matrix[1]);
 }
 
 OQ_FUNCTION_WITH(model_create, capsule_of);
@@ -292,7 +291,7 @@ static int find_decoder(oq_call *call, values *v)
 {
     v->held_decoder = PyCapsule_GetPointer(v->decoder, DECODER);
     if (!v->held_decoder) return -1;
-    call->size['V'] = v->held_decoder->decoder.model->head.out;
+    call->size['V'] = v->held_decoder->decoder.model->embedding.out;
     return 0;
 }
 

@@ -62,9 +62,9 @@ typedef struct {
 
 static oq_code check(oq_context *context, const oq_decoder *s, const int32_t *ids, int64_t tokens)
 {
-    const int64_t vocabulary = s->model->head.out;
+    const int64_t vocabulary = s->model->embedding.out;
     for (int64_t i = 0; i < s->model->layers; i++)
-        if (!s->model->blocks[i].memory)
+        if (!s->model->blocks[i].set)
             return oq_fail(context, OQ_INVALID_ARGUMENT, "block %lld is not set", (long long)i);
     if (tokens < 1 || tokens > s->capacity - s->length)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "%lld tokens do not fit: the decoder holds %lld of %lld",
@@ -88,7 +88,10 @@ static oq_code head(oq_context *context, const oq_runtime_model *model, const fl
     OQ_NEW(context, stats, rows);
     OQ_NEW(context, normed, rows * shape.width);
     oq_norm_forward(context, shape, x, model->final_gain, model->final_bias, normed, stats);
-    OQ_TRY(oq_dense_run(context, model->lanes, &model->head, normed, rows, logits));
+    if (model->head.packed)
+        OQ_TRY(oq_qlinear_run(context, &model->head.integers, normed, rows, logits));
+    else
+        OQ_TRY(oq_dense_run(context, model->lanes, &model->head.floats, normed, rows, logits));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
@@ -111,7 +114,7 @@ static void one_row(void *user, int64_t item, int worker)
 static oq_code score(oq_context *context, const oq_runtime_model *model, const float *x, int64_t rows,
                      const int32_t *targets, double *nll)
 {
-    const int64_t V = model->head.out, H = model->spec.hidden;
+    const int64_t V = model->embedding.out, H = model->spec.hidden;
     const oq_mark mark = oq_arena_mark(context->arena);
     float *logits;
     OQ_NEW(context, logits, (rows < HEAD_ROWS ? rows : HEAD_ROWS) * V);
@@ -130,7 +133,7 @@ static oq_code score(oq_context *context, const oq_runtime_model *model, const f
 static oq_code answer(const feed *f, int64_t begin, int64_t rows, const float *x)
 {
     const oq_runtime_model *model = f->decoder->model;
-    const int64_t V = model->head.out, H = model->spec.hidden, end = begin + rows;
+    const int64_t V = model->embedding.out, H = model->spec.hidden, end = begin + rows;
     switch (f->result->want) {
     case OQ_WANT_ALL: return head(f->context, model, x, rows, f->result->logits + begin * V);
     case OQ_WANT_NLL:

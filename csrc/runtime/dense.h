@@ -1,5 +1,6 @@
 /* A matrix left in the precision it came in: float, half, bfloat16, or bytes with a half-precision scale every
- * 32 inputs (what GGUF calls Q8_0).  Embedding, head, online maps, and weights that stay float.
+ * 32 inputs (what GGUF calls Q8_0).  Embedding, head, online maps, and weights that stay float.  Products are
+ * for floats, halves and bfloat16; those of bytes belong to kernels/linear.h.
  *
  * The sum over the inputs runs in the same order for any number of rows and threads. */
 #ifndef OQ_RUNTIME_DENSE_H

@@ -1,5 +1,6 @@
 /* Sixteen floats at a time, written once and compiled for AVX-512, AVX2 and plain C.  A file that includes this
- * says which by OQ_ISA: 2, 1 or 0. */
+ * says which by OQ_ISA: 2, 1 or 0.  All three round alike (products are fused, sums of lanes go by one tree), so
+ * results are the same bits. */
 #ifndef OQ_RUNTIME_LANES_H
 #define OQ_RUNTIME_LANES_H
 
@@ -45,10 +46,6 @@ LANES_INLINE lanes lanes_bfloat(const uint16_t *x)
 {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)x));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-LANES_INLINE lanes lanes_signed(const int8_t *x)
-{
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_bytes(x)));
 }
 LANES_INLINE lanes lanes_bytes(const uint8_t *x)
 {
@@ -107,12 +104,6 @@ LANES_INLINE lanes lanes_bfloat(const uint16_t *x)
 {
     return BOTH(of_words(load_bytes(x)), of_words(load_bytes(x + 8)));
 }
-LANES_INLINE lanes lanes_signed(const int8_t *x)
-{
-    const __m128i bytes = load_bytes(x);
-    return BOTH(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))));
-}
 LANES_INLINE lanes lanes_wide(__m128i bytes) { return BOTH(of_bytes(bytes), of_bytes(_mm_srli_si128(bytes, 8))); }
 LANES_INLINE lanes lanes_bytes(const uint8_t *x) { return lanes_wide(load_bytes(x)); }
 LANES_INLINE lanes lanes_low(const uint8_t *x)
@@ -136,7 +127,7 @@ LANES_INLINE lanes lanes_load(const float *x) { EACH(x[l]); }
 LANES_INLINE void lanes_store(float *x, lanes a) { memcpy(x, a.v, sizeof a.v); }
 LANES_INLINE lanes lanes_multiply(lanes a, lanes b) { EACH(a.v[l] * b.v[l]); }
 LANES_INLINE lanes lanes_subtract(lanes a, lanes b) { EACH(a.v[l] - b.v[l]); }
-LANES_INLINE lanes lanes_multiply_add(lanes a, lanes b, lanes c) { EACH(a.v[l] * b.v[l] + c.v[l]); }
+LANES_INLINE lanes lanes_multiply_add(lanes a, lanes b, lanes c) { EACH(fmaf(a.v[l], b.v[l], c.v[l])); }
 LANES_INLINE float lanes_sum(lanes a)
 {
     for (int step = LANES / 2; step > 0; step /= 2)
@@ -145,7 +136,6 @@ LANES_INLINE float lanes_sum(lanes a)
 }
 LANES_INLINE lanes lanes_half(const uint16_t *x) { EACH(oq_float_of_half(x[l])); }
 LANES_INLINE lanes lanes_bfloat(const uint16_t *x) { EACH(oq_float_of_bfloat(x[l])); }
-LANES_INLINE lanes lanes_signed(const int8_t *x) { EACH((float)x[l]); }
 LANES_INLINE lanes lanes_bytes(const uint8_t *x) { EACH((float)x[l]); }
 LANES_INLINE lanes lanes_low(const uint8_t *x) { EACH((float)(x[l] & 15)); }
 LANES_INLINE lanes lanes_high(const uint8_t *x) { EACH((float)(x[l] >> 4)); }

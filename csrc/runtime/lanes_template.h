@@ -16,46 +16,34 @@
 /* ---- a dense matrix ----------------------------------------------------- */
 
 /* Inputs k..k + 15 of a row. */
-LANES_INLINE lanes widen(oq_dense_kind kind, const void *row, const uint16_t *scales, int64_t k)
+LANES_INLINE lanes widen(oq_dense_kind kind, const void *row, int64_t k)
 {
-    switch (kind) {
-    case OQ_DENSE_HALF: return lanes_half((const uint16_t *)row + k);
-    case OQ_DENSE_BFLOAT: return lanes_bfloat((const uint16_t *)row + k);
-    case OQ_DENSE_BYTES:
-        return lanes_multiply(lanes_signed((const int8_t *)row + k),
-                              lanes_all(oq_float_of_half(scales[k / OQ_DENSE_GROUP])));
-    case OQ_DENSE_FLOAT: break;
-    }
+    if (kind == OQ_DENSE_HALF) return lanes_half((const uint16_t *)row + k);
+    if (kind == OQ_DENSE_BFLOAT) return lanes_bfloat((const uint16_t *)row + k);
     return lanes_load((const float *)row + k);
 }
 
-LANES_INLINE size_t value_bytes(oq_dense_kind kind)
-{
-    return kind == OQ_DENSE_FLOAT ? 4 : kind == OQ_DENSE_BYTES ? 1 : 2;
-}
+LANES_INLINE size_t value_bytes(oq_dense_kind kind) { return kind == OQ_DENSE_FLOAT ? 4 : 2; }
 
 /* The last n < 16 inputs of a row, zeros behind them. */
-LANES_INLINE lanes widen_part(oq_dense_kind kind, const void *row, const uint16_t *scales, int64_t k, int64_t n)
+LANES_INLINE lanes widen_part(oq_dense_kind kind, const void *row, int64_t k, int64_t n)
 {
     float some[LANES] = {0};
     const size_t bytes = value_bytes(kind);
     memcpy(some, (const char *)row + (size_t)k * bytes, (size_t)n * bytes);
-    return widen(kind, some, scales ? scales + k / OQ_DENSE_GROUP : NULL, 0);
+    return widen(kind, some, 0);
 }
 
 typedef struct {
     const char *row[OQ_DENSE_COLUMNS];
-    const uint16_t *scales[OQ_DENSE_COLUMNS];
 } columns;
 
 LANES_INLINE columns columns_at(const oq_dense *w, int64_t first, int count)
 {
     columns c;
-    const int64_t groups = (w->in + OQ_DENSE_GROUP - 1) / OQ_DENSE_GROUP;
     for (int i = 0; i < OQ_DENSE_COLUMNS; i++) {
         const int64_t n = first + (i < count ? i : 0); /* what is missing repeats the first and is not stored */
         c.row[i] = (const char *)w->values + (size_t)(n * w->in) * value_bytes(w->kind);
-        c.scales[i] = w->scales ? w->scales + n * groups : NULL;
     }
     return c;
 }
@@ -69,12 +57,12 @@ LANES_INLINE void dense_single(oq_dense_kind kind, const columns *c, int64_t in,
     for (int64_t k = 0; k < whole; k += LANES) {
         const lanes xs = lanes_load(x + k);
         UNROLL for (int i = 0; i < OQ_DENSE_COLUMNS; i++) sum[i] =
-            lanes_multiply_add(xs, widen(kind, c->row[i], c->scales[i], k), sum[i]);
+            lanes_multiply_add(xs, widen(kind, c->row[i], k), sum[i]);
     }
     if (whole < in) {
         const lanes xs = lanes_load_part(x + whole, in - whole);
         UNROLL for (int i = 0; i < OQ_DENSE_COLUMNS; i++) sum[i] =
-            lanes_multiply_add(xs, widen_part(kind, c->row[i], c->scales[i], whole, in - whole), sum[i]);
+            lanes_multiply_add(xs, widen_part(kind, c->row[i], whole, in - whole), sum[i]);
     }
     UNROLL for (int i = 0; i < OQ_DENSE_COLUMNS; i++) sums[i] = lanes_sum(sum[i]);
 }
@@ -85,8 +73,8 @@ LANES_INLINE void widen_columns(oq_dense_kind kind, const columns *c, int64_t in
     const int64_t whole = in / LANES * LANES, padded = (in + LANES - 1) / LANES * LANES;
     for (int i = 0; i < OQ_DENSE_COLUMNS; i++) {
         float *to = scratch + i * padded;
-        for (int64_t k = 0; k < whole; k += LANES) lanes_store(to + k, widen(kind, c->row[i], c->scales[i], k));
-        if (whole < in) lanes_store(to + whole, widen_part(kind, c->row[i], c->scales[i], whole, in - whole));
+        for (int64_t k = 0; k < whole; k += LANES) lanes_store(to + k, widen(kind, c->row[i], k));
+        if (whole < in) lanes_store(to + whole, widen_part(kind, c->row[i], whole, in - whole));
     }
 }
 
@@ -143,7 +131,7 @@ LANES_TARGET static void dense(const oq_dense *w, int64_t begin, int64_t end, co
     case OQ_DENSE_FLOAT: dense_kind(OQ_DENSE_FLOAT, w, begin, end, x, rows, y, scratch); break;
     case OQ_DENSE_HALF: dense_kind(OQ_DENSE_HALF, w, begin, end, x, rows, y, scratch); break;
     case OQ_DENSE_BFLOAT: dense_kind(OQ_DENSE_BFLOAT, w, begin, end, x, rows, y, scratch); break;
-    case OQ_DENSE_BYTES: dense_kind(OQ_DENSE_BYTES, w, begin, end, x, rows, y, scratch); break;
+    case OQ_DENSE_BYTES: break; /* a packed linear's work: see model.c */
     }
 }
 

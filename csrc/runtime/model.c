@@ -6,8 +6,50 @@
 
 #include "base/alloc.h"
 #include "base/size.h"
+#include "runtime/half.h"
 
-oq_code oq_runtime_create(oq_context *context, oq_runtime_model *model)
+/* ---- the head ----------------------------------------------------------------- */
+
+static oq_code copy_head(oq_context *context, oq_runtime_model *model, const oq_dense *head)
+{
+    const size_t bytes = (size_t)(head->out * head->in) * (head->kind == OQ_DENSE_FLOAT ? 4 : 2); /* an array's */
+    if (!(model->head_memory = oq_malloc(bytes))) return oq_fail_memory(context, bytes, 1);
+    memcpy(model->head_memory, head->values, bytes);
+    model->head.floats = *head;
+    model->head.floats.values = model->head_memory;
+    return OQ_OK;
+}
+
+/* Bytes times scales are a symmetric layer of 8 bits; its activations stay float. */
+static oq_code pack_head(oq_context *context, oq_runtime_model *model, const oq_dense *head)
+{
+    const int64_t count = head->out * head->in, groups = (head->in + OQ_DENSE_GROUP - 1) / OQ_DENSE_GROUP;
+    const oq_qlinear_spec spec = {.out = head->out,
+                                  .in = head->in,
+                                  .group = head->in < OQ_DENSE_GROUP ? head->in : OQ_DENSE_GROUP,
+                                  .bits = 8,
+                                  .symmetric = true,
+                                  .activation = {.bits = 16}};
+    const oq_mark mark = oq_arena_mark(context->arena);
+    uint8_t *codes;
+    float *scales;
+    size_t bytes;
+    OQ_NEW(context, codes, count);
+    OQ_NEW(context, scales, head->out * groups);
+    for (int64_t i = 0; i < count; i++) codes[i] = (uint8_t)(((const int8_t *)head->values)[i] + 128);
+    for (int64_t i = 0; i < head->out * groups; i++) scales[i] = oq_float_of_half(head->scales[i]);
+    OQ_TRY(oq_qlinear_bytes(context, &spec, &bytes));
+    if (!(model->head_memory = oq_malloc(bytes))) return oq_fail_memory(context, bytes, 1);
+    const oq_qlinear_source source = {.codes = codes, .scales = scales};
+    OQ_TRY(oq_qlinear_pack(context, &spec, &source, model->head_memory, &model->head.integers));
+    model->head.packed = true;
+    oq_arena_rewind(context->arena, mark);
+    return model->kernel ? oq_qlinear_use(context, &model->head.integers, model->kernel) : OQ_OK;
+}
+
+/* ---- the model ---------------------------------------------------------------- */
+
+oq_code oq_runtime_create(oq_context *context, oq_runtime_model *model, const oq_dense *head)
 {
     static const char *const lanes_of[][2] = {{"reference", "plain"}, {"avx2", "avx2"}};
     const char *lanes = NULL;
@@ -20,12 +62,14 @@ oq_code oq_runtime_create(oq_context *context, oq_runtime_model *model)
     if (!oq_size_mul((size_t)model->layers, sizeof *model->blocks, &bytes) || !(model->blocks = oq_malloc(bytes)))
         return oq_fail_memory(context, (size_t)model->layers, sizeof *model->blocks);
     memset(model->blocks, 0, bytes);
-    return OQ_OK;
+    return head->kind == OQ_DENSE_BYTES ? pack_head(context, model, head) : copy_head(context, model, head);
 }
 
 void oq_runtime_destroy(oq_runtime_model *model)
 {
-    for (int64_t i = 0; model->blocks && i < model->layers; i++) oq_free(model->blocks[i].memory);
+    for (int64_t i = 0; model->blocks && i < model->layers; i++) oq_free(model->blocks[i].own);
+    oq_free(model->slots);
+    oq_free(model->head_memory);
     oq_free(model->blocks);
     model->blocks = NULL;
 }
@@ -35,6 +79,7 @@ void oq_runtime_destroy(oq_runtime_model *model)
 typedef struct {
     oq_context *context;
     const oq_runtime_model *model;
+    oq_runtime_model *to; /* the same, for its memory */
     const oq_runtime_source *source;
     oq_runtime_block *block;
     uint8_t *memory; /* NULL in the first pass */
@@ -137,27 +182,42 @@ static oq_code place_block(builder *b)
     return OQ_OK;
 }
 
+/* Memory for a block: its slot; beyond the size of the first block, which made the slots, memory of its own. */
+static oq_code find_memory(builder *b, int64_t index)
+{
+    oq_runtime_model *model = b->to;
+    size_t all;
+    if (!model->slots) {
+        if (!oq_size_mul(b->used, (size_t)model->layers, &all) || !(model->slots = oq_malloc(all)))
+            return oq_fail_memory(b->context, (size_t)model->layers, b->used);
+        model->slot = b->used;
+    }
+    b->memory = (uint8_t *)model->slots + (size_t)index * model->slot;
+    if (b->used <= model->slot) return OQ_OK;
+    b->memory = b->block->own = oq_malloc(b->used);
+    return b->memory ? OQ_OK : oq_fail_memory(b->context, b->used, 1);
+}
+
 oq_code oq_runtime_set_block(oq_context *context, oq_runtime_model *model, int64_t index,
                              const oq_runtime_source *source)
 {
-    if (index < 0 || index >= model->layers || model->blocks[index].memory)
+    if (index < 0 || index >= model->layers || model->blocks[index].set)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "block %lld of %lld cannot be set", (long long)index,
                        (long long)model->layers);
     oq_runtime_block block;
-    builder b = {.context = context, .model = model, .source = source, .block = &block};
+    builder b = {.context = context, .model = model, .to = model, .source = source, .block = &block};
     memset(&block, 0, sizeof block);
     OQ_TRY(place_block(&b));
-    const size_t bytes = b.used;
-    if (!(b.memory = oq_malloc(bytes))) return oq_fail_memory(context, bytes, 1);
+    OQ_TRY(find_memory(&b, index));
     b.used = 0;
     const oq_code code = place_block(&b);
     if (code != OQ_OK) {
-        oq_free(b.memory);
+        oq_free(block.own);
         return code;
     }
-    block.memory = b.memory;
+    block.set = true;
     model->blocks[index] = block;
-    model->bytes += (int64_t)bytes;
+    model->bytes += (int64_t)b.used;
     return OQ_OK;
 }
 

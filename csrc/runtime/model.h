@@ -21,7 +21,8 @@ typedef struct {
     oq_runtime_linear linear[OQ_LINEARS];
     const float *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
     oq_dense map[OQ_NORMS]; /* online: the inverse, transposed; values NULL: none */
-    void *memory;           /* all of the above; NULL: not there yet */
+    bool set;
+    void *own; /* memory of a block that does not fit its slot */
 } oq_runtime_block;
 
 typedef struct {
@@ -30,7 +31,11 @@ typedef struct {
     int64_t layers, bytes; /* bytes: of the blocks */
     const char *kernel;    /* of the packed linears; NULL: the best */
     const oq_lanes_kernels *lanes;
-    oq_dense embedding, head;             /* [V, H], borrowed */
+    void *slots; /* memory of all blocks, `slot` bytes each: one piece, so that it gets large pages */
+    size_t slot;
+    oq_dense embedding;     /* [V, H], borrowed */
+    oq_runtime_linear head; /* [V, H], copied or packed: it is read for every token */
+    void *head_memory;
     const float *final_gain, *final_bias; /* [H], borrowed */
     oq_runtime_block *blocks;
 } oq_runtime_model;
@@ -46,8 +51,8 @@ typedef struct {
     oq_block_weights floats;                /* weights where bits is 16; biases, norms, maps */
 } oq_runtime_source;
 
-/* spec, quantizers, layers, kernel, embedding, head and final norm are set by the caller. */
-oq_code oq_runtime_create(oq_context *context, oq_runtime_model *model);
+/* spec, quantizers, layers, kernel, embedding and final norm are set by the caller. */
+oq_code oq_runtime_create(oq_context *context, oq_runtime_model *model, const oq_dense *head);
 oq_code oq_runtime_set_block(oq_context *context, oq_runtime_model *model, int64_t index,
                              const oq_runtime_source *source);
 void oq_runtime_destroy(oq_runtime_model *model);

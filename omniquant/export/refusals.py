@@ -46,6 +46,8 @@ class Wish:
 
 Check = Callable[[Wish], None]
 
+_LEAST_BLOCK = 16  # of MatMulNBits
+
 
 def text_of(scheme: QuantConfig, **changes: object) -> str:
     """Return a scheme with some fields changed, as text."""
@@ -92,7 +94,7 @@ def bits(*allowed: int) -> Check:
     return check
 
 
-def whole_groups(multiple: int = 1, least: int = 1, power_of_two: bool = False) -> Check:
+def whole_groups(multiple: int = 1) -> Check:
     """Want every row to be whole groups, and groups multiples of `multiple`; one a row is a group too."""
 
     def check(wish: Wish) -> None:
@@ -109,28 +111,14 @@ def whole_groups(multiple: int = 1, least: int = 1, power_of_two: bool = False) 
         if size is None or all(size >= columns for columns in inputs.values()):
             return
         common = gcd(*inputs.values())
-        fits = [
-            g
-            for g in range(1, common + 1)
-            if common % g == 0 and g % multiple == 0 and g >= least and (not power_of_two or g & (g - 1) == 0)
-        ]
+        fits = [g for g in range(multiple, common + 1, multiple) if common % g == 0]
         if size not in fits:
             name, columns = next(((n, k) for n, k in inputs.items() if k % size), next(iter(inputs.items())))
-            why = (
-                f", of which {name} with {columns} inputs is no multiple"
-                if columns % size
-                else _why(multiple, least, power_of_two)
-            )
+            no_multiple = f", of which {name} with {columns} inputs is no multiple"
+            why = no_multiple if columns % size else f": they are multiples of {multiple}"
             raise wish.fail(f"groups of {size}{why}", _nearest_group(wish, size, fits))
 
     return check
-
-
-def _why(multiple: int, least: int, power_of_two: bool) -> str:
-    rules = [f"multiples of {multiple}"] if multiple > 1 else []
-    rules += [f"at least {least}"] if least > 1 else []
-    rules += ["powers of two"] if power_of_two else []
-    return f": they are {' and '.join(rules)}" if rules else ""
 
 
 def _nearest_group(wish: Wish, size: int, fits: Sequence[int]) -> str:
@@ -193,3 +181,19 @@ def symmetric_activations(wish: Wish) -> None:
     nearest = text_of(scheme, a_symmetric=True, a_full_range=True)
     kind = "symmetric activations of another step" if scheme.a_symmetric else "asymmetric activations"
     raise wish.fail(f"{kind} ({scheme})", f"scheme {nearest}, or --weights-only")
+
+
+def nbits(wish: Wish) -> None:
+    """Want what onnxruntime's MatMulNBits can hold, where that is the operator."""
+    if wish.variant != "matmul-nbits" or not wish.scheme.quantizes_weights:
+        return
+    if wish.scheme.w_bits not in (2, 4, 8):
+        raise wish.fail(f"{wish.scheme.w_bits}-bit weights in MatMulNBits", "--variant dequantize-linear")
+    size = wish.scheme.group_size
+    for name, columns in wish.inputs.items():
+        block = min(size or columns, columns)
+        if block < _LEAST_BLOCK or block & (block - 1):
+            raise wish.fail(
+                f"groups of {block} ({name}) in MatMulNBits: they are powers of two, at least {_LEAST_BLOCK}",
+                "--variant dequantize-linear",
+            )

@@ -56,6 +56,8 @@ class Format:
 
 _WEIGHTS_ALONE = (may.no_online_map, may.integer_weights, may.float_activations)
 
+_GRAPH = (may.rms_norm, may.float_activations, may.whole_groups())
+
 FORMATS: dict[str, Format] = {
     "compressed-tensors": Format(
         "transformers and vLLM",
@@ -93,6 +95,15 @@ FORMATS: dict[str, Format] = {
         needs=("gguf",),
         extra="gguf",
     ),
+    "onnx": Format(
+        "onnxruntime, and other engines of opset 21",
+        "onnx_graph",
+        (*_GRAPH, may.nbits),
+        needs=("onnx",),
+        extra="onnx",
+        variants=("matmul-nbits", "dequantize-linear"),
+    ),
+    "openvino": Format("OpenVINO", "openvino_ir", _GRAPH, needs=("openvino",), extra="openvino"),
     "huggingface": Format(
         "anything that reads the original model; weights are dequantized",
         "huggingface",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,13 @@ CASES = [
     ("awq", "W4A16", TINY, {"norm_map": "online"}, ONLINE),
     ("awq", "W4A4", TINY, {}, "quantized activations, Q, K or V (W4A4)"),
     ("awq", "W4A16", STORIES, {}, "down with 172 inputs, no multiple of 8; nearest: compressed-tensors"),
+    ("onnx", "W4A4", TINY, {}, "quantized activations, Q, K or V (W4A4); nearest: --weights-only"),
+    ("onnx", "W3A16g32", TINY, {}, "3-bit weights in MatMulNBits; nearest: --variant dequantize-linear"),
+    ("onnx", "W4A16", TINY, {}, "groups of 384 (down) in MatMulNBits: they are powers of two, at least 16"),
+    ("onnx", "W4A16g8", TINY, {}, "groups of 8 (q) in MatMulNBits: they are powers of two, at least 16"),
+    ("onnx", "W4A16g64", STORIES, {}, "groups of 64, of which down with 172 inputs is no multiple; nearest"),
+    ("openvino", "W4A4", TINY, {}, "quantized activations, Q, K or V (W4A4); nearest: --weights-only"),
+    ("openvino", "W4A16g64", STORIES, {}, "groups of 64, of which down with 172 inputs is no multiple"),
     ("gguf", "W4A4", TINY, {}, "quantized activations, Q, K or V (W4A4); nearest: --weights-only"),
     ("gguf", "W4A16", TINY, {"norm_map": "online"}, ONLINE),
     ("gguf", "W3A16", TINY, {}, "3-bit weights; nearest: scheme W4A16"),
@@ -112,6 +120,12 @@ def test_the_nearest_scheme_that_is_named_works(format, scheme, spec, changes, m
         else:
             return
     raise AssertionError(f"{scheme}: {message}")
+
+
+def test_graphs_hold_online_maps_and_the_standard_operator_any_bits():
+    refuse(wish("openvino", "W3A16", TINY, norm_map="online"))
+    refuse(wish("onnx", "W4A16g32", TINY, norm_map="online"))
+    refuse(replace(wish("onnx", "W3A16", TINY), variant="dequantize-linear"))
 
 
 def test_weights_alone_may_leave_activations_out():

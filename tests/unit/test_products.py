@@ -7,6 +7,7 @@ from small_run import small_model, small_tokens
 
 from omniquant import CalibrationOptions, QuantConfig, _core, calibrate
 from omniquant.errors import ConfigError, UnsupportedError
+from omniquant.models.model import Model
 
 KINDS = ("float32", "integer", "bfloat16")
 AVAILABLE = KINDS[: KINDS.index(_core.runtime_info()["products"]) + 1]
@@ -85,15 +86,33 @@ def test_every_kind_trains_and_is_bit_equal_at_any_thread_count(
         assert report.loss_final <= report.loss_initial
 
 
-@needs_bfloat16
-def test_losses_of_all_kinds_are_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
+def final_loss(model: Model, scheme: str, products: str, seed: int) -> float:
+    run = calibrate(
+        model, small_tokens(), scheme, epochs=10, products=products, seed=seed, threads=1, progress=False
+    )
+    return sum(report.loss_final for report in run.blocks)
+
+
+@needs_integer
+def test_training_on_integers_ends_where_training_on_floats_does(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     model = small_model(tmp_path_factory.mktemp("model"))
-    finals = {}
-    for products in KINDS:
-        run = calibrate(model, small_tokens(), "W4A8", epochs=10, products=products, progress=False)
-        finals[products] = sum(report.loss_final for report in run.blocks)
-    assert finals["integer"] == pytest.approx(finals["float32"], rel=0.05)
-    assert finals["bfloat16"] == pytest.approx(finals["float32"], rel=0.05)
+    for seed in range(2):
+        plain, integer = (final_loss(model, "W4A8", kind, seed) for kind in ("float32", "integer"))
+        assert integer == pytest.approx(plain, rel=1e-3)
+
+
+@needs_bfloat16
+def test_training_in_bfloat16_ends_no_worse(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In a model this small single runs differ by a tenth either way; their mean must not."""
+    model = small_model(tmp_path_factory.mktemp("model"))
+    ratios = [
+        final_loss(model, scheme, "bfloat16", seed) / final_loss(model, scheme, "float32", seed)
+        for scheme in ("W4A8", "W4A4", "W3A16")
+        for seed in range(3)
+    ]
+    assert np.exp(np.mean(np.log(ratios))) <= 1.05
 
 
 def test_auto_becomes_a_kind_of_this_processor_and_is_written_down(

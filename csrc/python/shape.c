@@ -1,4 +1,5 @@
 /* Arrays of a call, by the letters of their shapes. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "python/function.h"
@@ -54,7 +55,7 @@ static const char *describe(const oq_call *call, const char *shape, char text[16
     size_t used = 0;
     const size_t most = 160;
     const char *letters = shape + (*shape == '*');
-    const int axes = letters > shape ? call->axis_count : 0, total = axes + (int)strlen(letters);
+    const int axes = letters > shape ? call->axis_count : 0, total = abs(axes) + (int)strlen(letters);
     if (axes < 0) used += (size_t)snprintf(text, most, "..., ");
     for (int i = 0; i < axes && used < most; i++)
         used += (size_t)snprintf(text + used, most - used, "%lld, ", (long long)call->axes[i]);

@@ -4,9 +4,9 @@
 #include "base/cpu.h"
 #include "kernels/kernel.h"
 
-/* Best first. */
-static const oq_kernel *const table[] = {&oq_kernel_avx512_vnni, &oq_kernel_avx2, &oq_kernel_reference,
-                                         &oq_kernel_onednn};
+/* Best for few rows first. */
+static const oq_kernel *const table[] = {&oq_kernel_avx512_vnni, &oq_kernel_avx2, &oq_kernel_onednn,
+                                         &oq_kernel_reference};
 
 enum { COUNT = sizeof table / sizeof *table };
 

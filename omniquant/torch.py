@@ -1,0 +1,70 @@
+"""PyTorch, which is optional: the folded weights of a result in a transformers model, in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omniquant.errors import ConfigError, UnsupportedError
+from omniquant.export.content import Content
+from omniquant.export.huggingface import float_tensors, named
+from omniquant.quantized import CalibrationResult
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_weights(result: CalibrationResult, module: torch.nn.Module, *, weights_only: bool = False) -> None:
+    """Write the folded, fake-quantized weights of a result into a transformers model, in place.
+
+    The module then computes what the result computes, and torch.export and the ONNX exporter see ordinary
+    linears. Weights take the module's own dtype and device; embedding and head are left as they are.
+
+    Parameters
+    ----------
+    result : CalibrationResult
+        Finished.
+    module : torch.nn.Module
+        The model it was calibrated from, such as LlamaForCausalLM.
+    weights_only : bool
+        Leave quantized activations, Q, K and V in float, which plain linears cannot round.
+
+    Raises
+    ------
+    UnsupportedError
+        If the result has online maps, or quantizes activations and `weights_only` is not given.
+    ConfigError
+        If a tensor is missing in the module or has another shape; nothing has been written then.
+    """
+    import torch
+
+    if result.options.norm_map == "online":
+        raise UnsupportedError(
+            "torch linears cannot hold an online map; nearest: calibrate with --norm-map diagonal"
+        )
+    if not (weights_only or result.scheme.weight_only):
+        raise UnsupportedError(
+            f"torch linears cannot hold quantized activations, Q, K or V ({result.scheme}); "
+            "nearest: weights_only=True"
+        )
+    content = Content(result, weights_only)
+    slots: dict[str, Any] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for index in range(result.header.num_layers):
+        for name, values in _tensors(content, index).items():
+            _check(slots, name, values.shape)
+    with torch.no_grad():
+        for index in range(result.header.num_layers):
+            for name, values in _tensors(content, index).items():
+                slots[name].copy_(torch.from_numpy(values.copy()))
+
+
+def _tensors(content: Content, index: int) -> dict[str, Any]:
+    block = content.block(index)
+    weights = {f"{name}.weight": linear.weight() for name, linear in block.linears.items()}
+    return dict(named(content, index, {**weights, **float_tensors(block)}))
+
+
+def _check(slots: dict[str, Any], name: str, shape: tuple[int, ...]) -> None:
+    if name not in slots:
+        raise ConfigError(f"the module has no parameter {name}: it is another model")
+    if tuple(slots[name].shape) != shape:
+        raise ConfigError(f"{name} is {list(slots[name].shape)} in the module, {list(shape)} in the result")

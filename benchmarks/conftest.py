@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("omniquant")
     group.addoption("--full", action="store_true", help="all shapes: half an hour rather than three minutes")
     group.addoption("--seconds", type=float, default=2.0, help="of measuring a shape and kind (default: 2)")
-    group.addoption("--threads", type=int, nargs="*", help="numbers of threads (default: 1 and all)")
+    group.addoption("--threads", type=int, action="append", help="may be repeated (default: 1 and all)")
 
 
 @pytest.fixture

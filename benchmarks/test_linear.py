@@ -1,4 +1,4 @@
-"""Linear layers side by side: pytest benchmarks [--full] [--threads 1 2] [--seconds 2].
+"""Linear layers side by side: pytest benchmarks [--full] [--threads 1] [--seconds 2].
 
 Nothing is asserted but that the call works: times are for reading, as ratios of the medians of one run.
 """

@@ -171,6 +171,10 @@ class StoredOuter:
         """Return embedding and head as they are stored; the same object where they are tied."""
         return self._embedding, self._head
 
+    def drop_pages(self) -> None:
+        """Give mapped memory back; a packed head is not read from the file again."""
+        self._source.drop_pages()
+
     def rope_tables(self, length: int) -> tuple[F32, F32]:
         """Return cos and sin [length, d/2]; DataError beyond the longest sequence."""
         if self.architecture.rope is None:

@@ -56,6 +56,9 @@ class Outer(Protocol):
     def matrices(self) -> tuple[Matrix, Matrix]:
         """Return embedding and head in the precision they came in."""
 
+    def drop_pages(self) -> None:
+        """Give back mapped memory that is not needed for now."""
+
     def final_norm(self) -> Weights:
         """Return the last norm."""
 
@@ -186,6 +189,7 @@ class QuantizedModel:
         with self._packing:
             if kernel not in self._engines:
                 self._engines[kernel] = Engine(self, kernel=kernel)
+                self._outer.drop_pages()
             return self._engines[kernel]
 
     def logits(self, tokens: npt.ArrayLike, *, threads: int | None = None) -> F32:

@@ -199,6 +199,12 @@ class SafetensorsFolder:
         """Return a tensor as it is stored, a read-only view of the file; bfloat16 as uint16 bits."""
         return self._stored(name, _STORED_TYPE | _INTEGER_TYPE)
 
+    def drop_pages(self) -> None:
+        """Let the system take back what was read of the files; it is read again where it is needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            for mapped in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     def load_rows(self, name: str, rows: Sequence[int] | npt.NDArray[np.int64]) -> F32:
         """Return rows of a matrix as float32 [len(rows), ...] without reading the others."""
         return _widen(self._stored(name)[np.asarray(rows, np.int64)], self._find(name).dtype)

@@ -190,6 +190,9 @@ class Model:
         embedding = Matrix.exact(self.embed(np.arange(self.vocab_size)))
         return embedding, embedding if self.architecture.tied_embeddings else Matrix.exact(self.lm_head())
 
+    def drop_pages(self) -> None:
+        """Do nothing: a model's files are the caller's to keep in memory."""
+
     def rope_tables(self, positions: int) -> tuple[F32, F32]:
         """Return cos and sin for positions 0 to positions - 1, float32 [positions, head_dim / 2] each.
 

@@ -41,7 +41,7 @@ class MapDescription:
 
     def __str__(self) -> str:
         cost = (
-            f", online: operators of their own, {self.multiply_adds} multiply-adds a token and block"
+            f", online: {self.multiply_adds} multiply-adds a token and block, an operator of its own"
             if self.multiply_adds
             else ", folded"
         )

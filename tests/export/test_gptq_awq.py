@@ -140,11 +140,15 @@ def test_a_real_loader_reads_gptq(scheme, tmp_path):
     unexpected = info.pop("unexpected_keys")
     assert all(key.endswith(".g_idx") for key in unexpected)  # its own packing has none
     assert not any(info.values()), info
-    # It loads in float16, whatever it is told: embedding and norms come back from the file.
+    # It loads in float16, whatever it is told: what is no integer comes back from the file and configuration.
     torch.nn.Module.float(model)
     tensors = safetensors.numpy.load_file(path / "model.safetensors")
-    floats = {k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items() if k.endswith("weight")}
+    floats = {k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items() if k.endswith(".weight")}
     model.load_state_dict(floats, strict=False)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    with torch.no_grad():
+        weight = model.model.layers[2].mlp.down_proj(torch.eye(384)).numpy().T
+    np.testing.assert_array_equal(weight, result.fold().block(2)["down.weight"])
     tokens = tokens_of(result)
     with torch.no_grad():
         found = model(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()

@@ -79,8 +79,9 @@ def smollm2():
     return Path(path)
 
 
+# Rounded to 2 bits SmolLM2 is broken (perplexity 280,000): its logits are noise, and 3e-3 apart.
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", FLOAT_ACTIVATIONS[:3])
+@pytest.mark.parametrize("scheme", ["W4A16g128", "W3A16"])
 def test_float_activations_agree_on_smollm2(scheme, smollm2, shared):
     text = shared / "data" / "text" / "wikitext2_valid.txt"
     model, windows = quantized(smollm2, text, scheme)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from small_run import small_model, small_tokens
+from small_run import VOCAB, small_tokens
+from synthetic import write_llama_folder
 
 from omniquant import _core
 from omniquant.calibration import calibrate
 from omniquant.config import CalibrationOptions, QuantConfig, core_options
 from omniquant.errors import ConfigError
+from omniquant.models.load import load_model
 
 F32 = npt.NDArray[np.float32]
 
@@ -96,7 +98,8 @@ def test_targets_choose_the_bits(target, scheme, expected):
 
 @pytest.mark.parametrize("method", ["rtn", "omniquant"])
 def test_a_calibration_keeps_to_its_target(method, tmp_path):
-    model = small_model(tmp_path / "model")
+    sizes = {"hidden": 32, "heads": 4, "kv_heads": 4, "ffn": 64}  # GPTQ packs inputs by 32
+    model = load_model(write_llama_folder(tmp_path / "model", **sizes, vocab=VOCAB, seed=7))
     options = {"epochs": 2, "target": "gptq"}
     result = calibrate(model, small_tokens(), "W4A16", method=method, progress=False, **options)
     for index in range(model.num_layers):

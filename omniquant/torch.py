@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniquant.errors import ConfigError, UnsupportedError
 from omniquant.export.content import Content
-from omniquant.export.huggingface import float_tensors, named
+from omniquant.export.huggingface import float_tensors, linear_tensors, named
 from omniquant.quantized import CalibrationResult
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write_weights(result: CalibrationResult, module: torch.nn.Module, *, weights
 
 def _tensors(content: Content, index: int) -> dict[str, Any]:
     block = content.block(index)
-    weights = {f"{name}.weight": linear.weight() for name, linear in block.linears.items()}
+    weights = linear_tensors(block, index, lambda linear, _: {"weight": linear.weight()})
     return dict(named(content, index, {**weights, **float_tensors(block)}))
 
 

@@ -17,8 +17,8 @@ from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.export.bits import bit_stream, half_scales
 from omniquant.export.card import model_card
 from omniquant.export.content import U8, Content, Linear
-from omniquant.export.folder import Shards, Tensors, compact
-from omniquant.export.huggingface import float_tensors, named, write_common
+from omniquant.export.folder import Tensors
+from omniquant.export.huggingface import write_common, write_tensors
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -33,16 +33,9 @@ model = AutoModelForCausalLM.from_pretrained(".")  # with a kernel for AWQ, as v
 def write(content: Content, folder: Path) -> None:
     """Write the folder."""
     write_common(content, folder, quantization_config(content))
-    shards = Shards(folder)
-    for index in range(content.result.header.num_layers):
-        block = content.block(index)
-        ours: dict[str, npt.NDArray[Any]] = {}
-        for name, linear in block.linears.items():
-            tensors = packed(linear, f"awq cannot hold block {index} {name}")
-            ours |= {f"{name}.{kind}": values for kind, values in tensors.items()}
-        shards.add(named(content, index, {**ours, **float_tensors(block)}))
-    shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
-    shards.close()
+    write_tensors(
+        content, folder, lambda linear, index: packed(linear, f"awq cannot hold block {index} {linear.name}")
+    )
     card = model_card(content, "AWQ (GEMM layout)", "transformers", _LOAD, "awq")
     atomic_write_bytes(folder / "README.md", card.encode())
 

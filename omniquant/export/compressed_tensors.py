@@ -18,8 +18,8 @@ from omniquant.config.scheme import FLOAT_BITS, QuantConfig
 from omniquant.export.bits import bit_stream
 from omniquant.export.card import model_card
 from omniquant.export.content import Content, Linear
-from omniquant.export.folder import Shards, Tensors, compact
-from omniquant.export.huggingface import float_tensors, named, write_common
+from omniquant.export.folder import Tensors
+from omniquant.export.huggingface import write_common, write_tensors
 
 _LOAD = """\
 ```python
@@ -36,15 +36,7 @@ def write(content: Content, folder: Path) -> None:
     scheme = content.scheme
     write_common(content, folder, quantization_config(scheme))
     tensors_of = packed if scheme.weight_only else as_bytes
-    shards = Shards(folder)
-    for index in range(content.result.header.num_layers):
-        block = content.block(index)
-        ours: dict[str, npt.NDArray[Any]] = {}
-        for name, linear in block.linears.items():
-            ours |= {f"{name}.{kind}": values for kind, values in tensors_of(linear).items()}
-        shards.add(named(content, index, {**ours, **float_tensors(block)}))
-    shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
-    shards.close()
+    write_tensors(content, folder, lambda linear, _: tensors_of(linear))
     how = "" if scheme.w_symmetric or not scheme.weight_only else _DEQUANTIZE
     title = f"compressed-tensors {_layout(scheme)}"
     card = model_card(content, title, "transformers", _LOAD.format(how=how))

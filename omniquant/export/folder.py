@@ -17,6 +17,7 @@ import numpy.typing as npt
 from omniquant.checkpoint.atomic import atomic_save_safetensors, atomic_write_bytes
 from omniquant.checkpoint.text import one_line
 from omniquant.errors import CheckpointError
+from omniquant.runtime.matrix import exact_half
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -101,6 +102,5 @@ class Shards:
 
 def compact(values: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
     """Return float16 where that holds every value exactly, else the values as they are."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        half = values.astype(np.float16)
-    return half if np.array_equal(half.astype(np.float32), values) else values
+    half = exact_half(values)
+    return values if half is None else half

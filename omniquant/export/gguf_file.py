@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
-from omniquant.errors import UnsupportedError
+from omniquant.export.bits import halves
 from omniquant.export.card import model_card
 from omniquant.export.content import Content, Linear
 from omniquant.export.gguf_tokenizer import add_tokenizer
@@ -90,13 +90,7 @@ def blocks_of(linear: Linear, kind: str) -> Bytes:
 
 
 def _half(values: npt.NDArray[np.floating], linear: Linear) -> Bytes:
-    with np.errstate(over="ignore"):
-        half = values.astype("<f2")
-    if not np.isfinite(half).all():
-        raise UnsupportedError(
-            f"gguf cannot hold {linear.name}: a scale of {np.abs(values).max():g} is too large for float16; "
-            "nearest: calibrate with --target gguf"
-        )
+    half = halves(values, f"gguf cannot hold {linear.name}", "gguf").astype("<f2", copy=False)
     return half[..., None].view(np.uint8)
 
 

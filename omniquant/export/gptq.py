@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.errors import UnsupportedError
 from omniquant.export.bits import bit_stream, half_scales
 from omniquant.export.card import model_card
 from omniquant.export.content import Content, Linear
-from omniquant.export.folder import Shards, Tensors, compact
-from omniquant.export.huggingface import float_tensors, named, write_common
+from omniquant.export.folder import Tensors
+from omniquant.export.huggingface import write_common, write_tensors
 
 _LOAD = """\
 ```python
@@ -36,17 +35,12 @@ model = AutoModelForCausalLM.from_pretrained(".")  # with gptqmodel or auto-roun
 def write(content: Content, folder: Path) -> None:
     """Write the folder."""
     write_common(content, folder, quantization_config(content))
-    shards = Shards(folder)
-    for index in range(content.result.header.num_layers):
-        block = content.block(index)
-        ours: dict[str, npt.NDArray[Any]] = {}
-        for name, linear in block.linears.items():
-            where = f"gptq cannot hold block {index} {name}"
-            tensors = packed(linear, first_version=content.variant == "v1", where=where)
-            ours |= {f"{name}.{kind}": values for kind, values in tensors.items()}
-        shards.add(named(content, index, {**ours, **float_tensors(block)}))
-    shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
-    shards.close()
+
+    def tensors_of(linear: Linear, index: int) -> Tensors:
+        where = f"gptq cannot hold block {index} {linear.name}"
+        return packed(linear, first_version=content.variant == "v1", where=where)
+
+    write_tensors(content, folder, tensors_of)
     card = model_card(content, f"GPTQ ({content.variant})", "transformers", _LOAD, "gptq")
     atomic_write_bytes(folder / "README.md", card.encode())
 

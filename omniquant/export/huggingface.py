@@ -6,6 +6,7 @@ that reads the original model reads this one and computes what the calibration s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.checkpoint.text_settings import TextSettings
 from omniquant.export.card import model_card
-from omniquant.export.content import Block, Content
+from omniquant.export.content import Block, Content, Linear
 from omniquant.export.folder import Shards, Tensors, compact, write_json
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM"}
@@ -29,15 +30,33 @@ model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")
 def write(content: Content, folder: Path) -> None:
     """Write the plain folder."""
     write_common(content, folder)
+    write_tensors(content, folder, lambda linear, _: {"weight": compact(linear.weight())})
+    card = model_card(content, "a plain Hugging Face folder, weights dequantized", "transformers", _LOAD)
+    atomic_write_bytes(folder / "README.md", card.encode())
+
+
+def write_tensors(content: Content, folder: Path, tensors_of: Callable[[Linear, int], Tensors]) -> None:
+    """Write all tensors as safetensors, a block at a time.
+
+    `tensors_of` gives those of one linear and the index of its block, by what follows the linear's name.
+    """
     shards = Shards(folder)
     for index in range(content.result.header.num_layers):
         block = content.block(index)
-        weights = {f"{name}.weight": compact(linear.weight()) for name, linear in block.linears.items()}
-        shards.add(named(content, index, {**weights, **float_tensors(block)}))
+        shards.add(
+            named(content, index, {**linear_tensors(block, index, tensors_of), **float_tensors(block)})
+        )
     shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
     shards.close()
-    card = model_card(content, "a plain Hugging Face folder, weights dequantized", "transformers", _LOAD)
-    atomic_write_bytes(folder / "README.md", card.encode())
+
+
+def linear_tensors(block: Block, index: int, tensors_of: Callable[[Linear, int], Tensors]) -> Tensors:
+    """Return what `tensors_of` gives for each linear of a block, by our names."""
+    return {
+        f"{name}.{kind}": values
+        for name, linear in block.linears.items()
+        for kind, values in tensors_of(linear, index).items()
+    }
 
 
 def float_tensors(block: Block) -> Tensors:

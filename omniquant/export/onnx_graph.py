@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from omniquant import _core
 from omniquant._version import __version__
 from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.export.bits import nibbles
 from omniquant.export.card import model_card
 from omniquant.export.content import U8, Content, Linear
 from omniquant.export.decoder import Node, Values, build
@@ -181,9 +183,7 @@ class OnnxOperations:
             return self.constant(values)
         self._count += 1
         name = f"constant_{self._count}"
-        flat = values.ravel()
-        pairs = np.pad(flat, (0, flat.size % 2))
-        data = (pairs[0::2] | (pairs[1::2] << 4).astype(np.uint8)).tobytes()
+        data = nibbles(values).tobytes()
         kind = self._onnx.TensorProto.UINT4
         self._initializers.append(self._helper.make_tensor(name, kind, values.shape, data, raw=True))
         return name
@@ -191,8 +191,8 @@ class OnnxOperations:
     def _matmul_nbits(self, x: Node, linear: Linear) -> Node:
         outputs, inputs = linear.codes.shape
         per_byte, groups = 8 // linear.bits, inputs // linear.group
-        blocks = _packed(linear.codes, linear.bits).reshape(outputs, groups, linear.group // per_byte)
-        zeros = _packed(linear.zero_point, linear.bits)
+        blocks = _core.pack(linear.codes, linear.bits).reshape(outputs, groups, linear.group // per_byte)
+        zeros = _core.pack(linear.zero_point, linear.bits)
         return self._node(
             "MatMulNBits",
             [x, self.constant(blocks), self.constant(linear.scale), self.constant(zeros)],
@@ -203,13 +203,3 @@ class OnnxOperations:
             block_size=linear.group,
             accuracy_level=0,
         )
-
-
-def _packed(values: U8, bits: int) -> U8:
-    """Return rows with 8 / bits values to a byte, the first in the low bits."""
-    per_byte = 8 // bits
-    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % per_byte)))
-    out = np.zeros((len(padded), padded.shape[1] // per_byte), np.uint8)
-    for index in range(per_byte):
-        out |= (padded[:, index::per_byte] << (bits * index)).astype(np.uint8)
-    return out

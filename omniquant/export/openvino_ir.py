@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.export.bits import nibbles
 from omniquant.export.card import model_card
 from omniquant.export.content import U8, Content, Linear
 from omniquant.export.decoder import Node, Values, build
@@ -144,9 +145,7 @@ class OpenvinoOperations:
         kind = self._openvino.Type
         if bits > 4:
             return self.constant(np.ascontiguousarray(values))
-        flat = values.ravel()
-        pairs = np.pad(flat, (0, flat.size % 2))
-        data = np.ascontiguousarray(pairs[0::2] | (pairs[1::2] << 4).astype(np.uint8))
+        data = nibbles(values)
         self._kept.append(data)
         tensor = self._openvino.Tensor(data, self._openvino.Shape(list(values.shape)), kind.u4)
         return self._ops.constant(tensor, shared_memory=False)

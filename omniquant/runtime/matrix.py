@@ -145,10 +145,16 @@ def _finite(matrix: Matrix) -> bool:
     return all(bool(((bits[part] & mask) != mask).all()) for part in _parts(len(bits)))
 
 
-def _as_half(values: F32) -> Matrix | None:
+def exact_half(values: F32) -> npt.NDArray[np.float16] | None:
+    """Return values as float16 where that holds every one exactly, else None."""
     with np.errstate(over="ignore", invalid="ignore"):
         half = values.astype(np.float16)
-    return Matrix(HALF, half) if np.array_equal(half.astype(np.float32), values) else None
+    return half if np.array_equal(half.astype(np.float32), values) else None
+
+
+def _as_half(values: F32) -> Matrix | None:
+    half = exact_half(values)
+    return None if half is None else Matrix(HALF, half)
 
 
 def _as_bfloat(values: F32) -> Matrix | None:

@@ -14,11 +14,11 @@ from omniquant.config import CalibrationOptions, QuantConfig, core_options
 from omniquant.errors import ConfigError
 from omniquant.forward import F32, Weights
 from omniquant.memory import peak_rss_mib
+from omniquant.models.rope import Rope, rope_tables
 from omniquant.models.spec import BlockSpec
 from omniquant.threads import resolve_threads
 
 _WINDOWS = 2
-_ROPE_BASE = 10000.0
 # Passes over all windows beside the training: targets, the quantized stream, losses of rounding, start, end.
 _OTHER_PASSES = 5
 
@@ -172,9 +172,7 @@ class _Block:
             if spec.norm == "layer":
                 self.weights[f"{norm}.bias"] = np.zeros(spec.hidden_size, np.float32)
         self.x = random.standard_normal((_WINDOWS, tokens, spec.hidden_size), np.float32)
-        half = spec.head_dim // 2 if spec.rope else 0
-        angles = np.arange(tokens)[:, None] / _ROPE_BASE ** (np.arange(half) / max(half, 1))[None, :]
-        self.rope = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        self.rope = rope_tables(Rope().inverse_frequencies(spec.head_dim), tokens)
 
     def forward_milliseconds(self, threads: int) -> float:
         """Return the median time of one window's forward pass."""

@@ -44,6 +44,21 @@ class Evaluation:
     seqlen: int
     seconds: float
 
+    @classmethod
+    def from_losses(
+        cls, name: str, losses: npt.NDArray[np.float64], seqlen: int, started: float
+    ) -> Evaluation:
+        """Sum up the mean cross entropy of each window [N]; NotFiniteError names the model.
+
+        `started` is when the evaluation began, by ``time.monotonic()``.
+        """
+        nll = float(losses.mean())
+        if not math.isfinite(nll):
+            raise NotFiniteError(f"{name}: the mean cross entropy of {len(losses)} windows is {nll}")
+        perplexity = math.exp(nll) if nll < 700 else math.inf
+        seconds = time.monotonic() - started
+        return cls(perplexity, nll, len(losses) * seqlen, len(losses), seqlen, seconds)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, ready for JSON."""
         return asdict(self)
@@ -105,11 +120,7 @@ def evaluate(
     for number, part in enumerate(parts):
         done = number * runnable.num_layers
         losses.append(_window_losses(runnable, part, worker, partial(_advance, progress, done, total)))
-    nll = float(np.mean(np.concatenate(losses)))
-    if not math.isfinite(nll):
-        raise NotFiniteError(f"{runnable.name}: the mean cross entropy of {count} windows is {nll}")
-    seconds = time.monotonic() - started
-    return Evaluation(_exp(nll), nll, count * length, count, length, seconds)
+    return Evaluation.from_losses(runnable.name, np.concatenate(losses), length, started)
 
 
 def _advance(progress: Callable[[int, int], None] | None, before: int, total: int, blocks: int) -> None:
@@ -141,7 +152,3 @@ def _window_losses(
         )
         losses[part] = nll.mean(axis=1)
     return losses
-
-
-def _exp(nll: float) -> float:
-    return math.exp(nll) if nll < 700 else math.inf

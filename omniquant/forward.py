@@ -108,7 +108,18 @@ def chunks(windows: int, length: int) -> Iterator[slice]:
         yield slice(start, min(windows, start + step))
 
 
-def rope_or_empty(model: ForwardModel, length: int) -> tuple[F32, F32]:
+class Positioned(Protocol):
+    """What has positions, rotary or others."""
+
+    @property
+    def spec(self) -> BlockSpec:
+        """Sizes and kinds of a block."""
+
+    def rope_tables(self, length: int, /) -> tuple[F32, F32]:
+        """Return cos and sin [length, d/2]."""
+
+
+def rope_or_empty(model: Positioned, length: int) -> tuple[F32, F32]:
     """Return the model's rope tables, or empty ones where it has no rotary positions."""
     if model.spec.rope:
         return model.rope_tables(length)

@@ -11,7 +11,7 @@ from omniquant import _core
 from omniquant.blockfile import Array
 from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError, DataError
-from omniquant.forward import F32, Activation, Weights
+from omniquant.forward import F32, Activation, Weights, rope_or_empty
 from omniquant.models.model import check_token_ids
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.matrix import Matrix
@@ -119,8 +119,7 @@ class Engine:
         """
         if not 1 <= capacity <= self._model.max_positions:
             raise DataError(f"{capacity} tokens: {self._model.name} takes 1 to {self._model.max_positions}")
-        empty = np.zeros((0, 0), np.float32)
-        cos, sin = self._model.rope_tables(capacity) if self._model.spec.rope else (empty, empty)
+        cos, sin = rope_or_empty(self._model, capacity)
         core = _core.decoder_create(self._core, capacity, cos, sin)
         return Decoder(core, self.threads if threads is None else resolve_threads(threads))
 

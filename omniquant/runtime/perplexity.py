@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Literal, Protocol
@@ -10,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from omniquant.errors import ConfigError, NotFiniteError
+from omniquant.errors import ConfigError
 from omniquant.evaluate import Evaluation, evaluate
 from omniquant.forward import ForwardModel, as_windows
 from omniquant.runtime.engine import Engine
@@ -64,8 +63,4 @@ def evaluate_integers(
         losses[index] = decoder.nll(window).mean()
         if progress is not None:
             progress(index + 1, count)
-    nll = float(losses.mean())
-    if not math.isfinite(nll):
-        raise NotFiniteError(f"{engine.name}: the mean cross entropy of {count} windows is {nll}")
-    perplexity = math.exp(nll) if nll < 700 else math.inf
-    return Evaluation(perplexity, nll, count * length, count, length, time.monotonic() - started)
+    return Evaluation.from_losses(engine.name, losses, length, started)

@@ -1,7 +1,5 @@
 #include "calibrate/options.h"
 
-#include "math/onednn.h"
-
 const char *const oq_site_names[OQ_SITES] = {"norm1", "norm2", "vo", "qk", "up_down"};
 
 const oq_linear_sites oq_sites_of[OQ_LINEARS] = {
@@ -63,18 +61,6 @@ static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const 
     if (options->map[OQ_SITE_UP_DOWN] != OQ_MAP_NONE && !spec->gated)
         return oq_fail(context, OQ_UNSUPPORTED, "up_down: only gated MLPs are linear between up and down");
     return OQ_OK;
-}
-
-const char *const oq_products_names[OQ_PRODUCTS + 1] = {"float32", "integer", "bfloat16", NULL};
-
-bool oq_has_products(oq_products products)
-{
-#ifdef OQ_DOUBLE
-    return products == OQ_PRODUCTS_FLOAT32;
-#else
-    return products == OQ_PRODUCTS_FLOAT32 ||
-           (oq_onednn_has_igemm() && (products == OQ_PRODUCTS_INTEGER || oq_onednn_has_bf16()));
-#endif
 }
 
 oq_code oq_check_training(oq_context *context, const oq_options *o)

@@ -4,6 +4,8 @@
 
 #include "block/block.h"
 #include "math/loss.h"
+#include "quant/fake_quantize.h"
+#include "quant/products.h"
 #include "transform/map.h"
 
 /* Where equivalent maps live: behind each norm, v -> o, q <-> k, up -> down. */
@@ -17,17 +19,6 @@ typedef enum {
     OQ_DOMINANCE_RAISE,   /* stop with OQ_NOT_DOMINANT */
     OQ_DOMINANCE_MONITOR  /* report, repair nothing */
 } oq_dominance_policy;
-
-/* How a step multiplies; each has what the one before it has. */
-typedef enum {
-    OQ_PRODUCTS_FLOAT32,  /* everything in single precision */
-    OQ_PRODUCTS_INTEGER,  /* quantized activations times quantized weights: exact, over integers */
-    OQ_PRODUCTS_BFLOAT16, /* the other products of linears: operands rounded to bfloat16, sums in float */
-    OQ_PRODUCTS
-} oq_products;
-extern const char *const oq_products_names[OQ_PRODUCTS + 1]; /* ends with NULL */
-/* Whether this processor, with the oneDNN loaded, has them. */
-bool oq_has_products(oq_products products);
 
 typedef struct {
     int64_t block; /* index, for messages and the order of samples */
@@ -70,7 +61,7 @@ oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const o
 
 static inline int64_t oq_group_of(const oq_options *options, int64_t in)
 {
-    return options->group_size > 0 && options->group_size < in ? options->group_size : in;
+    return oq_group_within(options->group_size, in);
 }
 
 #endif

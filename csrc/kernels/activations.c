@@ -9,12 +9,6 @@ enum { ROW_CHUNK = 8, PLANES = 3, LANES = 16 };
 
 static const float MOST_FIXED = 8355711.0f; /* 127 * 65536 + 127 * 256 + 127: three balanced digits */
 
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static inline
-#endif
-
 typedef struct {
     const oq_layout *layout;
     oq_quantizer quantizer;
@@ -27,7 +21,7 @@ typedef struct {
 /* ---- one row -------------------------------------------------------------- */
 
 /* Results are kept apart a lane, so that compilers vectorise; smallest and largest depend on no order. */
-INLINE oq_range find_range(const float *x, int64_t n)
+OQ_INLINE oq_range find_range(const float *x, int64_t n)
 {
     float lo[LANES] = {0}, hi[LANES] = {0};
     int64_t i = 0;
@@ -48,7 +42,7 @@ INLINE oq_range find_range(const float *x, int64_t n)
 }
 
 /* a' = clamp(round(x / h) + z, 0, top) - 128; returns the sum of a' - (z - 128). */
-INLINE int32_t quantize_segment(const float *x, int64_t n, oq_grid grid, int8_t *a)
+OQ_INLINE int32_t quantize_segment(const float *x, int64_t n, oq_grid grid, int8_t *a)
 {
     const float scale = (float)grid.scale, zero = (float)grid.zero, top = (float)grid.top;
     int32_t sum = 0;
@@ -61,7 +55,7 @@ INLINE int32_t quantize_segment(const float *x, int64_t n, oq_grid grid, int8_t 
     return sum - (int32_t)n * (int32_t)grid.zero;
 }
 
-INLINE int32_t pair_of(int32_t zero, int32_t sum)
+OQ_INLINE int32_t pair_of(int32_t zero, int32_t sum)
 {
     return (int32_t)((uint32_t)-zero & 0xffffu) | (int32_t)((uint32_t)-sum << 16);
 }
@@ -86,7 +80,7 @@ OQ_VECTORIZED static void quantize_row(const job *j, int64_t row)
 
 /* ---- one row in float ----------------------------------------------------- */
 
-INLINE float largest(const float *x, int64_t n)
+OQ_INLINE float largest(const float *x, int64_t n)
 {
     const oq_range range = find_range(x, n);
     return (float)(range.hi > -range.lo ? range.hi : -range.lo);
@@ -104,8 +98,8 @@ static float fixed_step(float most)
 }
 
 /* Digits of x / step in base 256, each -128..127; sums of the three. */
-INLINE void split_segment(const float *x, int64_t n, float inverse, int8_t *high, int8_t *middle, int8_t *low,
-                          int32_t sums[PLANES])
+OQ_INLINE void split_segment(const float *x, int64_t n, float inverse, int8_t *high, int8_t *middle, int8_t *low,
+                             int32_t sums[PLANES])
 {
     int32_t sum0 = 0, sum1 = 0, sum2 = 0;
     for (int64_t i = 0; i < n; i++) {

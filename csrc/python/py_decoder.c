@@ -5,6 +5,7 @@
 #include "base/alloc.h"
 #include "python/block_args.h"
 #include "python/topics.h"
+#include "quant/fake_quantize.h"
 #include "quant/pack.h"
 #include "runtime/decoder.h"
 
@@ -207,7 +208,7 @@ static void *take_coded(oq_call *call, values *v, const char *linear, const char
 static int take_codes(oq_call *call, values *v, int i)
 {
     const oq_linear_shape shape = oq_shape_of(&v->spec, i);
-    const int64_t group = v->group_size > 0 && v->group_size < shape.in ? v->group_size : shape.in;
+    const int64_t group = oq_group_within(v->group_size, shape.in);
     const char *name = oq_linear_names[i];
     call->size['o'] = shape.out;
     call->size['p'] = oq_packed_width(shape.in, v->source.bits);

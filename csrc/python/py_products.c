@@ -11,7 +11,7 @@ struct values {
     bool transpose_a, transpose_b, reference, pivot;
     oq_real *product;
     double *inverse;
-    oq_bare_kind kind;
+    oq_products kind;
     int64_t m, n, k, repeats;
     double *seconds;
 };
@@ -77,9 +77,8 @@ static int times(oq_call *call, values *v)
     return 0;
 }
 
-static const char *const kinds[] = {"float32", "integer", "bfloat16", NULL};
 static const oq_argument time_product_arguments[] = {
-    OQ_SCALAR(kind, .choices = kinds),
+    OQ_SCALAR(kind, .choices = oq_products_names),
     OQ_SCALAR(m, .range = "[1, 1e6]"),
     OQ_SCALAR(n, .range = "[1, 1e6]"),
     OQ_SCALAR(k, .range = "[1, 1e6]"),

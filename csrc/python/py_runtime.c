@@ -3,10 +3,10 @@
 #include "base/cpu.h"
 #include "base/parallel.h"
 #include "base/real.h"
-#include "calibrate/options.h"
 #include "math/onednn.h"
 #include "python/raise.h"
 #include "python/topics.h"
+#include "quant/products.h"
 
 static PyObject *load_onednn(PyObject *module, PyObject *args)
 {

@@ -9,7 +9,7 @@
 #include "math/onednn.h"
 
 typedef struct {
-    oq_bare_kind kind;
+    oq_products kind;
     bool transpose_a, transpose_b;
     int64_t m, n, k;
     void *a, *b, *c;
@@ -26,8 +26,8 @@ static oq_code byte_panel(const void *user, oq_panel panel)
 static oq_code run(oq_context *context, const product *p)
 {
     const int64_t lda = p->transpose_a ? p->m : p->k, ldb = p->transpose_b ? p->k : p->n;
-    if (p->kind == OQ_BARE_INTEGER) return oq_over_panels(context, p->m, p->n, p->k, byte_panel, p);
-    if (p->kind == OQ_BARE_BFLOAT16)
+    if (p->kind == OQ_PRODUCTS_INTEGER) return oq_over_panels(context, p->m, p->n, p->k, byte_panel, p);
+    if (p->kind == OQ_PRODUCTS_BFLOAT16)
         return oq_bf16_gemm(context, &(oq_bf16_gemm_args){.transpose_a = p->transpose_a,
                                                           .transpose_b = p->transpose_b,
                                                           .m = p->m,
@@ -70,16 +70,16 @@ static oq_code fill(oq_context *context, void **to, int64_t count, size_t size)
     return OQ_OK;
 }
 
-static size_t operand_size(oq_bare_kind kind)
+static size_t operand_size(oq_products kind)
 {
-    return kind == OQ_BARE_INTEGER ? 1 : kind == OQ_BARE_BFLOAT16 ? sizeof(uint16_t) : sizeof(oq_real);
+    return kind == OQ_PRODUCTS_INTEGER ? 1 : kind == OQ_PRODUCTS_BFLOAT16 ? sizeof(uint16_t) : sizeof(oq_real);
 }
 
-oq_code oq_time_product(oq_context *context, oq_bare_kind kind, bool transpose_a, bool transpose_b, int64_t m,
+oq_code oq_time_product(oq_context *context, oq_products kind, bool transpose_a, bool transpose_b, int64_t m,
                         int64_t n, int64_t k, int64_t repeats, double *seconds)
 {
     product p = {.kind = kind, .transpose_a = transpose_a, .transpose_b = transpose_b, .m = m, .n = n, .k = k};
-    if ((kind == OQ_BARE_INTEGER && !oq_onednn_has_igemm()) || (kind == OQ_BARE_BFLOAT16 && !oq_onednn_has_bf16()))
+    if (!oq_has_products(kind))
         return oq_fail(context, OQ_UNSUPPORTED, "this processor, or oneDNN, has no such product");
     OQ_TRY(fill(context, &p.a, m * k, operand_size(kind)));
     OQ_TRY(fill(context, &p.b, n * k, operand_size(kind)));

@@ -14,6 +14,12 @@ typedef struct {
     oq_quantizer quantizer;
 } oq_groups;
 
+/* Inputs that share a grid where `group_size` was asked for: 0, and more than a row, are the whole row. */
+static inline int64_t oq_group_within(int64_t group_size, int64_t width)
+{
+    return group_size > 0 && group_size < width ? group_size : width;
+}
+
 static inline int64_t oq_groups_per_row(const oq_groups *groups)
 {
     return (groups->width + groups->group - 1) / groups->group;

@@ -6,6 +6,7 @@
 
 #include "base/alloc.h"
 #include "base/size.h"
+#include "quant/fake_quantize.h"
 #include "runtime/half.h"
 
 /* ---- the head ----------------------------------------------------------------- */
@@ -78,8 +79,7 @@ void oq_runtime_destroy(oq_runtime_model *model)
 
 typedef struct {
     oq_context *context;
-    const oq_runtime_model *model;
-    oq_runtime_model *to; /* the same, for its memory */
+    oq_runtime_model *model;
     const oq_runtime_source *source;
     oq_runtime_block *block;
     uint8_t *memory; /* NULL in the first pass */
@@ -113,10 +113,9 @@ static oq_qlinear_spec spec_of(const builder *b, int which)
 {
     const oq_linear_shape shape = oq_shape_of(&b->model->spec, which);
     const oq_runtime_source *s = b->source;
-    const int64_t group = s->group > 0 && s->group < shape.in ? s->group : shape.in;
     return (oq_qlinear_spec){.out = shape.out,
                              .in = shape.in,
-                             .group = group,
+                             .group = oq_group_within(s->group, shape.in),
                              .bits = s->bits,
                              .symmetric = s->symmetric,
                              .bias = s->floats.bias[which] != NULL,
@@ -185,7 +184,7 @@ static oq_code place_block(builder *b)
 /* Memory for a block: its slot; beyond the size of the first block, which made the slots, memory of its own. */
 static oq_code find_memory(builder *b, int64_t index)
 {
-    oq_runtime_model *model = b->to;
+    oq_runtime_model *model = b->model;
     size_t all;
     if (!model->slots) {
         if (!oq_size_mul(b->used, (size_t)model->layers, &all) || !(model->slots = oq_malloc(all)))
@@ -205,7 +204,7 @@ oq_code oq_runtime_set_block(oq_context *context, oq_runtime_model *model, int64
         return oq_fail(context, OQ_INVALID_ARGUMENT, "block %lld of %lld cannot be set", (long long)index,
                        (long long)model->layers);
     oq_runtime_block block;
-    builder b = {.context = context, .model = model, .to = model, .source = source, .block = &block};
+    builder b = {.context = context, .model = model, .source = source, .block = &block};
     memset(&block, 0, sizeof block);
     OQ_TRY(place_block(&b));
     OQ_TRY(find_memory(&b, index));

@@ -2,8 +2,8 @@
 
 #ifndef OQ_DOUBLE
 
+#include "block/act_quant.h"
 #include "math/vector.h"
-#include "quant/fake_quantize.h"
 #include "runtime/attend.h"
 
 /* Rows below which Ctrl-C is looked for once a step, not once a block: asking costs microseconds. */
@@ -41,10 +41,9 @@ static oq_code fake_quantize(oq_context *context, oq_quantizer quantizer, float 
 {
     if (!oq_is_quantized(quantizer)) return OQ_OK;
     const oq_mark mark = oq_arena_mark(context->arena);
-    const oq_groups groups = {rows, width, width, quantizer};
-    oq_range *ranges;
+    oq_range *ranges; /* for a backward pass, which there is none of */
     OQ_NEW(context, ranges, rows);
-    OQ_TRY(oq_fake_quantize_forward(context, &groups, (oq_clip){0}, x, x, ranges));
+    OQ_TRY(oq_act_quant_forward(context, quantizer, x, x, ranges, rows, width));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

@@ -252,7 +252,9 @@ class _Run:
             check_finite(f"{self.model.name}: block {index}: {name}", values)
         targets = run_block(self.model, weights, streams.full, threads=self.threads)
         result = self._calibrate_block(index, weights, streams, targets)
-        state = BlockState(dict(result["folded"]), dict(result["learnables"]))
+        # Offsets of the rounding are as many as weights, and what they decided is in the codes.
+        learned = {name: v for name, v in result["learnables"].items() if not name.endswith(".offset")}
+        state = BlockState(dict(result["folded"]), learned)
         report = BlockReport.from_core(index, result, time.monotonic() - started)
         store.put(index, state, report)
         self.finish(report)

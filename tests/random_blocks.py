@@ -125,6 +125,8 @@ def learnable_shapes(case: Case) -> dict[str, tuple[int, ...]]:
             shapes[f"{site}.map"] = (blocks, n, n)
         if has_shift(case, site):
             shapes[f"{site}.shift"] = (blocks, n)
+    if case.options["rounding"] == "learned" and case.options["w_bits"] < 16:
+        shapes |= {f"{name}.offset": shape for name, shape in linear_shapes(case.spec).items()}
     return shapes
 
 
@@ -211,6 +213,8 @@ class Draw:
             "loss": self.pick("loss", "mse", "token"),
             "products": self.pick("products", "float32"),
             "best_iterate": self.pick("best_iterate", True, False),
+            "rounding": self.pick("rounding", "nearest", "learned"),
+            "lr_rounding": self.pick("lr_rounding", 1.0),
         }  # fmt: skip
 
     def dominant(self, case: Case, blocks: int, n: int) -> Array:
@@ -235,6 +239,8 @@ class Draw:
             owner, what = name.split(".")
             if what.startswith("lwc"):
                 learnables[name] = self.rng.uniform(0.5, 4, shape).astype(np.float32)
+            elif what == "offset":
+                learnables[name] = self.rng.uniform(-0.5, 0.5, shape).astype(np.float32)
             elif what == "shift":
                 learnables[name] = 0.3 * self.normal(*shape)
             elif kinds[owner] == "rotation":

@@ -26,5 +26,5 @@ oq_code oq_act_quant_backward(oq_context *context, oq_quantizer quantizer, const
 {
     if (!oq_is_quantized(quantizer)) return OQ_OK;
     const oq_groups groups = {rows, width, width, quantizer};
-    return oq_fake_quantize_backward(context, &groups, (oq_clip){0}, x, ranges, d, d, NULL, NULL);
+    return oq_fake_quantize_backward(context, &groups, (oq_clip){0}, x, ranges, d, d, (oq_clip_gradients){0});
 }

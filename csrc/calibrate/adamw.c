@@ -6,8 +6,8 @@
 
 oq_code oq_adamw_create(oq_context *context, oq_adamw *adamw, const oq_learnables *list)
 {
-    OQ_NEW_ZERO(context, adamw->m, list->total);
-    OQ_NEW_ZERO(context, adamw->v, list->total);
+    OQ_NEW_ZERO(context, adamw->m, list->adaptive);
+    OQ_NEW_ZERO(context, adamw->v, list->adaptive);
     adamw->step = 0;
     for (int i = 0; i < OQ_MAX_LEARNABLES; i++) adamw->lr_factor[i] = 1;
     return OQ_OK;
@@ -31,6 +31,7 @@ void oq_adamw_step(oq_adamw *adamw, const oq_learnables *list, const oq_options 
     const double bias1 = 1 - pow(BETA1, t), bias2 = 1 - pow(BETA2, t);
     for (int i = 0; i < list->entries; i++) {
         const oq_learnable *e = &list->entry[i];
+        if (e->kind == OQ_OFFSET) continue;
         const bool clipping = e->kind == OQ_LWC_MAX || e->kind == OQ_LWC_MIN;
         const double rate =
             (clipping ? options->lr_lwc : options->lr_let) * schedule * adamw->lr_factor[i] / bias1;

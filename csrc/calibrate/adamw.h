@@ -1,11 +1,11 @@
-/* AdamW (0.9, 0.999, 1e-8, no decay) over one flat vector, a learning rate an entry. */
+/* AdamW (0.9, 0.999, 1e-8, no decay) over the adaptive part of one flat vector, a learning rate an entry. */
 #ifndef OQ_CALIBRATE_ADAMW_H
 #define OQ_CALIBRATE_ADAMW_H
 
 #include "calibrate/learnables.h"
 
 typedef struct {
-    oq_real *m, *v;                      /* [total] first and second moments */
+    oq_real *m, *v;                      /* [adaptive] first and second moments */
     int64_t step;                        /* steps taken */
     double lr_factor[OQ_MAX_LEARNABLES]; /* 1, halved by a rejected step */
 } oq_adamw;

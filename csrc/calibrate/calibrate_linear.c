@@ -96,7 +96,8 @@ static const oq_real *shift_of(const session *s, const oq_real *theta)
 static oq_clip clip_of(const session *s, const oq_real *theta)
 {
     return (oq_clip){oq_part_const(&s->list, s->list.lwc_max[0], theta),
-                     oq_part_const(&s->list, s->list.lwc_min[0], theta)};
+                     oq_part_const(&s->list, s->list.lwc_min[0], theta),
+                     oq_part_const(&s->list, s->list.offset[0], theta)};
 }
 
 static oq_code apply(oq_context *context, void *user, const oq_real *theta, int64_t epoch)
@@ -118,10 +119,12 @@ static oq_code apply_backward(oq_context *context, session *s, const oq_real *th
 {
     const oq_layer *l = s->layer;
     oq_real *dw = s->dweight; /* of W^, then of W~ */
+    const oq_clip_gradients dclip = {oq_part(&s->list, s->list.lwc_max[0], dtheta),
+                                     oq_part(&s->list, s->list.lwc_min[0], dtheta),
+                                     oq_part(&s->list, s->list.offset[0], dtheta)};
     if (s->quantized)
         OQ_TRY(oq_fake_quantize_backward(context, &s->groups, clip_of(s, theta), mapped_weight(s), s->ranges, dw,
-                                         dw, oq_part(&s->list, s->list.lwc_max[0], dtheta),
-                                         oq_part(&s->list, s->list.lwc_min[0], dtheta)));
+                                         dw, dclip));
     if (s->bias)
         OQ_TRY(oq_shifted_bias_backward(context, l->weight, shift_of(s, theta), s->dbias,
                                         oq_part(&s->list, s->list.shift[0], dtheta), NULL, l->out, l->in));

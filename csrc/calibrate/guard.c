@@ -18,16 +18,16 @@ oq_code oq_guard_create(oq_context *context, oq_guard *guard, const oq_guarded *
     for (int which = 0; which < t->count; which++)
         if (t->maps[which].kind == OQ_MAP_DENSE) guard->report.any_affine = true;
     if (t->options->dominance != OQ_DOMINANCE_REJECT) return OQ_OK;
-    OQ_NEW(context, guard->theta, t->list->total);
-    OQ_NEW(context, guard->m, t->list->total);
-    OQ_NEW(context, guard->v, t->list->total);
+    OQ_NEW(context, guard->theta, t->list->adaptive);
+    OQ_NEW(context, guard->m, t->list->adaptive);
+    OQ_NEW(context, guard->v, t->list->adaptive);
     return OQ_OK;
 }
 
 void oq_guard_remember(oq_guard *guard, const oq_guarded *t, const oq_adamw *adamw, const oq_real *theta)
 {
     if (!guard->theta) return;
-    const size_t bytes = sizeof *theta * (size_t)t->list->total;
+    const size_t bytes = sizeof *theta * (size_t)t->list->adaptive;
     memcpy(guard->theta, theta, bytes);
     memcpy(guard->m, adamw->m, bytes);
     memcpy(guard->v, adamw->v, bytes);

@@ -24,7 +24,7 @@ typedef struct {
 } oq_dominance_report;
 
 typedef struct {
-    oq_real *theta, *m, *v; /* the state before the step, for the policy reject */
+    oq_real *theta, *m, *v; /* [adaptive] the state before the step, for the policy reject */
     oq_dominance_report report;
 } oq_guard;
 

@@ -110,6 +110,7 @@ void oq_fill_clipping(const oq_learnables *list, double value, oq_real *theta)
 
 oq_code oq_initialize(oq_context *context, const oq_transformed *t, const oq_channel_stats *stats, oq_real *theta)
 {
+    for (int64_t i = t->list->adaptive; i < t->list->total; i++) theta[i] = 0; /* rounding starts at nearest */
     oq_fill_clipping(t->list, OQ_LWC_INIT, theta);
     for (int site = 0; site < OQ_SITES; site++) OQ_TRY(initialize_site(context, t, stats, site, theta));
     return OQ_OK;

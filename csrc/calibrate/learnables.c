@@ -30,6 +30,14 @@ static int add_map(oq_learnables *list, int site, const char *name, oq_map_kind 
     return add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){blocks, n, n});
 }
 
+/* Behind everything else. */
+static int add_offset(oq_learnables *list, const oq_options *options, int linear, const char *name,
+                      const int64_t shape[2])
+{
+    if (options->rounding != OQ_ROUNDING_LEARNED || !oq_is_quantized(options->weight)) return -1;
+    return add(list, OQ_OFFSET, linear, name, "offset", 2, (int64_t[3]){shape[0], shape[1]});
+}
+
 void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,
                         oq_learnables *list)
 {
@@ -50,6 +58,14 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
         if (oq_site_has_shift(options, weights, site))
             list->shift[site] = add(list, OQ_SITE_SHIFT, site, oq_site_names[site], "shift", 2, size);
     }
+    list->adaptive = list->total;
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(spec, i);
+        list->offset[i] = -1;
+        if (oq_has_linear(spec, i))
+            list->offset[i] =
+                add_offset(list, options, i, oq_linear_names[i], (int64_t[2]){shape.out, shape.in});
+    }
 }
 
 void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, oq_learnables *list)
@@ -57,7 +73,7 @@ void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, 
     const int64_t group = oq_group_of(options, in), size[3] = {out, group ? (in + group - 1) / group : 0};
     const oq_map_kind kind = options->map[OQ_SITE_NORM1];
     memset(list, 0, sizeof *list);
-    for (int i = 0; i < OQ_LINEARS; i++) list->lwc_max[i] = list->lwc_min[i] = -1;
+    for (int i = 0; i < OQ_LINEARS; i++) list->lwc_max[i] = list->lwc_min[i] = list->offset[i] = -1;
     for (int i = 0; i < OQ_SITES; i++) list->map[i] = list->shift[i] = -1;
     if (options->lwc && oq_is_quantized(options->weight)) {
         list->lwc_max[0] = add(list, OQ_LWC_MAX, 0, "weight", "lwc_max", 2, size);
@@ -66,4 +82,6 @@ void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, 
     list->map[0] = add_map(list, 0, "input", kind, (oq_affine){.blocks = 1, .width = in});
     if (options->shift && kind != OQ_MAP_NONE)
         list->shift[0] = add(list, OQ_SITE_SHIFT, 0, "input", "shift", 2, (int64_t[3]){1, in});
+    list->adaptive = list->total;
+    list->offset[0] = add_offset(list, options, 0, "weight", (int64_t[2]){out, in});
 }

@@ -5,31 +5,32 @@
 
 #include "calibrate/options.h"
 
-typedef enum { OQ_LWC_MAX, OQ_LWC_MIN, OQ_SITE_MAP, OQ_SITE_SHIFT } oq_learnable_kind;
+typedef enum { OQ_LWC_MAX, OQ_LWC_MIN, OQ_SITE_MAP, OQ_SITE_SHIFT, OQ_OFFSET } oq_learnable_kind;
 
 typedef struct {
     oq_learnable_kind kind;
-    int owner;     /* a linear for LWC, a site for maps and shifts */
-    char name[24]; /* "q.lwc_max", "vo.map", "norm1.shift" */
+    int owner;     /* a linear for LWC and offsets of the rounding, a site for maps and shifts */
+    char name[24]; /* "q.lwc_max", "vo.map", "norm1.shift", "q.offset" */
     int64_t offset, count;
     int64_t shape[3];
     int rank;
 } oq_learnable;
 
-enum { OQ_MAX_LEARNABLES = 2 * OQ_LINEARS + 2 * OQ_SITES };
+enum { OQ_MAX_LEARNABLES = 3 * OQ_LINEARS + 2 * OQ_SITES };
 
 typedef struct {
     oq_learnable entry[OQ_MAX_LEARNABLES];
     int entries;
     int64_t total;
-    int lwc_max[OQ_LINEARS], lwc_min[OQ_LINEARS], map[OQ_SITES], shift[OQ_SITES]; /* entry, or -1 */
+    int64_t adaptive; /* numbers AdamW trains: all but the offsets, which are as many as weights and come last */
+    int lwc_max[OQ_LINEARS], lwc_min[OQ_LINEARS], map[OQ_SITES], shift[OQ_SITES], offset[OQ_LINEARS]; /* or -1 */
 } oq_learnables;
 
 void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,
                         oq_learnables *list);
 
-/* Of a single linear layer: "weight.lwc_max", "weight.lwc_min", "input.map" (options->map[OQ_SITE_NORM1]) and
- * "input.shift", at the first place of each kind. */
+/* Of a single linear layer: "weight.lwc_max", "weight.lwc_min", "input.map" (options->map[OQ_SITE_NORM1]),
+ * "input.shift" and "weight.offset", at the first place of each kind. */
 void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, oq_learnables *list);
 
 /* The entry's part of a flat vector, NULL when there is no such entry. */

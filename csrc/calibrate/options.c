@@ -82,9 +82,11 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "stability must be positive, got %g", o->stability);
     if (!(o->alpha >= 0 && o->alpha <= 1))
         return oq_fail(context, OQ_INVALID_ARGUMENT, "alpha must be in [0, 1], got %g", o->alpha);
-    if (!(o->lr_lwc >= 0 && o->lr_let >= 0) || !isfinite(o->lr_lwc) || !isfinite(o->lr_let))
-        return oq_fail(context, OQ_INVALID_ARGUMENT, "learning rates must be finite and >= 0, got %g and %g",
-                       o->lr_lwc, o->lr_let);
+    const double rates[] = {o->lr_lwc, o->lr_let, o->lr_rounding};
+    for (int i = 0; i < 3; i++)
+        if (!(rates[i] >= 0) || !isfinite(rates[i]))
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "learning rates must be finite and >= 0, got %g",
+                           rates[i]);
     if (!oq_has_products(o->products))
         return oq_fail(context, OQ_UNSUPPORTED, "products %s: this processor has none, or oneDNN is missing",
                        oq_products_names[o->products]);

@@ -20,6 +20,12 @@ typedef enum {
     OQ_DOMINANCE_MONITOR  /* report, repair nothing */
 } oq_dominance_policy;
 
+/* How weights come to their codes. */
+typedef enum {
+    OQ_ROUNDING_NEAREST,
+    OQ_ROUNDING_LEARNED /* an offset a weight inside the rounding, trained with the rest (SignRound, 2309.05516) */
+} oq_rounding;
+
 typedef struct {
     int64_t block; /* index, for messages and the order of samples */
     uint64_t seed;
@@ -27,6 +33,7 @@ typedef struct {
     int64_t group_size; /* 0: one group a row */
     oq_activation_quantizers activation;
     bool lwc;
+    oq_rounding rounding;
     oq_map_kind map[OQ_SITES]; /* dense at a norm is the online map */
     bool shift;                /* only taken where producer and consumers carry bias slots */
     oq_parametrization parametrization;
@@ -36,6 +43,7 @@ typedef struct {
     double alpha;     /* of SmoothQuant's initialisation */
     int64_t epochs, batch_size;
     double lr_lwc, lr_let;
+    double lr_rounding; /* over the number of steps: what an offset moves a step, at 1 as far as it can go */
     bool cosine, shuffle, best_iterate;
     oq_loss_kind loss;
     oq_products products;

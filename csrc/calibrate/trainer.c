@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "calibrate/sample_order.h"
+#include "calibrate/signed_descent.h"
 
 #define PI 3.14159265358979323846
 
@@ -23,7 +24,7 @@ static oq_code create(oq_context *context, training *t, const oq_real *initial)
     const oq_learnables *list = t->guarded->list;
     OQ_NEW(context, t->theta, list->total);
     OQ_NEW(context, t->dtheta, list->total);
-    OQ_NEW(context, t->best, list->total);
+    if (t->guarded->options->best_iterate) OQ_NEW(context, t->best, list->total);
     OQ_NEW(context, t->order, t->objective->items);
     memcpy(t->theta, initial, sizeof *initial * (size_t)list->total);
     OQ_TRY(oq_adamw_create(context, &t->adamw, list));
@@ -47,7 +48,9 @@ static oq_code take_step(oq_context *context, training *t, int64_t epoch, int64_
                        (long long)epoch, (long long)step, *loss);
     if (t->hooks->reduce) OQ_TRY(t->hooks->reduce(t->hooks->user, t->dtheta, list->total));
     oq_guard_remember(&t->guard, t->guarded, &t->adamw, t->theta);
-    oq_adamw_step(&t->adamw, list, options, schedule(options, step, t->steps), t->dtheta, t->theta);
+    const double now = schedule(options, step, t->steps);
+    oq_adamw_step(&t->adamw, list, options, now, t->dtheta, t->theta);
+    oq_signed_step(list, options->lr_rounding * now / (double)t->steps, t->dtheta, t->theta);
     OQ_TRY(oq_guard_after_step(context, &t->guard, t->guarded, &t->adamw, t->theta, epoch, step));
     if (!t->hooks->on_step) return OQ_OK;
     const oq_progress progress = {epoch, step, *loss, t->guard.report.min_margin};

@@ -15,7 +15,15 @@ oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options,
 oq_clip oq_weight_clip(const oq_learnables *list, int linear, const oq_real *theta)
 {
     return (oq_clip){oq_part_const(list, list->lwc_max[linear], theta),
-                     oq_part_const(list, list->lwc_min[linear], theta)};
+                     oq_part_const(list, list->lwc_min[linear], theta),
+                     oq_part_const(list, list->offset[linear], theta)};
+}
+
+static oq_clip_gradients clip_gradients(const oq_learnables *list, int linear, oq_real *dtheta)
+{
+    return (oq_clip_gradients){oq_part(list, list->lwc_max[linear], dtheta),
+                               oq_part(list, list->lwc_min[linear], dtheta),
+                               oq_part(list, list->offset[linear], dtheta)};
 }
 
 static bool has_columns_map(const oq_transformed *t, int linear)
@@ -72,7 +80,8 @@ static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
 {
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const int64_t count = shape.out * shape.in;
-    const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || t->list->lwc_max[linear] >= 0;
+    const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || t->list->lwc_max[linear] >= 0 ||
+                         t->list->offset[linear] >= 0;
     if (has_columns_map(t, linear)) OQ_NEW(context, t->after_columns[linear], count);
     if (has_rows_map(t, linear)) OQ_NEW(context, t->after_rows[linear], count);
     OQ_TRY(create_forms(context, t, linear));
@@ -218,8 +227,7 @@ static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_
         const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
         OQ_TRY(oq_fake_quantize_backward(
             context, &groups, oq_weight_clip(t->list, linear, theta), oq_transformed_weight(t, linear),
-            t->ranges[linear], dw, columns || rows ? dw : NULL, oq_part(t->list, t->list->lwc_max[linear], dtheta),
-            oq_part(t->list, t->list->lwc_min[linear], dtheta)));
+            t->ranges[linear], dw, columns || rows ? dw : NULL, clip_gradients(t->list, linear, dtheta)));
     }
     const oq_mark mark = oq_arena_mark(context->arena);
     if (rows) {

@@ -31,6 +31,7 @@ static const char *const norm_maps[] = {"none", "diagonal", "", "", "online", NU
 static const char *const vo_maps[] = {"none", "diagonal", "", "", "affine", NULL};
 static const char *const qk_maps[] = {"none", "scale", "tied", "rotation", "full", NULL};
 static const char *const schedules[] = {"constant", "cosine", NULL}, *const losses[] = {"mse", "token", NULL};
+static const char *const roundings[] = {"nearest", "learned", NULL};
 static const char *const parametrizations[] = {"relative", "absolute", NULL};
 static const char *const policies[] = {"project", "reject", "raise", "monitor", NULL};
 const oq_argument oq_option_fields[] = {
@@ -39,6 +40,7 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("scale_bits", oq_options, weight.scale_bits, .flags = OQ_OPTIONAL, .range = "[0, 11]"),
     OQ_FIELD("group_size", oq_options, group_size),
     OQ_FIELD("lwc", oq_options, lwc),
+    OQ_FIELD("rounding", oq_options, rounding, .choices = roundings),
     OQ_FIELD("shift", oq_options, shift),
     OQ_FIELD("norm_map", oq_options, map[OQ_SITE_NORM1], .choices = norm_maps),
     OQ_FIELD("norm_map", oq_options, map[OQ_SITE_NORM2], .choices = norm_maps),
@@ -57,6 +59,7 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("batch_size", oq_options, batch_size),
     OQ_FIELD("lr_lwc", oq_options, lr_lwc),
     OQ_FIELD("lr_let", oq_options, lr_let),
+    OQ_FIELD("lr_rounding", oq_options, lr_rounding),
     OQ_FIELD("schedule", oq_options, cosine, .choices = schedules),
     OQ_FIELD("loss", oq_options, loss, .choices = losses),
     OQ_FIELD("products", oq_options, products, .choices = oq_products_names),

@@ -13,11 +13,12 @@ typedef struct {
     const oq_groups *groups;
     oq_clip clip;
     const oq_real *x, *dout;
-    oq_real *out, *dmax_logit, *dmin_logit;
+    oq_real *out;
+    oq_clip_gradients dclip;
     oq_forms forms;
     oq_range *ranges;
     const oq_range *saved_ranges;
-    uint8_t *codes, *zero_out;
+    uint8_t *zero_out;
     const uint8_t *codes_in, *zero_in;
     oq_real *scale_out;
     const oq_real *scale_in;
@@ -49,11 +50,15 @@ OQ_INLINE oq_range find_range(const oq_real *x, int64_t n)
 
 OQ_INLINE oq_real clamp_code(oq_real q, oq_real top) { return oq_min(oq_max(q, 0), top); }
 
-/* q - z of up to STRIP values. */
-OQ_INLINE void centred_codes(const oq_real *x, oq_real *c, int64_t n, oq_grid grid)
+/* q - z of up to STRIP values; v: their learned offsets, or NULL. */
+OQ_INLINE void centred_codes(const oq_real *x, const oq_real *v, oq_real *c, int64_t n, oq_grid grid)
 {
-    for (int64_t i = 0; i < n; i++)
-        c[i] = clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top) - grid.zero;
+    if (v)
+        for (int64_t i = 0; i < n; i++)
+            c[i] = clamp_code(oq_rint(x[i] / grid.scale + v[i]) + grid.zero, grid.top) - grid.zero;
+    else
+        for (int64_t i = 0; i < n; i++)
+            c[i] = clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top) - grid.zero;
 }
 
 /* The wanted forms of centred codes; offset is their place in the matrix. Returns their sum. */
@@ -83,13 +88,15 @@ OQ_INLINE int32_t write_forms(const oq_forms *f, int64_t offset, const oq_real *
     return sum;
 }
 
+OQ_INLINE const oq_real *offset_at(const oq_real *v, int64_t place) { return v ? v + place : NULL; }
+
 OQ_INLINE void quantize_group(const job *j, int64_t row, int64_t offset, int64_t n, oq_grid grid)
 {
     oq_real c[STRIP];
     int32_t sum = 0;
     for (int64_t i = 0; i < n; i += STRIP) {
         const int64_t strip = n - i < STRIP ? n - i : STRIP;
-        centred_codes(j->x + offset + i, c, strip, grid);
+        centred_codes(j->x + offset + i, offset_at(j->clip.offset, offset + i), c, strip, grid);
         sum += write_forms(&j->forms, offset + i, c, strip, grid);
     }
     if (j->forms.scale) j->forms.scale[row] = grid.scale;
@@ -97,18 +104,20 @@ OQ_INLINE void quantize_group(const job *j, int64_t row, int64_t offset, int64_t
     if (j->forms.sum) j->forms.sum[row] = sum;
 }
 
-/* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL). */
-OQ_INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *dout, oq_real *dx, int64_t n,
-                                            oq_grid grid)
+/* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL).  Offsets v and their dv may be
+ * NULL; under them, x^ = round(u + v) h still has dx^/dh = (q - z) - u. */
+OQ_INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *v, const oq_real *dout, oq_real *dx,
+                                            oq_real *dv, int64_t n, oq_grid grid)
 {
     oq_real sums[LANES] = {0};
     for (int64_t i = 0; i < n; i += LANES) {
         const int lanes = n - i < LANES ? (int)(n - i) : LANES;
         for (int j = 0; j < lanes; j++) {
-            const oq_real u = x[i + j] / grid.scale, raw = oq_rint(u) + grid.zero;
+            const oq_real u = x[i + j] / grid.scale, raw = oq_rint(v ? u + v[i + j] : u) + grid.zero;
             const oq_real q = clamp_code(raw, grid.top), d = dout[i + j];
             const bool inside = raw == q;
             sums[j] += d * ((q - grid.zero) - (inside ? u : 0));
+            if (dv) dv[i + j] += inside ? d * grid.scale : 0;
             if (dx) dx[i + j] = inside ? d : 0;
         }
     }
@@ -142,11 +151,12 @@ OQ_INLINE int64_t group_length(const oq_groups *g, int64_t begin)
 
 #ifdef OQ_DOUBLE
 /* Record or replay one group of the surrogate: see ste_tape.h. */
-static void taped_run(const oq_real *x, oq_real *out, int64_t n, oq_grid grid, double *tape)
+static void taped_run(const oq_real *x, const oq_real *v, oq_real *out, int64_t n, oq_grid grid, double *tape)
 {
     const bool record = oq_tape_state() == OQ_TAPE_RECORD;
     for (int64_t i = 0; i < n; i++) {
-        const oq_real u = x[i] / grid.scale, raw = oq_rint(u) + grid.zero, q = clamp_code(raw, grid.top);
+        const oq_real u = x[i] / grid.scale + (v ? v[i] : 0), raw = oq_rint(u) + grid.zero;
+        const oq_real q = clamp_code(raw, grid.top);
         if (record) {
             tape[2 * i] = raw == q;
             tape[2 * i + 1] = (q - grid.zero) - (raw == q ? u : 0);
@@ -169,7 +179,8 @@ OQ_VECTORIZED static void forward_rows(const job *j, int64_t row_begin, int64_t 
             j->ranges[index] = range;
 #ifdef OQ_DOUBLE
             if (j->tape) {
-                taped_run(j->x + offset, j->forms.real + offset, n, grid, j->tape + 2 * offset);
+                taped_run(j->x + offset, offset_at(j->clip.offset, offset), j->forms.real + offset, n, grid,
+                          j->tape + 2 * offset);
                 continue;
             }
 #endif
@@ -177,17 +188,19 @@ OQ_VECTORIZED static void forward_rows(const job *j, int64_t row_begin, int64_t 
         }
 }
 
-OQ_INLINE void backward_group(const job *j, int64_t index, const oq_real *x, const oq_real *dout, oq_real *dx,
-                              int64_t n)
+OQ_INLINE void backward_group(const job *j, int64_t index, int64_t offset, int64_t n)
 {
+    const oq_real *x = j->x + offset;
+    oq_real *dx = j->out ? j->out + offset : NULL, *dv = j->dclip.offset ? j->dclip.offset + offset : NULL;
     const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
     const oq_grid grid = oq_grid_from_range(j->groups->quantizer, clip_range);
-    const double dscale = fake_quantize_run_backward(x, dout, dx, n, grid);
+    const double dscale = fake_quantize_run_backward(x, offset_at(j->clip.offset, offset), j->dout + offset, dx,
+                                                     dv, n, grid);
     oq_range drange = {0, 0};
     oq_grid_backward(j->groups->quantizer, clip_range, dscale, &drange);
     if (j->clip.max_logit)
         drange = oq_lwc_backward(range, j->clip.max_logit[index], j->clip.min_logit[index], drange,
-                                 &j->dmax_logit[index], &j->dmin_logit[index]);
+                                 &j->dclip.max_logit[index], &j->dclip.min_logit[index]);
     if (dx) {
         spread_to_extreme(x, dx, n, range.hi, drange.hi);
         spread_to_extreme(x, dx, n, range.lo, drange.lo);
@@ -200,9 +213,8 @@ OQ_VECTORIZED static void backward_rows(const job *j, int64_t row_begin, int64_t
     const int64_t per_row = oq_groups_per_row(g);
     for (int64_t row = row_begin; row < row_end; row++)
         for (int64_t k = 0; k < per_row; k++) {
-            const int64_t begin = k * g->group, offset = row * g->width + begin;
-            backward_group(j, row * per_row + k, j->x + offset, j->dout + offset, j->out ? j->out + offset : NULL,
-                           group_length(g, begin));
+            const int64_t begin = k * g->group;
+            backward_group(j, row * per_row + k, row * g->width + begin, group_length(g, begin));
         }
 }
 
@@ -213,13 +225,12 @@ OQ_VECTORIZED static void quantize_rows(const job *j, int64_t row_begin, int64_t
     for (int64_t row = row_begin; row < row_end; row++)
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
-            const oq_real *x = j->x + row * g->width + begin;
-            uint8_t *codes = j->codes + row * g->width + begin;
-            const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, find_range(x, n), index));
+            const int64_t offset = row * g->width + begin;
+            const oq_range range = clipped(j, find_range(j->x + offset, n), index);
+            const oq_grid grid = oq_grid_from_range(g->quantizer, range);
             j->scale_out[index] = grid.scale;
             j->zero_out[index] = (uint8_t)grid.zero;
-            for (int64_t i = 0; i < n; i++)
-                codes[i] = (uint8_t)clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top);
+            quantize_group(j, row, offset, n, grid);
         }
 }
 
@@ -289,8 +300,8 @@ oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, o
 }
 
 oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
-                                  const oq_range *ranges, const oq_real *dout, oq_real *dx, oq_real *dmax_logit,
-                                  oq_real *dmin_logit)
+                                  const oq_range *ranges, const oq_real *dout, oq_real *dx,
+                                  oq_clip_gradients dclip)
 {
     OQ_TRY(check_groups(context, groups));
     const job j = {.groups = groups,
@@ -299,8 +310,7 @@ oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, 
                    .dout = dout,
                    .out = dx,
                    .saved_ranges = ranges,
-                   .dmax_logit = dmax_logit,
-                   .dmin_logit = dmin_logit};
+                   .dclip = dclip};
     over_rows(context, &j, backward_rows);
     return OQ_OK;
 }
@@ -309,8 +319,12 @@ oq_code oq_quantize(oq_context *context, const oq_groups *groups, oq_clip clip, 
                     oq_real *scale, uint8_t *zero_point)
 {
     OQ_TRY(check_groups(context, groups));
-    const job j = {
-        .groups = groups, .clip = clip, .x = x, .codes = codes, .scale_out = scale, .zero_out = zero_point};
+    const job j = {.groups = groups,
+                   .clip = clip,
+                   .x = x,
+                   .forms = {.codes = codes},
+                   .scale_out = scale,
+                   .zero_out = zero_point};
     over_rows(context, &j, quantize_rows);
     return OQ_OK;
 }

@@ -25,10 +25,16 @@ static inline int64_t oq_groups_per_row(const oq_groups *groups)
     return (groups->width + groups->group - 1) / groups->group;
 }
 
-/* LWC's logits, [rows, groups] each; both NULL: plain min-max. */
+/* What is learned of a matrix's grids and of its rounding. */
 typedef struct {
-    const oq_real *max_logit, *min_logit;
+    const oq_real *max_logit, *min_logit; /* LWC's, [rows, groups] each; both NULL: plain min-max */
+    const oq_real *offset;                /* [rows, width] V of round(x / h + V); NULL: round to nearest */
 } oq_clip;
+
+/* Their gradients, added to; NULL where there is none. */
+typedef struct {
+    oq_real *max_logit, *min_logit, *offset;
+} oq_clip_gradients;
 
 /* The wanted forms of fake_quantize(x); ranges [rows, groups] keeps each group's min and max for the backward
  * pass. Integer forms are for one grid a row. */
@@ -38,11 +44,11 @@ oq_code oq_quantize_forms(oq_context *context, const oq_groups *groups, oq_clip 
 oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
                                  oq_real *out, oq_range *ranges);
 
-/* dx [rows, width] = gradient of x from dout; dx may be dout, or NULL when only the logits are learned.
- * dmax_logit, dmin_logit [rows, groups] are added to; NULL without LWC. */
+/* dx [rows, width] = gradient of x from dout; dx may be dout, or NULL when clipping and rounding alone are learned.
+ * The offset's is straight through too: h dout inside the range, 0 where clipped. */
 oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
-                                  const oq_range *ranges, const oq_real *dout, oq_real *dx, oq_real *dmax_logit,
-                                  oq_real *dmin_logit);
+                                  const oq_range *ranges, const oq_real *dout, oq_real *dx,
+                                  oq_clip_gradients dclip);
 
 /* codes [rows, width] 0..2^n - 1, scale and zero_point [rows, groups]. */
 oq_code oq_quantize(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x, uint8_t *codes,

@@ -79,6 +79,11 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
         help="also scales between up and down; default: affinequant with activations quantized",
     )
     group.add_argument(
+        "--rounding",
+        choices=CHOICES["rounding"],
+        help="of weights; learned: which way each is rounded is trained too; default nearest",
+    )
+    group.add_argument(
         "--alpha", type=float, help="exponent of the scales' start, default 0.5 (smoothquant 0.85)"
     )
     group.add_argument("--stability", type=float, help="stability factor of the gradual mask")
@@ -109,6 +114,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr-lwc", type=float, metavar="RATE", help="of clipping, default 0.01")
     group.add_argument(
         "--lr-let", type=float, metavar="RATE", help="of maps; default 0.01, or 0.005 if constant"
+    )
+    group.add_argument(
+        "--lr-rounding", type=float, metavar="RATE", help="of learned rounding, over all steps; default 1"
     )
     group.add_argument("--schedule", choices=CHOICES["schedule"], help="default cosine from 10 epochs on")
     group.add_argument(

@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm_map": ("none", "diagonal", "online"),
     "vo_map": ("none", "diagonal", "affine"),
     "qk_map": ("none", "exact", "scale", "full"),
+    "rounding": ("nearest", "learned"),
     "parametrization": ("relative", "absolute"),
     "dominance": ("project", "reject", "raise", "monitor"),
     "schedule": ("constant", "cosine"),
@@ -54,6 +55,8 @@ class CalibrationOptions:
         Shifts, taken only where producer and consumer carry a bias.
     up_down : bool
         Scales between `up` and `down`.
+    rounding : {"nearest", "learned"}
+        "learned": an offset a weight inside round(), trained with the rest (SignRound, arXiv 2309.05516).
     parametrization : {"relative", "absolute"}
         Affine maps as D(I + E) or as the matrix itself.
     dominance : {"project", "reject", "raise", "monitor"}
@@ -68,8 +71,10 @@ class CalibrationOptions:
         Passes over the calibration windows; windows an optimiser step.
     lr_lwc, lr_let : float
         Learning rates of clipping, and of scales, shifts and affine maps.
+    lr_rounding : float
+        What the offset of a weight's rounding moves a step, times the number of steps.
     schedule : {"constant", "cosine"}
-        Of both rates. By default a cosine from 10 epochs on (with lr_let 1e-2 for omniquant), else constant.
+        Of all rates. By default a cosine from 10 epochs on (with lr_let 1e-2 for omniquant), else constant.
     shuffle : bool
         Draw the order of windows from (seed, block, epoch).
     loss : {"mse", "token"}
@@ -103,6 +108,7 @@ class CalibrationOptions:
     stability: float
     aug_loss: bool
     up_down: bool = False
+    rounding: str = "nearest"
     parametrization: str = "relative"
     dominance: str = "project"
     margin: float = 0.05
@@ -110,6 +116,7 @@ class CalibrationOptions:
     batch_size: int = 1
     lr_lwc: float = 1e-2
     lr_let: float = 5e-3
+    lr_rounding: float = 1.0
     schedule: str = "constant"
     shuffle: bool = True
     loss: str = "mse"
@@ -130,6 +137,7 @@ class CalibrationOptions:
         _check_real("alpha", self.alpha, 0.0, 1.0)
         _check_real("lr_lwc", self.lr_lwc, 0.0, 1e3)
         _check_real("lr_let", self.lr_let, 0.0, 1e3)
+        _check_real("lr_rounding", self.lr_rounding, 0.0, 1e3)
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -137,6 +145,8 @@ class CalibrationOptions:
             for name, value in (("norm_map", "online"), ("vo_map", "affine")):
                 if getattr(self, name) == value:
                     raise ConfigError(f"{name} {value!r} is an affine map: it needs method 'affinequant'")
+        if self.method in ("rtn", "smoothquant") and self.rounding == "learned":
+            raise ConfigError(f"rounding 'learned' is trained: method {self.method!r} trains nothing")
         if self.method in ("rtn", "smoothquant") and self.qk_map != "none":
             raise ConfigError(f"qk_map {self.qk_map!r} is learned: method {self.method!r} has none")
         if self.method == "rtn" and self.norm_map != "none":
@@ -205,7 +215,9 @@ class CalibrationOptions:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibrationOptions:
         """Read what :meth:`to_dict` wrote; ConfigError names what does not fit."""
-        values = {"target": "any"} | dict(values)  # results of before there were targets
+        # Results of before there were targets, and learned rounding.
+        former: dict[str, Any] = {"target": "any", "rounding": "nearest", "lr_rounding": 1.0}
+        values = former | dict(values)
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             odd = sorted(set(values) ^ names)
@@ -309,6 +321,7 @@ def core_options(
         "scale_bits": scale_bits(options.target, scheme),
         "activation": scheme.activation(),
         "lwc": options.lwc,
+        "rounding": options.rounding,
         "norm_map": options.norm_map,
         "vo_map": options.vo_map,
         "qk_map": core_qk_map(options, rope),
@@ -323,6 +336,7 @@ def core_options(
         "batch_size": options.batch_size,
         "lr_lwc": options.lr_lwc,
         "lr_let": options.lr_let,
+        "lr_rounding": options.lr_rounding,
         "schedule": options.schedule,
         "shuffle": options.shuffle,
         "loss": options.loss,

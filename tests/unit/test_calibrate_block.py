@@ -49,7 +49,7 @@ def test_the_result_is_never_worse_than_its_start_or_rounding(best_iterate: bool
     kept = set()
     for seed in range(60):
         # Every third run is torn apart by its learning rates.
-        wild = {"lr_lwc": 5.0, "lr_let": 2.0} if seed % 3 == 0 else {}
+        wild = {"lr_lwc": 5.0, "lr_let": 2.0, "lr_rounding": 50.0} if seed % 3 == 0 else {}
         result = quantized(seed, best_iterate=best_iterate, dominance="project", **wild).calibrate()
         assert result["loss_final"] <= result["loss_initial"]
         assert result["loss_final"] <= result["loss_rtn"]
@@ -93,6 +93,7 @@ def test_rounding_without_learnables_is_the_plain_quantizer() -> None:
         "qk_map": "none",
         "up_down": False,
         "lwc": False,
+        "rounding": "nearest",
     }
     case = quantized(4, epochs=0, **off)
     result = case.calibrate()
@@ -275,7 +276,8 @@ def test_a_missing_weight_or_option_is_named() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("w_bits", 9), ("w_bits", 1), ("group_size", -1), ("epochs", -1), ("batch_size", 0), ("margin", 1.0),
-     ("stability", 0.0), ("alpha", 1.5), ("lr_let", np.nan), ("dominance", "hope"), ("qk_map", "dense")],
+     ("stability", 0.0), ("alpha", 1.5), ("lr_let", np.nan), ("lr_rounding", -1.0),
+     ("rounding", "up"), ("dominance", "hope"), ("qk_map", "dense")],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(key: str, value: Any) -> None:
     case = quantized(1)

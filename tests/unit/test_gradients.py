@@ -95,6 +95,7 @@ REQUIRED = {
     *(("groups", kind) for kind in ("ragged", "even", "channel")),
     *(("learned", f"{site}.shift") for site in ("norm1", "norm2", "vo")),
     *(("learned", f"{linear}.lwc_{side}") for linear in LINEARS for side in ("max", "min")),
+    *(("learned", f"{linear}.offset") for linear in LINEARS),
 }
 
 

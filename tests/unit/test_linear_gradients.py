@@ -55,6 +55,8 @@ def learnables(draw: Draw, layer: Layer) -> Arrays:
         theta["input.map"] = draw.dominant(layer, 1, width)  # type: ignore[arg-type] # reads the options alone
     if options["shift"] and kind != "none":
         theta["input.shift"] = 0.3 * draw.normal(1, width)
+    if options["rounding"] == "learned" and options["w_bits"] < 16:
+        theta["weight.offset"] = draw.rng.uniform(-0.5, 0.5, (out, width)).astype(np.float32)
     return theta
 
 
@@ -62,7 +64,8 @@ def layer(seed: int, **forced: Any) -> Layer:
     """Draw a layer; one without anything to learn is drawn again."""
     draw = Draw(seed, **forced)
     options = draw.options({"head_dim": 2, "mlp": "plain"})
-    if options["norm_map"] == "none" and not (options["lwc"] and options["w_bits"] < 16):
+    learns = options["lwc"] or options["rounding"] == "learned"
+    if options["norm_map"] == "none" and not (learns and options["w_bits"] < 16):
         return layer(seed + 100_000, **forced)
     rows, width, out = (int(n) for n in draw.rng.integers([1, 2, 1], [40, 25, 17]))
     x = draw.normal(rows, width)
@@ -97,7 +100,7 @@ def test_gradients_equal_differences_of_the_frozen_surrogate(double: Any) -> Non
 def test_the_random_layers_cover_every_kind() -> None:
     layers = [layer(seed) for seed in range(300)]
     names = {name for each in layers for name in each.learnables}
-    assert names == {"weight.lwc_max", "weight.lwc_min", "input.map", "input.shift"}
+    assert names == {"weight.lwc_max", "weight.lwc_min", "input.map", "input.shift", "weight.offset"}
     for key, kinds in {
         "norm_map": {"none", "diagonal", "online"},
         "parametrization": {"relative", "absolute"},

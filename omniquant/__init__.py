@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         varah_bound,
     )
     from omniquant.linear import LinearResult, calibrate_linear
+    from omniquant.models.arrays import model_from_arrays
     from omniquant.models.load import load_model
     from omniquant.models.model import Model
     from omniquant.progress import Callback, MapSnapshots
@@ -83,6 +84,7 @@ _HOMES = {
     "varah_bound": "functional",
     "LinearResult": "linear",
     "calibrate_linear": "linear",
+    "model_from_arrays": "models.arrays",
     "load_model": "models.load",
     "Model": "models.model",
     "Callback": "progress",
@@ -137,6 +139,7 @@ __all__ = [
     "load_model",
     "lwc_backward",
     "lwc_forward",
+    "model_from_arrays",
     "pack",
     "perplexity",
     "project_dominant",

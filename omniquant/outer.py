@@ -69,8 +69,8 @@ def save_outer(model: Model, folder: Path) -> list[str]:
 
 def _tokenizer_json(model: Model) -> str | None:
     """Return the tokenizer's text; None where the model brings none, or one only its own engine can run."""
-    weights = model.files()[0]
-    if weights.suffix == ".safetensors" and not (weights.parent / TOKENIZER_NAME).is_file():
+    weights = next(iter(model.files()), None)
+    if weights and weights.suffix == ".safetensors" and not (weights.parent / TOKENIZER_NAME).is_file():
         return None
     try:
         return str(model.tokenizer.to_str())

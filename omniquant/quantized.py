@@ -451,6 +451,31 @@ class CalibrationResult:
             self, path, format, variant=variant, weights_only=weights_only, perplexity=perplexity
         )
 
+    def arrays(self, *, weights_only: bool = False) -> Weights:
+        """Return the whole quantized model as arrays under their Hugging Face names, dequantized.
+
+        Parameters
+        ----------
+        weights_only : bool
+            Leave the quantizers of activations out.
+
+        Returns
+        -------
+        dict of str to ndarray of float32
+            What :func:`omniquant.model_from_arrays` takes. For integers, scales and zero points see
+            :meth:`state`.
+
+        Raises
+        ------
+        UnsupportedError
+            If plain weights cannot say it: online maps, or quantized activations without `weights_only`.
+        CheckpointError
+            If blocks are missing.
+        """
+        from omniquant.export import result_arrays  # late: most results are never taken apart
+
+        return result_arrays(self, weights_only)
+
     def summary(self) -> dict[str, Any]:
         """Return scheme, method, totals and every block's report, ready for JSON."""
         reports = self.blocks

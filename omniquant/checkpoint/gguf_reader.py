@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.gguf_header import GgufHeader, GgufTensor, align, read_header
-from omniquant.checkpoint.source import F32, Layout
+from omniquant.checkpoint.source import F32, Layout, file_digests
 from omniquant.checkpoint.text import one_line, shown
 from omniquant.errors import CheckpointError
 
@@ -183,6 +183,10 @@ class GgufFile:
     def files(self) -> list[Path]:
         """Return the file, or all parts."""
         return [part.path for part in self._parts]
+
+    def digests(self) -> Iterator[bytes]:
+        """Yield a sha256 of each file."""
+        return file_digests(self.files())
 
     def file_of(self, name: str) -> Path:
         """Return the file that holds a tensor."""

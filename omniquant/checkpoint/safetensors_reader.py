@@ -7,7 +7,7 @@ agree with shapes); the header is then read once more for the offsets, which the
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import safetensors
 
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.json_file import parse_json_object, read_json_object
-from omniquant.checkpoint.source import F32, Layout
+from omniquant.checkpoint.source import F32, Layout, file_digests, widen
 from omniquant.checkpoint.text import one_line, shown
 from omniquant.errors import CheckpointError
 
@@ -47,14 +47,6 @@ class _Tensor:
     shape: tuple[int, ...]
     start: int
     stop: int
-
-
-def _widen(stored: npt.NDArray[Any], dtype: str) -> F32:
-    if dtype == "BF16":
-        # A bfloat16 is the upper half of a float32.
-        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    # An aligned float32 stays a view; NumPy wants aligned memory for everything else.
-    return np.require(stored.astype(np.float32, copy=False), requirements=["C", "A"])
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, object]]:
@@ -173,6 +165,10 @@ class SafetensorsFolder:
         """Return the files the tensors are read from, sorted."""
         return sorted({tensor.path for tensor in self._tensors.values()})
 
+    def digests(self) -> Iterator[bytes]:
+        """Yield a sha256 of each file."""
+        return file_digests(self.files())
+
     def file_of(self, name: str) -> Path:
         """Return the file, or shard, a tensor lies in."""
         return self._find(name).path
@@ -193,7 +189,7 @@ class SafetensorsFolder:
         UnsupportedCheckpointError
             If it is stored as anything but float32, float16 or bfloat16.
         """
-        return _widen(self._stored(name), self._find(name).dtype)
+        return widen(self._stored(name), bfloat16=self._find(name).dtype == "BF16")
 
     def load_stored(self, name: str) -> npt.NDArray[Any]:
         """Return a tensor as it is stored, a read-only view of the file; bfloat16 as uint16 bits."""
@@ -207,7 +203,8 @@ class SafetensorsFolder:
 
     def load_rows(self, name: str, rows: Sequence[int] | npt.NDArray[np.int64]) -> F32:
         """Return rows of a matrix as float32 [len(rows), ...] without reading the others."""
-        return _widen(self._stored(name)[np.asarray(rows, np.int64)], self._find(name).dtype)
+        stored = self._stored(name)[np.asarray(rows, np.int64)]
+        return widen(stored, bfloat16=self._find(name).dtype == "BF16")
 
     def _find(self, name: str) -> _Tensor:
         try:

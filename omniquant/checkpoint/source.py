@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from omniquant.checkpoint.text import one_line
+from omniquant.errors import CheckpointError
 
 F32 = npt.NDArray[np.float32]
 
@@ -29,7 +33,10 @@ class TensorSource(Protocol):
         """Return the names of all tensors, sorted."""
 
     def files(self) -> list[Path]:
-        """Return the files the tensors are read from, sorted."""
+        """Return the files the tensors are read from, sorted; none where they are in memory."""
+
+    def digests(self) -> Iterator[bytes]:
+        """Yield a sha256 of each file, or of each tensor where they are in memory."""
 
     def file_of(self, name: str) -> Path:
         """Return the file a tensor lies in."""
@@ -45,3 +52,22 @@ class TensorSource(Protocol):
 
     def load_rows(self, name: str, rows: Sequence[int] | npt.NDArray[np.int64]) -> F32:
         """Return some rows of a matrix as float32 without reading the others."""
+
+
+def widen(stored: npt.NDArray[Any], *, bfloat16: bool) -> F32:
+    """Return stored numbers as float32, C-contiguous; bfloat16 comes as the uint16 of its bits."""
+    if bfloat16:
+        # A bfloat16 is the upper half of a float32.
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    # An aligned float32 stays a view; NumPy wants aligned memory for everything else.
+    return np.require(stored.astype(np.float32, copy=False), requirements=["C", "A"])
+
+
+def file_digests(paths: Iterable[Path]) -> Iterator[bytes]:
+    """Yield a sha256 of each file's content; CheckpointError for one that cannot be read."""
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot read: {one_line(error)}") from error

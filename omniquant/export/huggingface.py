@@ -86,6 +86,13 @@ def named(content: Content, index: int, tensors: Tensors) -> Tensors:
     return out
 
 
+def folded_tensors(content: Content, index: int) -> Tensors:
+    """Return a block's tensors under their Hugging Face names, weights dequantized."""
+    block = content.block(index)
+    weights = linear_tensors(block, index, lambda linear, _: {"weight": linear.weight()})
+    return named(content, index, {**weights, **float_tensors(block)})
+
+
 def write_common(content: Content, folder: Path, quantization: dict[str, Any] | None = None) -> None:
     """Write config.json, generation_config.json and the tokenizer's files."""
     config = model_config(content)

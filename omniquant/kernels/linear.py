@@ -11,7 +11,7 @@ from omniquant.threads import resolve_threads
 
 F32 = npt.NDArray[np.float32]
 
-_ACTIVATION_BITS = {"int8": 8, "int4": 4, "float": 16}
+_ACTIVATION_BITS = {**{f"int{bits}": bits for bits in range(8, 1, -1)}, "float": 16}
 
 
 def available() -> tuple[str, ...]:
@@ -46,10 +46,12 @@ class Linear:
     group_size : int, optional
         Consecutive inputs that share a scale, 1 to K; None: the whole row. G = ceil(K / group_size), the last
         group may be shorter.
-    activations : {"int8", "int4", "float"}, optional
-        What x becomes on the way: codes of 8 or 4 bits with a scale a token, or float.
+    activations : {"int8", "int7", ..., "int2", "float"}, optional
+        What x becomes on the way: codes of so many bits with a scale a token, or float.
     symmetric_activations : bool, optional
         One grid around zero a token (zero point 2^(n - 1)) rather than one from smallest to largest.
+    full_range_activations : bool, optional
+        Of a symmetric grid: step max|x| / (2^(n - 1) - 1/2), as compressed-tensors has it.
     bias : array_like of float [N], optional
     threads : int, optional
         None: as `OMP_NUM_THREADS` says, else all processors.
@@ -87,6 +89,7 @@ class Linear:
         group_size: int | None = None,
         activations: str = "int8",
         symmetric_activations: bool = False,
+        full_range_activations: bool = False,
         bias: npt.ArrayLike | None = None,
         threads: int | None = None,
         kernel: str | None = None,
@@ -94,6 +97,8 @@ class Linear:
         if activations not in _ACTIVATION_BITS:
             raise ConfigError(f"activations {activations!r} are not one of {', '.join(_ACTIVATION_BITS)}")
         group = 0 if group_size is None else _whole(group_size, "group_size", 1, 2**31)
+        if full_range_activations and not symmetric_activations:
+            raise ConfigError("full_range_activations: only symmetric activations have a full-range step")
         width = _ACTIVATION_BITS[activations]
         self._threads = resolve_threads(threads)
         self._packed = _core.linear_pack(
@@ -105,7 +110,7 @@ class Linear:
             bias=bias,
             activation_bits=width,
             symmetric=bool(symmetric_activations),
-            full_range=False,
+            full_range=bool(full_range_activations),
             kernel=kernel,
             threads=self._threads,
         )

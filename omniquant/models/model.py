@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.source import F32, TensorSource
-from omniquant.checkpoint.text import one_line, shown
+from omniquant.checkpoint.text import shown
 from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
 from omniquant.errors import CheckpointError, ConfigError, DataError
 from omniquant.models.adapter import Architecture, FamilyAdapter, TensorRef
@@ -121,7 +121,7 @@ class Model:
         return self._read_text(self.tokenizer)
 
     def files(self) -> list[Path]:
-        """Return the files the weights are read from, sorted."""
+        """Return the files the weights are read from, sorted; none where they are arrays in memory."""
         return self._source.files()
 
     def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
@@ -226,21 +226,13 @@ class Model:
         for name in self._source.names():
             entry = [name, self._source.dtype(name), self._source.shape(name)]
             digest.update(json.dumps(entry).encode())
-        for path in self.files():
-            digest.update(_content_digest(path))
+        for content in self._source.digests():
+            digest.update(content)
         return digest.hexdigest()
 
     def _load(self, ref: TensorRef) -> F32:
         values = self._source.load(ref.key)
         return values if ref.convert is None else ref.convert(values)
-
-
-def _content_digest(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read: {one_line(error)}") from error
 
 
 def _check_ref(source: TensorSource, ref: TensorRef) -> None:

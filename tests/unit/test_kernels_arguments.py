@@ -65,7 +65,8 @@ def with_value(array, index, value):
         ({"bits": 9}, "bits 9"),
         ({"bits": True}, "bits True"),
         ({"bits": 3}, "does not fit in 3 bits"),
-        ({"activations": "int2"}, "activations 'int2'"),
+        ({"activations": "int1"}, "activations 'int1'"),
+        ({"full_range_activations": True}, "only symmetric activations have a full-range step"),
         ({"threads": 0}, "threads 0"),
     ],
 )

@@ -1,12 +1,13 @@
-"""PyTorch, which is optional: the folded weights of a result in a transformers model, in place."""
+"""Folded, fake-quantized weights into a transformers model, in place."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from omniquant.errors import ConfigError, UnsupportedError
 from omniquant.export.content import Content
-from omniquant.export.huggingface import float_tensors, linear_tensors, named
+from omniquant.export.huggingface import folded_tensors
 from omniquant.quantized import CalibrationResult
 
 if TYPE_CHECKING:
@@ -49,21 +50,16 @@ def write_weights(result: CalibrationResult, module: torch.nn.Module, *, weights
     content = Content(result, weights_only)
     slots: dict[str, Any] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for index in range(result.header.num_layers):
-        for name, values in _tensors(content, index).items():
-            _check(slots, name, values.shape)
+        for name, values in folded_tensors(content, index).items():
+            check_tensor(slots, name, values.shape)
     with torch.no_grad():
         for index in range(result.header.num_layers):
-            for name, values in _tensors(content, index).items():
+            for name, values in folded_tensors(content, index).items():
                 slots[name].copy_(torch.from_numpy(values.copy()))
 
 
-def _tensors(content: Content, index: int) -> dict[str, Any]:
-    block = content.block(index)
-    weights = linear_tensors(block, index, lambda linear, _: {"weight": linear.weight()})
-    return dict(named(content, index, {**weights, **float_tensors(block)}))
-
-
-def _check(slots: dict[str, Any], name: str, shape: tuple[int, ...]) -> None:
+def check_tensor(slots: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError unless a module's tensors have this one, in this shape."""
     if name not in slots:
         raise ConfigError(f"the module has no parameter {name}: it is another model")
     if tuple(slots[name].shape) != shape:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from omniquant.progress import Callback, MapSnapshots
     from omniquant.quantized import CalibrationResult, QuantizedModel
     from omniquant.report import BlockReport
+    from omniquant.zeroshot import ZeroShot, zero_shot
 
 _onednn.load()
 
@@ -92,6 +93,8 @@ _HOMES = {
     "CalibrationResult": "quantized",
     "QuantizedModel": "quantized",
     "BlockReport": "report",
+    "ZeroShot": "zeroshot",
+    "zero_shot": "zeroshot",
     "BackendError": "errors",
     "CheckpointError": "errors",
     "ConfigError": "errors",
@@ -122,6 +125,7 @@ __all__ = [
     "QuantizedModel",
     "SingularError",
     "UnsupportedError",
+    "ZeroShot",
     "__version__",
     "affine_backward",
     "affine_forward",
@@ -146,6 +150,7 @@ __all__ = [
     "quantize",
     "unpack",
     "varah_bound",
+    "zero_shot",
 ]
 
 

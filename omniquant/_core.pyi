@@ -85,22 +85,27 @@ def block_forward(
     sin: npt.ArrayLike,
     *,
     activation: Mapping[str, int | bool] | None = None,
+    lengths: npt.ArrayLike | None = None,
     threads: int = 1,
 ) -> npt.NDArray[np.float32]:
-    """One transformer block on windows x [N, T, H] -> [N, T, H]; activation None: nothing is quantized."""
+    """One transformer block on windows x [N, T, H] -> [N, T, H]; activation None: nothing is quantized.
 
-def next_token_nll(
+    lengths [S], which sum to T: every window is S texts that do not see each other; row t of cos and sin is
+    then that of token t's position in its text.
+    """
+
+def token_nll(
     hidden: npt.ArrayLike,
     norm: str,
     norm_eps: float,
     norm_weight: npt.ArrayLike,
     norm_bias: npt.ArrayLike | None,
     lm_head: npt.ArrayLike,
-    tokens: npt.ArrayLike,
+    targets: npt.ArrayLike,
     *,
     threads: int = 1,
-) -> npt.NDArray[np.float64]:
-    """Nats of each next token [N, T - 1] from hidden [N, T, H], lm_head [V, H] and tokens [N, T]."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Nats of targets [M] after hidden states [M, H], lm_head [V, H], and the likeliest tokens [M]."""
 
 def calibrate_block(
     spec: Mapping[str, Any],

@@ -16,13 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from omniquant import _core
 from omniquant.errors import NotFiniteError
-from omniquant.forward import I32, ForwardModel, as_windows, chunks, run_block
+from omniquant.forward import HIDDEN_BYTES, I32, ForwardModel, Head, as_windows, chunks, run_block
 from omniquant.threads import resolve_threads
-
-# Hidden states held at a time; more windows than fit go through the model in several passes.
-_HIDDEN_BYTES = 1 << 30
 
 
 @runtime_checkable
@@ -112,7 +108,7 @@ def evaluate(
     windows = as_windows(tokens, runnable.vocab_size, seqlen)
     count, length = windows.shape
     hidden_bytes = 4 * length * runnable.spec.hidden_size
-    step = max(1, _HIDDEN_BYTES // hidden_bytes)
+    step = max(1, HIDDEN_BYTES // hidden_bytes)
     parts = [windows[start : start + step] for start in range(0, count, step)]
     worker = resolve_threads(threads)
     total = len(parts) * runnable.num_layers
@@ -137,18 +133,10 @@ def _window_losses(
     for index in range(model.num_layers):
         x = run_block(model, model.block(index), x, activation=activation, threads=threads)
         progress(index + 1)
-    spec, norm, head = model.spec, model.final_norm(), model.lm_head()
+    head = Head(model)
     losses = np.empty(len(windows))
     for part in chunks(*windows.shape):
-        nll = _core.next_token_nll(
-            x[part],
-            spec.norm,
-            spec.norm_eps,
-            norm["weight"],
-            norm.get("bias"),
-            head,
-            windows[part],
-            threads=threads,
-        )
-        losses[part] = nll.mean(axis=1)
+        hidden, targets = x[part, :-1], windows[part, 1:]
+        nll, _ = head.nll(hidden.reshape(-1, hidden.shape[-1]), targets.ravel(), threads)
+        losses[part] = nll.reshape(targets.shape).mean(axis=1)
     return losses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ Activation = dict[str, int | bool]
 
 # Small enough for Ctrl-C to be answered within a second, large enough to keep the threads busy.
 _TOKENS_AT_ONCE = 2048
+# Hidden states held at a time; more than fit go through the model in several passes.
+HIDDEN_BYTES = 1 << 30
 
 
 class ForwardModel(Protocol):
@@ -154,3 +156,74 @@ def run_block(
             spec, weights, x[part], cos, sin, activation=activation, threads=threads
         )
     return out
+
+
+def packs(lengths: Sequence[int]) -> Iterator[slice]:
+    """Yield slices of consecutive texts of about 2,048 tokens together; one text is never cut."""
+    start = tokens = 0
+    for index, length in enumerate(lengths):
+        if index > start and tokens + length > _TOKENS_AT_ONCE:
+            yield slice(start, index)
+            start, tokens = index, 0
+        tokens += length
+    if lengths:
+        yield slice(start, len(lengths))
+
+
+def run_texts(
+    model: ForwardModel,
+    weights: Weights,
+    x: F32,
+    lengths: I32,
+    *,
+    activation: Activation | None = None,
+    threads: int = 1,
+) -> F32:
+    """Run texts of different lengths through one block: packed, so that short ones share their products.
+
+    Parameters
+    ----------
+    model, weights, activation, threads
+        As in :func:`run_block`.
+    x : ndarray of float32 [tokens, H]
+        The hidden states of all texts, one text behind the other.
+    lengths : ndarray of int32 [texts]
+        Their tokens.
+
+    Returns
+    -------
+    ndarray of float32 [tokens, H]
+    """
+    spec = model.spec.to_core()
+    cos, sin = rope_or_empty(model, int(lengths.max()))
+    out = np.empty_like(x)
+    end = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    for part in packs(lengths.tolist()):
+        here = slice(end[part.start], end[part.stop])
+        positions = np.concatenate([np.arange(length) for length in lengths[part]])
+        tables = (cos[positions], sin[positions]) if model.spec.rope else (cos, sin)
+        out[here] = _core.block_forward(
+            spec,
+            weights,
+            x[None, here],
+            *tables,
+            activation=activation,
+            lengths=lengths[part],
+            threads=threads,
+        )[0]
+    return out
+
+
+class Head:
+    """Where a model ends: its last norm and its output matrix, read once."""
+
+    def __init__(self, model: ForwardModel) -> None:
+        self._spec, self._norm, self._matrix = model.spec, model.final_norm(), model.lm_head()
+
+    def nll(self, hidden: F32, targets: I32, threads: int) -> tuple[npt.NDArray[np.float64], I32]:
+        """Return the nats of targets [M] after hidden states [M, H], and the likeliest tokens [M]."""
+        norm = self._norm
+        kind, eps = self._spec.norm, self._spec.norm_eps
+        return _core.token_nll(
+            hidden, kind, eps, norm["weight"], norm.get("bias"), self._matrix, targets, threads=threads
+        )

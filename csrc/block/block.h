@@ -66,9 +66,11 @@ typedef struct {
     const oq_block_spec *spec;
     const oq_activation_quantizers *quantizers;
     oq_rope rope;
-    int64_t tokens; /* of one window */
-    bool bf16;      /* keep the inputs of linears in bfloat16, for weights that have that form too */
-    bool integer;   /* keep codes of quantized activations, for weights that have codes too */
+    int64_t tokens;         /* of one window */
+    const int32_t *lengths; /* [texts] of texts in a window that do not see each other, or NULL; forward alone */
+    int64_t texts;
+    bool bf16;              /* keep the inputs of linears in bfloat16, for weights that have that form too */
+    bool integer;           /* keep codes of quantized activations, for weights that have codes too */
 } oq_block_run;
 
 /* What the forward pass keeps for the backward pass.  A quantized twin is the very same pointer where its

@@ -95,6 +95,22 @@ static oq_code normalize(oq_context *context, const oq_block_run *run, const oq_
     return oq_input_forms(context, run->quantizers->x, s->h[which], &s->h_hat[which], s->h_ranges[which], T, H);
 }
 
+/* attended [T, n d]: every text of the window by itself. */
+static oq_code attend(oq_context *context, const oq_block_run *run, oq_saved *s)
+{
+    const oq_block_spec *spec = run->spec;
+    const int64_t d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
+    const int64_t texts = run->lengths ? run->texts : 1;
+    for (int64_t i = 0, t = 0; i < texts; i++) {
+        const int64_t length = run->lengths ? run->lengths[i] : run->tokens;
+        const oq_attention_shape shape = {length, n, m, d};
+        OQ_TRY(oq_attention_forward(context, shape, s->q_hat + t * n * d, s->k_hat + t * m * d,
+                                    s->v_hat + t * m * d, s->attended + t * n * d, s->log_sum + t * n));
+        t += length;
+    }
+    return OQ_OK;
+}
+
 static oq_code attention_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                               oq_saved *s)
 {
@@ -111,8 +127,7 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
     OQ_TRY(oq_act_quant_forward(context, quant->q, s->q, s->q_hat, s->q_ranges, T * n, d));
     OQ_TRY(oq_act_quant_forward(context, quant->k, s->k, s->k_hat, s->k_ranges, T * m, d));
     OQ_TRY(oq_act_quant_forward(context, quant->v, s->v, s->v_hat, s->v_ranges, T * m, d));
-    const oq_attention_shape shape = {T, n, m, d};
-    OQ_TRY(oq_attention_forward(context, shape, s->q_hat, s->k_hat, s->v_hat, s->attended, s->log_sum));
+    OQ_TRY(attend(context, run, s));
     return oq_input_forms(context, quant->x, s->attended, &s->attended_hat, s->attended_ranges, T, n * d);
 }
 
@@ -143,11 +158,26 @@ oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_
     return OQ_OK;
 }
 
+static oq_code check_lengths(oq_context *context, const oq_block_run *run)
+{
+    int64_t sum = 0;
+    for (int64_t i = 0; run->lengths && i < run->texts; i++) {
+        if (run->lengths[i] < 1)
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "lengths: %d at %lld, a text has at least one token",
+                           (int)run->lengths[i], (long long)i);
+        sum += run->lengths[i];
+    }
+    if (!run->lengths || sum == run->tokens) return OQ_OK;
+    return oq_fail(context, OQ_INVALID_ARGUMENT, "lengths: %lld texts of %lld tokens in a window of %lld",
+                   (long long)run->texts, (long long)sum, (long long)run->tokens);
+}
+
 oq_code oq_block_forward_windows(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                                  const oq_real *x, oq_real *y, int64_t samples)
 {
     const int64_t window = run->tokens * run->spec->hidden;
     oq_saved saved;
+    OQ_TRY(check_lengths(context, run));
     OQ_TRY(oq_saved_create(context, run, &saved));
     for (int64_t i = 0; i < samples; i++) {
         OQ_TRY(oq_check_cancel(context));

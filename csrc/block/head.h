@@ -1,21 +1,21 @@
-/* Where a language model ends: the last norm, the head, and the negative log-likelihood of each next token. */
+/* Where a language model ends: the last norm, the head, and the negative log-likelihood of a next token. */
 #ifndef OQ_BLOCK_HEAD_H
 #define OQ_BLOCK_HEAD_H
 
 #include "math/norm.h"
 
-/* N windows of T tokens, H hidden, V vocabulary. */
+/* M predictions, H hidden, V vocabulary. */
 typedef struct {
     oq_norm_kind norm;
     double norm_eps;
-    int64_t samples, tokens, width, vocabulary;
-    const oq_real *hidden;      /* [N, T, H] */
+    int64_t rows, width, vocabulary;
+    const oq_real *hidden;      /* [M, H] */
     const oq_real *gain, *bias; /* [H]; bias may be NULL */
     const oq_real *head;        /* [V, H] */
-    const int32_t *ids;         /* [N, T] */
+    const int32_t *targets;     /* [M] */
 } oq_head;
 
-/* nll [N, T - 1] in nats: token t predicts token t + 1. */
-oq_code oq_next_token_nll(oq_context *context, const oq_head *head, double *nll);
+/* nll [M] of the targets, in nats, and the likeliest token best [M]. */
+oq_code oq_token_nll(oq_context *context, const oq_head *head, double *nll, int32_t *best);
 
 #endif

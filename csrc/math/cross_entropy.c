@@ -11,6 +11,7 @@ typedef struct {
     const oq_real *logits; /* [CHUNK, V] */
     const int32_t *targets;
     double *nll;
+    int32_t *best;
     int64_t vocabulary;
 } job;
 
@@ -33,15 +34,26 @@ OQ_VECTORIZED double oq_row_nll(const oq_real *row, int64_t n, int32_t target)
     return log(sum) + (double)top - (double)row[target];
 }
 
+/* The first of the largest. */
+static int32_t row_best(const oq_real *row, int64_t n)
+{
+    int64_t best = 0;
+    for (int64_t i = 1; i < n; i++)
+        if (row[i] > row[best]) best = i;
+    return (int32_t)best;
+}
+
 static void one_row(void *user, int64_t item, int worker)
 {
     const job *j = user;
+    const oq_real *row = j->logits + item * j->vocabulary;
     (void)worker;
-    j->nll[item] = oq_row_nll(j->logits + item * j->vocabulary, j->vocabulary, j->targets[item]);
+    j->nll[item] = oq_row_nll(row, j->vocabulary, j->targets[item]);
+    j->best[item] = row_best(row, j->vocabulary);
 }
 
 oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_real *head, const int32_t *targets,
-                         double *nll, int64_t tokens, int64_t width, int64_t vocabulary)
+                         double *nll, int32_t *best, int64_t tokens, int64_t width, int64_t vocabulary)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_real *logits;
@@ -55,7 +67,7 @@ oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_re
         const int64_t rows = tokens - begin < CHUNK ? tokens - begin : CHUNK;
         OQ_TRY(oq_check_cancel(context));
         OQ_TRY(oq_linear_forward(context, hidden + begin * width, head, logits, rows, width, vocabulary));
-        job j = {logits, targets + begin, nll + begin, vocabulary};
+        job j = {logits, targets + begin, nll + begin, best + begin, vocabulary};
         oq_parallel_for(context->threads, rows, one_row, &j);
     }
     oq_arena_rewind(context->arena, mark);

@@ -7,7 +7,7 @@
 #include "python/training.h"
 #include "quant/ste_tape.h"
 
-/* N windows of T tokens, H hidden; e epochs, t numbers in all learnables. */
+/* N windows of T tokens, S texts in each, H hidden; e epochs, t numbers in all learnables. */
 struct values {
     oq_block_spec spec;
     PyObject *weights, *cos, *sin, *learnables, *on_step, *on_epoch;
@@ -16,6 +16,7 @@ struct values {
     oq_activation_quantizers activation;
     oq_options options;
     const oq_real *x, *x_fp, *x_q, *targets, *aug_targets;
+    const int32_t *lengths;
     int64_t epoch;
     oq_learnables list;
     oq_real *y, *theta, *dtheta;
@@ -104,14 +105,23 @@ static oq_calibration_data data_of(const oq_call *call, const values *v)
 /* ---- block_forward --------------------------------------------------------- */
 
 static const oq_argument block_forward_arguments[] = {
-    BLOCK,      OQ_ARRAY(x, "NTH"),  ROPE, OQ_STRUCT(activation, oq_activation_fields, .flags = OQ_KEYWORD),
-    OQ_THREADS, OQ_RESULT(y, "NTH"),
+    BLOCK,
+    OQ_ARRAY(x, "NTH"),
+    ROPE,
+    OQ_STRUCT(activation, oq_activation_fields, .flags = OQ_KEYWORD),
+    OQ_ARRAY(lengths, "S", .flags = OQ_KEYWORD),
+    OQ_THREADS,
+    OQ_RESULT(y, "NTH"),
 };
 
 static oq_code block_forward_run(oq_call *call, values *v)
 {
-    const oq_block_run run = {
-        .spec = &v->spec, .quantizers = &v->activation, .rope = v->rope, .tokens = oq_size(call, 'T')};
+    const oq_block_run run = {.spec = &v->spec,
+                              .quantizers = &v->activation,
+                              .rope = v->rope,
+                              .tokens = oq_size(call, 'T'),
+                              .lengths = v->lengths,
+                              .texts = oq_size(call, 'S')};
     return oq_block_forward_windows(&call->context, &run, &v->tensors, v->x, v->y, oq_size(call, 'N'));
 }
 

@@ -1,4 +1,4 @@
-"""``omniquant evaluate``: perplexity of a model or of a result."""
+"""``omniquant evaluate``: perplexity or zero-shot accuracy of a model or of a result."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ _EXAMPLES = """\
   omniquant evaluate DIR --data text.txt --seqlen 256         the result of omniquant quantize
   omniquant evaluate DIR --data tokens.npy --max-tokens 24576 --json
   omniquant evaluate DIR --data text.txt --runtime integer    on packed integers
+  omniquant evaluate DIR --tasks piqa,boolq --task-data FOLDER --against MODEL    zero-shot, paired
 
 Perplexity: windows that do not overlap, exp of the mean cross entropy of each window's T - 1 predictions; no
 beginning-of-sequence token. Results are evaluated fake-quantized: weights dequantized from their codes,
 activations rounded on the way, all in float32; with --runtime integer on packed integers, as generate runs.
+
+Tasks: multiple choice by log-likelihood, worded, tokenized and scored as lm-eval does, without examples.
+FOLDER holds TASK.jsonl of each: query, choices, gold (winogrande: context_options, continuation, gold), or
+the fields of the data set; without it the datasets library is asked.
 """
 
 
@@ -29,8 +34,8 @@ def add_parser(commands: Commands) -> None:
         commands,
         "evaluate",
         run,
-        usage="MODEL_OR_DIR --data FILE [--seqlen T] [--max-tokens N] [options]",
-        help="measure the perplexity of a model or result",
+        usage="MODEL_OR_DIR (--data FILE [--seqlen T] | --tasks LIST [--task-data FOLDER]) [options]",
+        help="measure the perplexity or zero-shot accuracy of a model or result",
         examples=_EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL_OR_DIR", help="a model, or the output of omniquant quantize")
@@ -42,11 +47,68 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--runtime", choices=("fake", "integer"), default="fake", help="how a result is run, default fake"
     )
+    group = parser.add_argument_group("zero-shot tasks, instead of perplexity")
+    group.add_argument("--tasks", metavar="LIST", help="piqa, arc_easy, arc_challenge, boolq, winogrande")
+    group.add_argument("--task-data", metavar="FOLDER", help="TASK.jsonl of each; else the datasets library")
+    group.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task")
+    group.add_argument("--against", metavar="MODEL", help="compare with its answers to the same questions")
     add_run_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and report."""
+    _check_choice(arguments)
+    if arguments.tasks is None:
+        _perplexity(arguments)
+    else:
+        _zero_shot(arguments)
+
+
+def _check_choice(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError where options of perplexity and of tasks are mixed."""
+    if arguments.tasks is not None:
+        if arguments.data is not None or arguments.max_tokens is not None:
+            raise ConfigError("--tasks: perplexity and tasks are two runs, leave --data and --max-tokens out")
+        return
+    for option in ("task_data", "limit", "against"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} needs --tasks")
+
+
+def _zero_shot(arguments: argparse.Namespace) -> None:
+    """Answer the questions of tasks."""
+    from omniquant.quantized import QuantizedModel
+    from omniquant.zeroshot.data import known_tasks
+    from omniquant.zeroshot.evaluate import zero_shot
+    from omniquant.zeroshot.report import table
+
+    known_tasks(arguments.tasks)  # before a model is read
+    model = open_any(arguments.model)
+    against = None if arguments.against is None else open_any(arguments.against)
+    with _progress(arguments) as progress:
+        found = zero_shot(
+            model,
+            arguments.tasks,
+            arguments.task_data,
+            limit=arguments.limit,
+            against=against,
+            runtime=arguments.runtime,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    data: dict[str, Any] = {"model": model.name, "scheme": None, "method": None, **found.to_dict()}
+    title = f"{model.name} (full precision)"
+    if isinstance(model, QuantizedModel):
+        data |= {"scheme": str(model.scheme), "method": model.options.method, "runtime": arguments.runtime}
+        title = f"{model.name} ({model.scheme} {model.options.method})"
+    if against is not None:
+        data["against"]["model"] = arguments.against
+        title += f" against {arguments.against}"
+    emit(arguments, data, f"{title}, {found.seconds:.1f} s\n{table(found)}")
+
+
+def _perplexity(arguments: argparse.Namespace) -> None:
+    """Measure perplexity."""
     from omniquant.data import evaluation_windows
     from omniquant.evaluate import evaluate
     from omniquant.models.model import Model

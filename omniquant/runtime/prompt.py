@@ -108,11 +108,17 @@ def _tokenizer_of(model: TextModel, needed: bool) -> Tokenizer | None:
         return None
 
 
-def _encode(model: TextModel, text: str) -> list[int]:
+def text_tokens(model: TextModel, text: str) -> list[int]:
+    """Return the tokens of a text, with the special ones its tokenizer adds."""
     tokens: list[int] = model.tokenizer.encode(text).ids
     bos = model.text.bos
     if bos is not None and model.text.add_bos and tokens[:1] != [bos]:
         tokens = [bos, *tokens]
+    return tokens
+
+
+def _encode(model: TextModel, text: str) -> list[int]:
+    tokens = text_tokens(model, text)
     if not tokens:
         raise DataError("the prompt is empty")
     return tokens

@@ -53,7 +53,7 @@ def test_activations_are_rounded_too(model):
 def test_more_windows_than_memory_go_in_parts(model, monkeypatch):
     tokens = small_tokens(7, 8)
     whole = evaluate(model, tokens, threads=1)
-    monkeypatch.setattr(evaluate_module, "_HIDDEN_BYTES", 2 * 4 * 8 * model.spec.hidden_size)
+    monkeypatch.setattr(evaluate_module, "HIDDEN_BYTES", 2 * 4 * 8 * model.spec.hidden_size)
     calls = []
     parts = evaluate(model, tokens, progress=lambda done, total: calls.append((done, total)))
     assert parts.nll == pytest.approx(whole.nll, rel=1e-6)

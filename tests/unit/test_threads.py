@@ -46,14 +46,14 @@ def flatten(value: Any) -> list[bytes]:
     return [np.asarray(value).tobytes() if isinstance(value, np.ndarray) else repr(value).encode()]
 
 
-def nll(threads: int = 1) -> Array:
-    """Return next_token_nll of a random head."""
+def nll(threads: int = 1) -> tuple[Array, Array]:
+    """Return token_nll of a random head."""
     rng = np.random.default_rng(0)
-    hidden, head = rng.standard_normal((2, 70, 40)), rng.standard_normal((1500, 40))
-    tokens = rng.integers(0, 1500, (2, 70), dtype=np.int32)
+    hidden, head = rng.standard_normal((140, 40)), rng.standard_normal((1500, 40))
+    targets = rng.integers(0, 1500, 140, dtype=np.int32)
     gain, bias = rng.standard_normal((2, 40))
-    arguments = hidden, "layer", 1e-5, gain, bias, head, tokens
-    return np.asarray(_core.next_token_nll(*arguments, threads=threads))
+    arguments = hidden, "layer", 1e-5, gain, bias, head, targets
+    return _core.token_nll(*arguments, threads=threads)
 
 
 # ---- the same bits ------------------------------------------------------------

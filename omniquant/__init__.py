@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         NotDominantError,
         NotFiniteError,
         OmniQuantError,
+        ScratchError,
         SingularError,
         UnsupportedError,
     )
@@ -102,6 +103,7 @@ _HOMES = {
     "NotDominantError": "errors",
     "NotFiniteError": "errors",
     "OmniQuantError": "errors",
+    "ScratchError": "errors",
     "SingularError": "errors",
     "UnsupportedError": "errors",
 }
@@ -123,6 +125,7 @@ __all__ = [
     "OmniQuantError",
     "QuantConfig",
     "QuantizedModel",
+    "ScratchError",
     "SingularError",
     "UnsupportedError",
     "ZeroShot",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,14 +28,15 @@ from omniquant.blockfile import BlockState, dequantized
 from omniquant.checkpoint.finite import check_finite
 from omniquant.config import CalibrationOptions, QuantConfig, core_options
 from omniquant.errors import ConfigError, DataError, OmniQuantError
-from omniquant.forward import F32, I32, Weights, as_windows, rope_or_empty, run_block
+from omniquant.forward import I32, Activation, Weights, as_windows, block_parts, chunks, rope_or_empty
 from omniquant.manifest import Header
-from omniquant.memory import peak_rss_mib
+from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
 from omniquant.models.model import Model
 from omniquant.progress import Callback, StepEvent, progress_callback
 from omniquant.quantized import CalibrationResult
 from omniquant.report import BlockReport
 from omniquant.state import MemoryStore, StateDirectory
+from omniquant.streams import Stream, StreamPool
 from omniquant.threads import resolve_threads
 
 
@@ -47,6 +49,8 @@ def calibrate(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     threads: int | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+    scratch: str | os.PathLike[str] | None = None,
     progress: bool = True,
     callbacks: Iterable[Callback] = (),
     **options: Any,
@@ -69,6 +73,11 @@ def calibrate(
         Go on with what `output` holds; the result is bit-identical to that of an uninterrupted run.
     threads : int, optional
         None: all processors this process may use. The result does not depend on it.
+    memory : int or str
+        What the activations of all windows may take in memory, in bytes or as "4GiB"; if they need more they
+        lie in files, mapped a few windows at a time. The result does not depend on it.
+    scratch : path, optional
+        The directory of those files. None: `output`, or the system's temporary directory without one.
     progress : bool
         Show a bar (or, without a terminal, a line a block) on standard error.
     callbacks : iterable of Callback
@@ -84,6 +93,8 @@ def calibrate(
     ------
     ConfigError
         If scheme, method and options do not fit together or the model.
+    ScratchError
+        If the activations do not fit in memory nor on the disk of `scratch`; finished blocks are kept.
     DataError
         If the tokens are no windows, or outside the vocabulary.
     NotFiniteError
@@ -100,11 +111,12 @@ def calibrate(
         refuse_target(scheme, chosen, model.spec)
     if resume and output is None:
         raise ConfigError("resume needs an output directory to go on with")
+    place = _Place(parse_bytes("memory", memory), Path(scratch or output or tempfile.gettempdir()))
     with ExitStack() as stack:
         listeners = [*callbacks, *([progress_callback()] if progress else [])]
         for listener in listeners:
             stack.callback(listener.on_end)
-        run = _Run(model, windows, scheme, chosen, resolve_threads(threads), listeners)
+        run = _Run(model, windows, scheme, chosen, resolve_threads(threads), place, listeners)
         header = _header(model, windows, scheme, chosen)
         if output is None:
             return run.in_memory(header)
@@ -154,10 +166,19 @@ def _open(
 
 @dataclass
 class _Streams:
-    """The two activations that travel through the blocks, [N, T, H] each."""
+    """The two activations that travel through the blocks, and others of their size."""
 
-    full: F32
-    quantized: F32
+    pool: StreamPool
+    full: Stream
+    quantized: Stream
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Bytes the activations may take in memory, and the directory they go to beyond that."""
+
+    memory: int
+    scratch: Path
 
 
 @dataclass
@@ -169,6 +190,7 @@ class _Run:
     scheme: QuantConfig
     options: CalibrationOptions
     threads: int
+    place: _Place
     listeners: list[Callback]
 
     def say(self, line: str) -> None:
@@ -194,10 +216,12 @@ class _Run:
     def in_memory(self, header: Header) -> CalibrationResult:
         """Calibrate every block; nothing is written."""
         started = time.monotonic()
-        store, streams = MemoryStore(), self.embed()
-        self.start(0)
-        for index in range(self.model.num_layers):
-            self.compute(index, streams, store)
+        store = MemoryStore()
+        with self.pool() as pool:
+            self.start(0)
+            streams = self.embed(pool)
+            for index in range(self.model.num_layers):
+                self.compute(index, streams, store)
         return CalibrationResult(header, store, self.model, time.monotonic() - started, peak_rss_mib())
 
     def in_directory(self, directory: StateDirectory) -> CalibrationResult:
@@ -207,42 +231,60 @@ class _Run:
         missing = {index for index in range(layers) if not directory.finished(index, self.say)}
         self.start(layers - len(missing))
         if missing:
-            self._fill(directory, missing)
+            with _keeping(directory), self.pool() as pool:
+                self._fill(directory, missing, self.embed(pool))
             # A resumed run counts the blocks of the runs before it.
             seconds = max(time.monotonic() - started, sum(report.seconds for report in directory.reports()))
             directory.write_run(seconds=round(seconds, 3), peak_rss_mib=peak_rss_mib(), threads=self.threads)
         return CalibrationResult(directory.header, directory, directory.outer(), *directory.run_facts())
 
-    def _fill(self, directory: StateDirectory, missing: set[int]) -> None:
-        streams = self.embed()
+    def _fill(self, directory: StateDirectory, missing: set[int], streams: _Streams) -> None:
         for index in range(self.model.num_layers):
             # A block computed again may come out otherwise (another machine): those behind it are then gone.
             if index in missing or index >= len(directory.manifest.blocks):
-                with _keeping(directory):
-                    self.compute(index, streams, directory)
-                    directory.write_run(threads=self.threads)
+                self.compute(index, streams, directory)
+                directory.write_run(threads=self.threads)
             elif index < max(missing):
                 self.pass_through(index, directory.get(index), streams)
 
-    def embed(self) -> _Streams:
+    @property
+    def augmented(self) -> bool:
+        """Whether training also matches the original block on the quantized stream."""
+        return self.options.aug_loss and self.options.trains
+
+    def pool(self) -> StreamPool:
+        """Return a pool of the streams needed at a time: both that travel, and one or two targets."""
+        shape = (*self.windows.shape, self.model.spec.hidden_size)
+        return StreamPool(shape, 3 + self.augmented, self.place.memory, self.place.scratch, self.say)
+
+    def embed(self, pool: StreamPool) -> _Streams:
         """Return the activations into the first block."""
-        x = self.model.embed(self.windows)
-        return _Streams(x, x)
+        stream = pool.take()
+        for part in chunks(*self.windows.shape):
+            stream.write(part, self.model.embed(self.windows[part]))
+        return _Streams(pool, stream, stream)
+
+    def _through(
+        self, weights: Weights, source: Stream, target: Stream, activation: Activation | None = None
+    ) -> None:
+        """Run a stream through a block into another, or into itself."""
+        parts = block_parts(self.model, weights, source.array, activation=activation, threads=self.threads)
+        for part, y in parts:
+            target.write(part, y)
+            source.drop(part)
 
     def pass_through(self, index: int, state: BlockState, streams: _Streams) -> None:
         """Move both activations behind a block that is done."""
-        full = run_block(self.model, self.model.block(index), streams.full, threads=self.threads)
+        full = streams.pool.take()
+        self._through(self.model.block(index), streams.full, full)
         self._advance(state, full, streams)
 
-    def _advance(self, state: BlockState, full: F32, streams: _Streams) -> None:
+    def _advance(self, state: BlockState, full: Stream, streams: _Streams) -> None:
+        if streams.full is not streams.quantized:  # before the first block both are one
+            streams.pool.give_back(streams.full)
         streams.full = full
-        streams.quantized = run_block(
-            self.model,
-            dequantized(state.folded, self.scheme),
-            streams.quantized,
-            activation=self.scheme.activation(),
-            threads=self.threads,
-        )
+        weights = dequantized(state.folded, self.scheme)
+        self._through(weights, streams.quantized, streams.quantized, self.scheme.activation())
 
     def compute(self, index: int, streams: _Streams, store: MemoryStore | StateDirectory) -> None:
         """Calibrate one block, keep it, and move both activations behind it."""
@@ -250,8 +292,10 @@ class _Run:
         weights = self.model.block(index)
         for name, values in weights.items():
             check_finite(f"{self.model.name}: block {index}: {name}", values)
-        targets = run_block(self.model, weights, streams.full, threads=self.threads)
+        targets = streams.pool.take()
+        self._through(weights, streams.full, targets)
         result = self._calibrate_block(index, weights, streams, targets)
+        del weights
         # Offsets of the rounding are as many as weights, and what they decided is in the codes.
         learned = {name: v for name, v in result["learnables"].items() if not name.endswith(".offset")}
         state = BlockState(dict(result["folded"]), learned)
@@ -262,30 +306,34 @@ class _Run:
             self._advance(state, targets, streams)
 
     def _calibrate_block(
-        self, index: int, weights: Weights, streams: _Streams, targets: F32
+        self, index: int, weights: Weights, streams: _Streams, targets: Stream
     ) -> dict[str, Any]:
         spec = self.model.spec
         length = self.windows.shape[1]
         cos, sin = rope_or_empty(self.model, length)
         aug = None
-        if self.options.aug_loss and self.options.trains:
-            # Before the first block both streams are one.
-            same = streams.quantized is streams.full
-            aug = targets if same else run_block(self.model, weights, streams.quantized, threads=self.threads)
+        if self.augmented:
+            aug = targets
+            if streams.quantized is not streams.full:
+                aug = streams.pool.take()
+                self._through(weights, streams.quantized, aug)
         result: dict[str, Any] = _core.calibrate_block(
             spec.to_core(),
             weights,
-            streams.full,
-            streams.quantized,
-            targets,
-            aug,
+            streams.full.array,
+            streams.quantized.array,
+            targets.array,
+            None if aug is None else aug.array,
             cos,
             sin,
             core_options(self.scheme, self.options, block=index, rope=spec.rope, gated=spec.mlp == "gated"),
             on_step=self._on_step(index) if self.listeners else None,
             on_epoch=self._on_epoch(index),
+            mapped=targets.mapped,
             threads=self.threads,
         )
+        if aug is not None and aug is not targets:
+            streams.pool.give_back(aug)
         return result
 
     def _on_step(self, index: int) -> Callable[[int, int, float, float], None]:

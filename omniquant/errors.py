@@ -17,6 +17,10 @@ class DataError(OmniQuantError, ValueError):
     """Calibration or evaluation data is missing, too short or out of range."""
 
 
+class ScratchError(OmniQuantError, OSError):
+    """A scratch directory does not take what belongs there: the disk is full, or it cannot be written."""
+
+
 class NotFiniteError(OmniQuantError, ValueError):
     """A NaN or infinity where only finite numbers can be quantized."""
 

@@ -128,6 +128,19 @@ def rope_or_empty(model: Positioned, length: int) -> tuple[F32, F32]:
     return np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
 
 
+def block_parts(
+    model: ForwardModel, weights: Weights, x: F32, *, activation: Activation | None = None, threads: int = 1
+) -> Iterator[tuple[slice, F32]]:
+    """Yield what a block makes of hidden states [N, T, H], a few windows at a time: :func:`run_block`."""
+    spec = model.spec.to_core()
+    cos, sin = rope_or_empty(model, x.shape[1])
+    for part in chunks(x.shape[0], x.shape[1]):
+        yield (
+            part,
+            _core.block_forward(spec, weights, x[part], cos, sin, activation=activation, threads=threads),
+        )
+
+
 def run_block(
     model: ForwardModel, weights: Weights, x: F32, *, activation: Activation | None = None, threads: int = 1
 ) -> F32:
@@ -148,13 +161,9 @@ def run_block(
     -------
     ndarray of float32 [N, T, H]
     """
-    spec = model.spec.to_core()
-    cos, sin = rope_or_empty(model, x.shape[1])
     out = np.empty_like(x)
-    for part in chunks(x.shape[0], x.shape[1]):
-        out[part] = _core.block_forward(
-            spec, weights, x[part], cos, sin, activation=activation, threads=threads
-        )
+    for part, y in block_parts(model, weights, x, activation=activation, threads=threads):
+        out[part] = y
     return out
 
 

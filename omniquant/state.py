@@ -33,6 +33,7 @@ from omniquant.models.model import Model
 from omniquant.models.spec import BlockSpec
 from omniquant.outer import CONFIG_NAME, OUTER_NAME, TEXT_NAME, TOKENIZER_NAME, StoredOuter, save_outer
 from omniquant.report import BlockReport
+from omniquant.streams import is_scratch
 
 RUN_NAME = "run.json"
 
@@ -298,6 +299,8 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _is_litter(name: str) -> bool:
     """Tell whether this is a temporary file of ours that a killed run left behind."""
+    if is_scratch(name):
+        return True
     match = _LITTER.fullmatch(name)
     return match is not None and (match["own"] in _OWN_NAMES or _BLOCK.fullmatch(match["own"]) is not None)
 

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 
+#include "base/pages.h"
 #include "calibrate/initialize.h"
 #include "calibrate/session.h"
 
@@ -22,6 +23,7 @@ static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
         OQ_TRY(oq_check_cancel(context));
         OQ_TRY(oq_block_forward(context, &run, s->original, s->data->x_fp + i * window, &saved, s->y));
         oq_channel_stats_add(&stats, &run, &saved);
+        if (s->data->mapped) oq_pages_drop(s->data->x_fp + i * window, sizeof(oq_real) * (size_t)window);
     }
     OQ_TRY(oq_initialize(context, &s->transformed, &stats, initial));
     oq_arena_rewind(context->arena, mark);
@@ -39,6 +41,11 @@ static oq_code apply(oq_context *context, void *user, const oq_real *theta, int6
 static oq_code evaluate(oq_context *context, void *user, const oq_real *theta, int64_t epoch, double *loss)
 {
     return oq_session_evaluate(context, user, theta, epoch, loss);
+}
+
+static void next(void *user, const int64_t *windows, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) oq_session_want(user, windows[i]);
 }
 
 /* Gradients of a micro-batch, added up in order of its windows. */
@@ -67,7 +74,7 @@ oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const
     OQ_NEW(context, rtn, s.list.total);
     OQ_TRY(start(context, &s, initial));
     oq_initialize_rtn(&s.transformed, rtn);
-    const oq_objective objective = {&s, data->samples, apply, evaluate, gradients};
+    const oq_objective objective = {&s, data->samples, apply, evaluate, gradients, next};
     oq_guarded guarded = {.maps = s.transformed.map,
                           .names = oq_site_names,
                           .entry = s.list.map,

@@ -11,6 +11,7 @@ typedef struct {
     const oq_real *x_fp, *x_q; /* [N, T, H] */
     const oq_real *target;     /* [N, T, H] block(x_fp) */
     const oq_real *aug_target; /* [N, T, H] block(x_q), or NULL */
+    bool mapped;               /* all of these are mappings of files, whose pages can come and go */
     oq_rope rope;
 } oq_calibration_data;
 

@@ -273,7 +273,7 @@ oq_code oq_calibrate_linear(oq_context *context, const oq_layer *layer, const oq
     OQ_NEW(context, initial, s.list.total);
     OQ_NEW(context, rtn, s.list.total);
     OQ_TRY(start(context, &s, initial, rtn));
-    const oq_objective objective = {&s, layer->rows, apply, evaluate, gradients};
+    const oq_objective objective = {&s, layer->rows, apply, evaluate, gradients, NULL};
     oq_guarded guarded = {.maps = &s.map,
                           .names = names,
                           .entry = s.list.map,

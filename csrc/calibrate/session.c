@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/pages.h"
 #include "math/vector.h"
 
 static oq_code check_finite(oq_context *context, const oq_options *options, const char *what, const oq_real *x,
@@ -14,9 +15,9 @@ static oq_code check_finite(oq_context *context, const oq_options *options, cons
                    (double)x[at]);
 }
 
-static oq_code check_inputs(oq_context *context, const oq_session *s)
+static oq_code check_weights(oq_context *context, const oq_session *s)
 {
-    const int64_t H = s->spec->hidden, rows = s->data->samples * s->data->tokens;
+    const int64_t H = s->spec->hidden;
     for (int i = 0; i < OQ_LINEARS; i++) {
         const oq_linear_shape shape = oq_shape_of(s->spec, i);
         if (!oq_has_linear(s->spec, i)) continue;
@@ -27,11 +28,54 @@ static oq_code check_inputs(oq_context *context, const oq_session *s)
         OQ_TRY(check_finite(context, s->options, oq_norm_names[i], s->original->gain[i], 1, H));
         OQ_TRY(check_finite(context, s->options, oq_norm_names[i], s->original->norm_bias[i], 1, H));
     }
-    OQ_TRY(check_finite(context, s->options, "x_fp", s->data->x_fp, rows, H));
-    OQ_TRY(check_finite(context, s->options, "x_q", s->data->x_q, rows, H));
-    OQ_TRY(check_finite(context, s->options, "targets", s->data->target, rows, H));
-    return check_finite(context, s->options, "aug_targets", s->data->aug_target, rows, H);
+    return OQ_OK;
 }
+
+/* ---- windows, in memory or in files --------------------------------------- */
+
+static void advise(const oq_session *s, const oq_real *stream, int64_t window, void (*advice)(const void *, size_t))
+{
+    const size_t count = (size_t)(s->data->tokens * s->spec->hidden);
+    if (s->data->mapped && stream) advice(stream + (size_t)window * count, sizeof *stream * count);
+}
+
+void oq_session_want(const oq_session *s, int64_t window)
+{
+    if (window >= s->data->samples) return;
+    advise(s, s->data->x_q, window, oq_pages_want);
+    advise(s, s->data->target, window, oq_pages_want);
+    advise(s, s->data->aug_target, window, oq_pages_want);
+}
+
+static void drop(const oq_session *s, int64_t window)
+{
+    advise(s, s->data->x_q, window, oq_pages_drop);
+    advise(s, s->data->target, window, oq_pages_drop);
+    advise(s, s->data->aug_target, window, oq_pages_drop);
+}
+
+/* Check a window of every stream, and weigh its tokens. */
+static oq_code take_window(oq_context *context, oq_session *s, int64_t window)
+{
+    const oq_calibration_data *data = s->data;
+    const int64_t T = data->tokens, H = s->spec->hidden, offset = window * T * H;
+    const oq_real *const streams[] = {data->x_fp, data->x_q, data->target, data->aug_target};
+    static const char *const names[] = {"x_fp", "x_q", "targets", "aug_targets"};
+    for (int i = 0; i < 4; i++) {
+        const int64_t at = streams[i] ? oq_find_not_finite(streams[i] + offset, T * H) : -1;
+        if (at >= 0)
+            return oq_fail(context, OQ_NOT_FINITE, "block %lld %s row %lld column %lld: %g is not finite",
+                           (long long)s->options->block, names[i], (long long)((offset + at) / H),
+                           (long long)(at % H), (double)streams[i][offset + at]);
+    }
+    oq_loss_weights(s->options->loss, data->target + offset, data->x_fp + offset, s->token_weights + window * T,
+                    T, H);
+    advise(s, data->x_fp, window, oq_pages_drop);
+    drop(s, window);
+    return OQ_OK;
+}
+
+/* ---- a session ------------------------------------------------------------- */
 
 oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spec *spec,
                           const oq_block_weights *weights, const oq_options *options,
@@ -48,7 +92,7 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
         return oq_fail(context, OQ_INVALID_ARGUMENT,
                        "calibration needs at least one window and one token, got %lld x %lld",
                        (long long)data->samples, (long long)data->tokens);
-    OQ_TRY(check_inputs(context, s));
+    OQ_TRY(check_weights(context, s));
     oq_learnables_list(spec, options, weights, &s->list);
     OQ_TRY(oq_transformed_create(context, &s->transformed, spec, options, weights, &s->list));
     s->run = (oq_block_run){.spec = spec,
@@ -63,14 +107,11 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
     OQ_NEW(context, s->y, window);
     OQ_NEW(context, s->dy, window);
     OQ_NEW(context, s->token_weights, data->samples * data->tokens);
-    for (int64_t i = 0; i < data->samples; i++)
-        oq_loss_weights(options->loss, data->target + i * window, data->x_fp + i * window,
-                        s->token_weights + i * data->tokens, data->tokens, spec->hidden);
+    for (int64_t i = 0; i < data->samples; i++) OQ_TRY(take_window(context, s, i));
     return OQ_OK;
 }
 
-oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, double share, bool learn,
-                          double *loss)
+static oq_code pass(oq_context *context, oq_session *s, int64_t window, double share, bool learn, double *loss)
 {
     const int64_t T = s->data->tokens, H = s->spec->hidden, offset = window * T * H;
     const oq_block_weights weights = oq_transformed_weights(&s->transformed);
@@ -88,6 +129,14 @@ oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, do
     return oq_block_backward(context, &s->run, &weights, &s->saved, dy, &gradients);
 }
 
+oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, double share, bool learn,
+                          double *loss)
+{
+    OQ_TRY(pass(context, s, window, share, learn, loss));
+    drop(s, window);
+    return OQ_OK;
+}
+
 oq_code oq_session_evaluate(oq_context *context, oq_session *s, const oq_real *theta, int64_t epoch, double *loss)
 {
     OQ_TRY(oq_transformed_forward(context, &s->transformed, theta, epoch));
@@ -95,6 +144,7 @@ oq_code oq_session_evaluate(oq_context *context, oq_session *s, const oq_real *t
     for (int64_t i = 0; i < s->data->samples; i++) {
         double one;
         OQ_TRY(oq_check_cancel(context));
+        oq_session_want(s, i + 1);
         OQ_TRY(oq_session_window(context, s, i, 1, false, &one));
         *loss += one / (double)s->data->samples;
     }

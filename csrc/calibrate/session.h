@@ -23,6 +23,8 @@ oq_code oq_session_create(oq_context *context, oq_session *session, const oq_blo
 /* Loss of one window under the transformed weights; gradients are added when learn is set. */
 oq_code oq_session_window(oq_context *context, oq_session *session, int64_t window, double share, bool learn,
                           double *loss);
+/* The window is needed soon. */
+void oq_session_want(const oq_session *session, int64_t window);
 /* Mean loss over all windows at theta. */
 oq_code oq_session_evaluate(oq_context *context, oq_session *session, const oq_real *theta, int64_t epoch,
                             double *loss);

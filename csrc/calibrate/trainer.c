@@ -57,6 +57,19 @@ static oq_code take_step(oq_context *context, training *t, int64_t epoch, int64_
     return t->hooks->on_step(t->hooks->user, &progress);
 }
 
+/* How many items the step has whose first is at `first`. */
+static int64_t batch(const training *t, int64_t first)
+{
+    const int64_t left = t->objective->items - first, most = t->guarded->options->batch_size;
+    return left < most ? left : most;
+}
+
+static void announce(const training *t, int64_t first)
+{
+    const oq_objective *o = t->objective;
+    if (o->next && first < o->items) o->next(o->user, t->order + first, batch(t, first));
+}
+
 static void keep_best(training *t, double loss)
 {
     if (!t->guarded->options->best_iterate || !(loss < t->best_loss)) return;
@@ -73,11 +86,11 @@ static oq_code train(oq_context *context, training *t, oq_calibration_result *re
         double sum = 0;
         oq_sample_order(o->seed, o->block, epoch, o->shuffle, t->order, N);
         for (int64_t k = 0; k < per_epoch; k++) {
-            const int64_t first = k * o->batch_size, left = N - first;
+            const int64_t first = k * o->batch_size, count = batch(t, first);
             double loss;
             OQ_TRY(oq_check_cancel(context));
-            OQ_TRY(take_step(context, t, epoch, epoch * per_epoch + k, t->order + first,
-                             left < o->batch_size ? left : o->batch_size, &loss));
+            announce(t, first + count);
+            OQ_TRY(take_step(context, t, epoch, epoch * per_epoch + k, t->order + first, count, &loss));
             sum += loss;
         }
         result->trace[epoch] = sum / (double)per_epoch;

@@ -15,6 +15,8 @@ typedef struct {
     /* Mean loss of some items, in their order, and its gradient, added to dtheta. */
     oq_code (*gradients)(oq_context *context, void *user, const oq_real *theta, int64_t epoch,
                          const int64_t *items, int64_t count, oq_real *dtheta, double *loss);
+    /* Told which items come after those of the step about to be taken.  May be NULL. */
+    void (*next)(void *user, const int64_t *items, int64_t count);
 } oq_objective;
 
 typedef struct {

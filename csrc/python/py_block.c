@@ -21,6 +21,7 @@ struct values {
     oq_learnables list;
     oq_real *y, *theta, *dtheta;
     double loss, *trace;
+    bool mapped;
     PyObject *folded_tensors; /* owned by the call */
     oq_folded folded;
     oq_calibration_result result;
@@ -36,6 +37,19 @@ static int take_weights(oq_call *call, values *v)
 }
 
 static int take_rope(oq_call *call, values *v) { return oq_take_rope(call, v->cos, v->sin, &v->spec, &v->rope); }
+
+/* A copy made on the way in is no mapping: dropping its pages would lose it. */
+static int check_mapped(oq_call *call, values *v)
+{
+    static const char *const streams[] = {"x_fp", "x_q", "targets", "aug_targets"};
+    for (size_t i = 0; v->mapped && i < OQ_COUNT(streams); i++) {
+        PyArrayObject *array = oq_made_array(call, streams[i]);
+        if (!array || !(PyArray_FLAGS(array) & (NPY_ARRAY_OWNDATA | NPY_ARRAY_WRITEABLE))) continue;
+        PyErr_Format(PyExc_ValueError, "%s: no read-only view of a mapped file", streams[i]);
+        return -1;
+    }
+    return 0;
+}
 
 static int list_learnables(oq_call *call, values *v)
 {
@@ -91,8 +105,14 @@ static int make_folded(oq_call *call, values *v)
 
 static oq_calibration_data data_of(const oq_call *call, const values *v)
 {
-    return (oq_calibration_data){oq_size(call, 'N'), oq_size(call, 'T'), v->x_fp, v->x_q,
-                                 v->targets,         v->aug_targets,     v->rope};
+    return (oq_calibration_data){.samples = oq_size(call, 'N'),
+                                 .tokens = oq_size(call, 'T'),
+                                 .x_fp = v->x_fp,
+                                 .x_q = v->x_q,
+                                 .target = v->targets,
+                                 .aug_target = v->aug_targets,
+                                 .rope = v->rope,
+                                 .mapped = v->mapped};
 }
 
 #define BLOCK OQ_STRUCT(spec, oq_spec_fields, .then = check_block), OQ_SCALAR(weights, .then = take_weights)
@@ -135,6 +155,7 @@ static const oq_argument calibrate_block_arguments[] = {
     OPTIONS,
     OQ_SCALAR(on_step, .flags = OQ_KEYWORD),
     OQ_SCALAR(on_epoch, .flags = OQ_KEYWORD),
+    OQ_SCALAR(mapped, .flags = OQ_KEYWORD, .then = check_mapped),
     OQ_THREADS,
     OQ_RESULT(trace, "e"),
     OQ_DERIVED(make_folded),

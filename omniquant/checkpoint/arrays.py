@@ -89,6 +89,9 @@ class ArraySource:
         """Return rows of a matrix as float32 [len(rows), ...]."""
         return self._widened(name, self._find(name)[np.asarray(rows, np.int64)])
 
+    def drop_pages(self) -> None:
+        """Do nothing: the arrays are the caller's."""
+
     def _widened(self, name: str, stored: npt.NDArray[Any]) -> F32:
         kind = self.dtype(name)
         if kind not in _TYPE_NAME:

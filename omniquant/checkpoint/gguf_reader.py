@@ -17,7 +17,7 @@ import numpy.typing as npt
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.gguf_header import GgufHeader, GgufTensor, align, read_header
-from omniquant.checkpoint.source import F32, Layout, file_digests
+from omniquant.checkpoint.source import F32, Layout, drop_mapped, file_digests
 from omniquant.checkpoint.text import one_line, shown
 from omniquant.errors import CheckpointError
 
@@ -104,16 +104,17 @@ class _Part:
 
     path: Path
     fields: Fields
-    data: memoryview
+    mapped: mmap.mmap
     places: dict[str, _Stored]
 
     @classmethod
     def open(cls, path: Path, library: ModuleType) -> _Part:
-        data, where = memoryview(_map(path)), str(path)
+        mapped, where = _map(path), str(path)
+        data = memoryview(mapped)
         header = read_header(data, where)
         places = {name: _place(library, header, tensor, where) for name, tensor in header.tensors.items()}
         _check_coverage(places, header, len(data), where)
-        return cls(path, Fields(header.fields, where), data, places)
+        return cls(path, Fields(header.fields, where), mapped, places)
 
 
 def _homes(parts: list[_Part]) -> dict[str, _Part]:
@@ -217,6 +218,11 @@ class GgufFile:
         """Return rows of a matrix as float32 [len(rows), columns] without reading the others."""
         return self._dequantize(name, self._stored(name)[np.asarray(rows, np.int64)])
 
+    def drop_pages(self) -> None:
+        """Let the system take back what was read of the files; it is read again where it is needed."""
+        for part in self._parts:
+            drop_mapped(part.mapped)
+
     def _kinds(self, prefix: str) -> str:
         matrices = (self._find(n) for n in self._home if n.startswith(prefix) and len(self.shape(n)) > 1)
         return "/".join(sorted({matrix.type_name for matrix in matrices}))
@@ -229,7 +235,7 @@ class GgufFile:
 
     def _stored(self, name: str) -> npt.NDArray[np.uint8]:
         place = self._find(name)
-        flat = np.frombuffer(self._home[name].data, np.uint8, place.rows * place.row_bytes, place.start)
+        flat = np.frombuffer(self._home[name].mapped, np.uint8, place.rows * place.row_bytes, place.start)
         return flat.reshape(place.rows, place.row_bytes)
 
     def _dequantize(self, name: str, stored: npt.NDArray[np.uint8]) -> F32:

@@ -18,7 +18,7 @@ import safetensors
 
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.json_file import parse_json_object, read_json_object
-from omniquant.checkpoint.source import F32, Layout, file_digests, widen
+from omniquant.checkpoint.source import F32, Layout, drop_mapped, file_digests, widen
 from omniquant.checkpoint.text import one_line, shown
 from omniquant.errors import CheckpointError
 
@@ -197,9 +197,8 @@ class SafetensorsFolder:
 
     def drop_pages(self) -> None:
         """Let the system take back what was read of the files; it is read again where it is needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-            for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
+        for mapped in self._maps.values():
+            drop_mapped(mapped)
 
     def load_rows(self, name: str, rows: Sequence[int] | npt.NDArray[np.int64]) -> F32:
         """Return rows of a matrix as float32 [len(rows), ...] without reading the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -53,12 +54,17 @@ class TensorSource(Protocol):
     def load_rows(self, name: str, rows: Sequence[int] | npt.NDArray[np.int64]) -> F32:
         """Return some rows of a matrix as float32 without reading the others."""
 
+    def drop_pages(self) -> None:
+        """Let the system take back what was read of the files; it is read again where it is needed."""
+
 
 def widen(stored: npt.NDArray[Any], *, bfloat16: bool) -> F32:
     """Return stored numbers as float32, C-contiguous; bfloat16 comes as the uint16 of its bits."""
     if bfloat16:
         # A bfloat16 is the upper half of a float32.
-        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        bits = stored.astype(np.uint32)
+        bits <<= np.uint32(16)
+        return bits.view(np.float32)
     # An aligned float32 stays a view; NumPy wants aligned memory for everything else.
     return np.require(stored.astype(np.float32, copy=False), requirements=["C", "A"])
 
@@ -71,3 +77,9 @@ def file_digests(paths: Iterable[Path]) -> Iterator[bytes]:
                 yield hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
             raise CheckpointError(f"{path}: cannot read: {one_line(error)}") from error
+
+
+def drop_mapped(mapped: mmap.mmap) -> None:
+    """Give back the pages of a read-only mapping."""
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        mapped.madvise(mmap.MADV_DONTNEED)

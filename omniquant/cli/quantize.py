@@ -47,6 +47,7 @@ def add_parser(commands: Commands) -> None:
     _add_data(parser)
     _add_maps(parser)
     _add_training(parser)
+    _add_memory(parser)
     add_run_options(parser)
 
 
@@ -130,10 +131,21 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory (results do not depend on it)")
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="of the windows' activations; beyond it they lie in files; default 4GiB",
+    )
+    group.add_argument("--scratch", metavar="DIR", help="the directory of those files; default --output's")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Calibrate and report."""
     # Everything that can be wrong with the wishes is found before a file is read.
     from omniquant.config import CalibrationOptions, QuantConfig
+    from omniquant.memory import DEFAULT_MEMORY, parse_bytes
     from omniquant.threads import resolve_threads
 
     scheme = QuantConfig.parse(arguments.scheme)
@@ -141,6 +153,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(arguments).items() if name in names}
     options = CalibrationOptions.for_method(arguments.method, scheme, **given)
     threads = resolve_threads(arguments.threads)
+    memory = parse_bytes("--memory", arguments.memory or DEFAULT_MEMORY)
     check_data(arguments.data, arguments.model)
     if is_result(arguments.model):
         raise ConfigError(f"{arguments.model}: is quantized already, give the original model")
@@ -166,6 +179,8 @@ def run(arguments: argparse.Namespace) -> None:
         output=arguments.output,
         resume=arguments.resume,
         threads=threads,
+        memory=memory,
+        scratch=arguments.scratch,
         progress=not arguments.quiet,
     )
     summary: dict[str, Any] = {"output": str(Path(arguments.output))} | result.summary()

@@ -167,7 +167,10 @@ class Model:
                 f"block {index} does not exist: {self.name} has blocks 0 to {self.num_layers - 1}"
             )
         refs = self._adapter.block_tensors(self.architecture, index, self._source.layout)
-        return {ours: self._load(ref) for ours, ref in refs.items()}
+        tensors = {ours: self._load(ref) for ours, ref in refs.items()}
+        # What was widened is not read again; of views the pages come back when they are used.
+        self._source.drop_pages()
+        return tensors
 
     def final_norm(self) -> dict[str, F32]:
         """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""
@@ -191,7 +194,8 @@ class Model:
         return embedding, embedding if self.architecture.tied_embeddings else Matrix.exact(self.lm_head())
 
     def drop_pages(self) -> None:
-        """Do nothing: a model's files are the caller's to keep in memory."""
+        """Let the system take back what was read of the files; it is read again where it is needed."""
+        self._source.drop_pages()
 
     def rope_tables(self, positions: int) -> tuple[F32, F32]:
         """Return cos and sin for positions 0 to positions - 1, float32 [positions, head_dim / 2] each.

@@ -63,7 +63,7 @@ def test_streams_are_those_of_the_papers(model, monkeypatch):
 
     def spy(spec, weights, x_fp, x_q, targets, aug, cos, sin, options, **rest):
         result = real(spec, weights, x_fp, x_q, targets, aug, cos, sin, options, **rest)
-        seen.append((x_fp, x_q, targets, aug, result["folded"]))
+        seen.append((*(stream.copy() for stream in (x_fp, x_q, targets, aug)), result["folded"]))
         return result
 
     monkeypatch.setattr(_core, "calibrate_block", spy)

@@ -270,6 +270,9 @@ def affine_backward(
 ) -> npt.NDArray[np.float32]:
     """Gradient of the parameters."""
 
+def hadamard(x: npt.ArrayLike, *, threads: int = 1) -> npt.NDArray[np.float32]:
+    """X [.., n, stride] times the fixed symmetric orthogonal matrix T_n along n."""
+
 def gradual_mask(width: int, epoch: int, epochs: int, stability: float = 1.0) -> npt.NDArray[np.float64]:
     """Return the mask [width, width] of an epoch counted from 0."""
 

@@ -32,6 +32,7 @@ from omniquant.forward import I32, Activation, Weights, as_windows, block_parts,
 from omniquant.manifest import Header
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
 from omniquant.models.model import Model
+from omniquant.models.rotated import RotatedModel, Rotation
 from omniquant.progress import Callback, StepEvent, progress_callback
 from omniquant.quantized import CalibrationResult
 from omniquant.report import BlockReport
@@ -105,6 +106,9 @@ def calibrate(
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
     chosen = _choose(method, scheme, options).with_products(scheme, _core.runtime_info()["products"])
     windows = _windows(tokens, model)
+    rotation = Rotation.of(chosen, scheme)
+    if rotation is not None:
+        model = RotatedModel(model, rotation)
     if chosen.target != "any":
         from omniquant.export.table import refuse_target  # late: only who names a format needs their table
 

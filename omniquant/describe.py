@@ -8,6 +8,7 @@ from typing import Any
 from omniquant.blockfile import linear_shapes
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.config.method import core_qk_map
+from omniquant.models.rotated import rotation_cost
 from omniquant.models.spec import BlockSpec
 
 _SCALE_BITS = 32  # scales are stored as float32
@@ -16,7 +17,7 @@ _ZERO_POINT_BITS = 8
 
 @dataclass(frozen=True)
 class MapDescription:
-    """One kind of learned map.
+    """One kind of rotation or learned map.
 
     Parameters
     ----------
@@ -56,10 +57,27 @@ _QK_NAMES = {
 }
 
 
-def describe_maps(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescription]:
-    """Return every learned map of a calibration."""
-    hidden = spec.hidden_size
+def describe_rotations(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescription]:
+    """Return the fixed rotations of a calibration; `spec` is the rotated model's."""
     maps = []
+    heads, d = spec.num_heads, spec.head_dim
+    if options.rotation != "none":
+        maps.append(MapDescription("residual stream", "a rotation", True))
+        maps.append(MapDescription("v -> o", "a rotation of each head", True))
+    if spec.rotate_qk:
+        cost = (heads + spec.num_kv_heads) * rotation_cost(d)
+        maps.append(MapDescription("q and k", "a rotation of each head", True, cost))
+    if spec.rotate_heads:
+        maps.append(MapDescription("before o", "a rotation over the heads", True, d * rotation_cost(heads)))
+    if spec.rotate_down:
+        maps.append(MapDescription("before down", "a rotation", True, rotation_cost(spec.ffn_size)))
+    return maps
+
+
+def describe_maps(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescription]:
+    """Return every rotation and every learned map of a calibration."""
+    hidden = spec.hidden_size
+    maps = describe_rotations(options, spec)
     if options.norm_map == "diagonal":
         maps.append(MapDescription("norm -> linears", "one scale a channel", True))
     if options.norm_map == "online":

@@ -31,6 +31,7 @@ from omniquant.models.adapter import Architecture
 from omniquant.models.model import Model, check_token_ids
 from omniquant.models.registry import adapter_for_model_type
 from omniquant.models.rope import rope_tables
+from omniquant.models.rotated import Rotation
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.matrix import Matrix, from_tensors
 
@@ -87,13 +88,14 @@ class StoredOuter:
         If a file is missing, damaged or does not fit the configuration.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, rotation: Rotation | None = None) -> None:
         self.name = name
         self._folder = folder
         config = Fields(read_json_object(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
         adapter = adapter_for_model_type(config.text("model_type"), config.where)
         self.config = config.values
-        self.architecture: Architecture = adapter.architecture(config)
+        original = adapter.architecture(config)
+        self.architecture: Architecture = original if rotation is None else rotation.architecture(original)
         self._source = SafetensorsFolder(folder / OUTER_NAME)
         self._embedding, self._head = self._read_tensors()
 

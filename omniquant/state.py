@@ -30,6 +30,7 @@ from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError
 from omniquant.manifest import MANIFEST_NAME, BlockEntry, FileEntry, Header, Manifest
 from omniquant.models.model import Model
+from omniquant.models.rotated import Rotation
 from omniquant.models.spec import BlockSpec
 from omniquant.outer import CONFIG_NAME, OUTER_NAME, TEXT_NAME, TOKENIZER_NAME, StoredOuter, save_outer
 from omniquant.report import BlockReport
@@ -235,7 +236,8 @@ class StateDirectory:
         """Return what lies outside the blocks, after checking those files."""
         for entry in self.manifest.files:
             self._read(entry)
-        return StoredOuter(self.folder, str(self.header.model["name"]))
+        rotation = Rotation.of(self.header.options, self.scheme)
+        return StoredOuter(self.folder, str(self.header.model["name"]), rotation)
 
     def reports(self) -> list[BlockReport]:
         """Return the reports of the finished blocks, with the seconds each took where run.json knows them."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rotations import fixed_rotation
 
 from omniquant.models import BlockSpec, Model
 
@@ -42,24 +43,29 @@ def attention(x: F64, weights: Weights, spec: BlockSpec, cos: F64, sin: F64) -> 
     q = rotate(linear(x, weights, "q").reshape(n, t, spec.num_heads, spec.head_dim), cos, sin)
     k = rotate(linear(x, weights, "k").reshape(n, t, spec.num_kv_heads, spec.head_dim), cos, sin)
     v = linear(x, weights, "v").reshape(n, t, spec.num_kv_heads, spec.head_dim)
+    if spec.rotate_qk:
+        q, k = q @ fixed_rotation(spec.head_dim), k @ fixed_rotation(spec.head_dim)
     group = spec.num_heads // spec.num_kv_heads
     k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
     scores = np.einsum("nthd,nshd->nhts", q, k) / np.sqrt(spec.head_dim)
     scores = np.where(np.tril(np.ones((t, t), bool)), scores, -np.inf)
     context = np.einsum("nhts,nshd->nthd", softmax(scores), v)
+    if spec.rotate_heads:
+        context = np.einsum("nthd,hg->ntgd", context, fixed_rotation(spec.num_heads))
     return linear(context.reshape(n, t, -1), weights, "o")
 
 
-def mlp(x: F64, weights: Weights) -> F64:
+def mlp(x: F64, weights: Weights, spec: BlockSpec) -> F64:
     """Return down(silu(gate(x)) * up(x))."""
     gate = linear(x, weights, "gate")
-    return linear(gate / (1 + np.exp(-gate)) * linear(x, weights, "up"), weights, "down")
+    u = gate / (1 + np.exp(-gate)) * linear(x, weights, "up")
+    return linear(u @ fixed_rotation(spec.ffn_size) if spec.rotate_down else u, weights, "down")
 
 
 def block(x: F64, weights: Weights, spec: BlockSpec, cos: F64, sin: F64) -> F64:
     """One transformer block; x is [N, T, H]."""
     x = x + attention(rms_norm(x, weights["norm1.weight"], spec.norm_eps), weights, spec, cos, sin)
-    return x + mlp(rms_norm(x, weights["norm2.weight"], spec.norm_eps), weights)
+    return x + mlp(rms_norm(x, weights["norm2.weight"], spec.norm_eps), weights, spec)
 
 
 def forward(model: Model, tokens: npt.NDArray[np.integer[Any]]) -> F64:

@@ -141,6 +141,7 @@ class Draw:
 
     def __init__(self, seed: int, **forced: Any) -> None:
         self.rng = np.random.default_rng(seed)
+        self.later = np.random.default_rng((seed, 1))  # of choices added since: the others stay as they were
         self.forced = forced
 
     def pick(self, name: str, *values: Any) -> Any:
@@ -167,6 +168,10 @@ class Draw:
             "rope": rope,
             "mlp": self.pick("mlp", "gated", "plain"),
             "activation": self.pick("activation", "silu", "gelu", "gelu_tanh", "relu"),
+            **{
+                name: self.forced.get(name, bool(self.later.integers(4) == 0))
+                for name in ("rotate_qk", "rotate_heads", "rotate_down")
+            },
         }
 
     def weights(self, spec: dict[str, Any]) -> Arrays:

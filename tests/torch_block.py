@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from random_blocks import Case, linear_shapes, map_kinds
+from rotations import fixed_rotation
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,9 +20,17 @@ torch.set_num_threads(1)  # the blocks are tiny
 
 
 def fake_quantize_group(
-    x: Tensor, bits: int, symmetric: bool, full: bool, clip: tuple[Tensor, Tensor] | None
+    x: Tensor,
+    bits: int,
+    symmetric: bool,
+    full: bool,
+    clip: tuple[Tensor, Tensor] | None,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    """Quantize the rows of x [rows, n], one grid each; clip holds LWC's logits [rows] of max and min."""
+    """Quantize the rows of x [rows, n], one grid each; clip holds LWC's logits [rows] of max and min.
+
+    offset [rows, n] is added inside round().
+    """
     zero = torch.zeros((), dtype=x.dtype)
     hi, lo = x.amax(1), x.amin(1)
     hi, lo = torch.where(hi > 0, hi, zero), torch.where(lo < 0, lo, zero)  # 0 is always in the range
@@ -34,7 +44,7 @@ def fake_quantize_group(
     h = torch.where(h == 0, torch.ones_like(h), h)
     z = torch.full_like(h, 2 ** (bits - 1)) if symmetric else (-lo / h).round().clamp(0, top)
     h, z = h[:, None], z.detach()[:, None]
-    u = x / h
+    u = x / h if offset is None else x / h + offset
     raw = (u.round() + z).detach()
     q = raw.clamp(0, top)
     through = torch.where(raw == q, u - u.detach(), 0.0)  # 0, with the gradient of u inside the range
@@ -42,13 +52,18 @@ def fake_quantize_group(
 
 
 def fake_quantize(x: Tensor, bits: int, symmetric: bool, *, full: bool = False, group: int = 0,
-                  clip: tuple[Tensor, Tensor] | None = None) -> Tensor:  # fmt: skip
+                  clip: tuple[Tensor, Tensor] | None = None,
+                  offset: Tensor | None = None) -> Tensor:  # fmt: skip
     """Quantize x [rows, width] in groups of columns; the last may be shorter.  clip [rows, groups]."""
     if bits >= 16:
         return x
     parts = x.split(group or x.shape[1], dim=1)
     clips = [(clip[0][:, i], clip[1][:, i]) if clip else None for i in range(len(parts))]
-    done = [fake_quantize_group(part, bits, symmetric, full, c) for part, c in zip(parts, clips, strict=True)]
+    offsets = [None] * len(parts) if offset is None else offset.split(group or x.shape[1], dim=1)
+    done = [
+        fake_quantize_group(part, bits, symmetric, full, c, v)
+        for part, c, v in zip(parts, clips, offsets, strict=True)
+    ]
     return torch.cat(done, dim=1)
 
 
@@ -80,6 +95,17 @@ def site_map(case: Case, site: str, learnables: Tensors) -> Tensor | None:
     diagonal = torch.diagonal(p, dim1=1, dim2=2)
     off = masked - torch.diag_embed(diagonal)
     return diagonal[..., None] * off + torch.diag_embed(diagonal)
+
+
+def rotated_input(case: Case, name: str, rows: Tensor) -> Tensor:
+    """Return rows [.., in] of the input of o or down behind its online rotation."""
+    spec = case.spec
+    if name == "down" and spec["rotate_down"]:
+        return rows @ torch.from_numpy(fixed_rotation(spec["ffn_size"]))
+    if name == "o" and spec["rotate_heads"]:
+        mixing = torch.from_numpy(np.kron(fixed_rotation(spec["num_heads"]), np.eye(spec["head_dim"])))
+        return rows @ mixing
+    return rows
 
 
 def per_head(a: Tensor, heads: int) -> Tensor:
@@ -121,7 +147,8 @@ class TransformedBlock:
     def transformed(self, name: str, weight: Tensor) -> Tensor:
         """Return W~ = P W A^T."""
         columns, rows = self.consumer_map(name), self.producer_map(name)
-        weight = weight if columns is None else weight @ columns.T
+        if columns is not None:  # a map stands before the rotation
+            weight = rotated_input(self.case, name, rotated_input(self.case, name, weight) @ columns.T)
         return weight if rows is None else rows @ weight
 
     def quantize(self, name: str, weight: Tensor) -> Tensor:
@@ -130,7 +157,8 @@ class TransformedBlock:
         clip = None
         if f"{name}.lwc_max" in self.learnables:
             clip = self.learnables[f"{name}.lwc_max"], self.learnables[f"{name}.lwc_min"]
-        return fake_quantize(weight, o["w_bits"], o["w_symmetric"], group=o["group_size"], clip=clip)
+        offset, group = self.learnables.get(f"{name}.offset"), o["group_size"]
+        return fake_quantize(weight, o["w_bits"], o["w_symmetric"], group=group, clip=clip, offset=offset)
 
     def shifted_bias(self, name: str) -> Tensor | None:
         """Return b~ = P (b + W delta_in - delta_out)."""
@@ -144,7 +172,7 @@ class TransformedBlock:
         if delta is not None:
             if site == "vo":
                 delta = delta.repeat_interleave(self.case.spec["num_heads"] // delta.shape[0], dim=0)
-            bias = bias + self.original[f"{name}.weight"] @ delta.flatten()
+            bias = bias + rotated_input(self.case, name, self.original[f"{name}.weight"]) @ delta.flatten()
         if name == "v" and "vo.shift" in self.learnables:
             bias = bias - self.learnables["vo.shift"].flatten()
         rows = self.producer_map(name)
@@ -196,17 +224,21 @@ def forward(block: TransformedBlock, x: Tensor) -> Tensor:
     if spec["rope"]:
         cos, sin = (torch.from_numpy(table).double() for table in (block.case.cos, block.case.sin))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if spec["rotate_qk"]:
+        turn = torch.from_numpy(fixed_rotation(d))
+        q, k = q @ turn, k @ turn
     pairs = ((q, "q_bits"), (k, "k_bits"), (v, "v_bits"))
     q, k, v = (quantize(value.reshape(-1, d), key).view(T, -1, d) for value, key in pairs)
     k, v = k.repeat_interleave(n // m, dim=1), v.repeat_interleave(n // m, dim=1)
     scores = torch.einsum("ihd,jhd->hij", q, k) / d**0.5
     causal = torch.ones(T, T, dtype=torch.bool).triu(1)
     p = scores.masked_fill(causal, -torch.inf).softmax(dim=2)
-    x = x + block.linear("o", quantize(torch.einsum("hij,jhd->ihd", p, v).reshape(T, n * d)))
+    attended = torch.einsum("hij,jhd->ihd", p, v).reshape(T, n * d)
+    x = x + block.linear("o", quantize(rotated_input(block.case, "o", attended)))
     h, act = quantize(block.norm("norm2", x)), ACTIVATIONS[spec["activation"]]
     up = block.linear("up", h)
     u = act(block.linear("gate", h)) * up if spec["mlp"] == "gated" else act(up)
-    return x + block.linear("down", quantize(u))
+    return x + block.linear("down", quantize(rotated_input(block.case, "down", u)))
 
 
 def loss(case: Case, learnables: Tensors) -> Tensor:

@@ -3,6 +3,7 @@
 #include "block/act_quant.h"
 #include "block/block.h"
 #include "block/linear.h"
+#include "block/rotation.h"
 #include "math/attention.h"
 #include "math/gemm.h"
 #include "math/vector.h"
@@ -78,6 +79,7 @@ static oq_code mlp_half_backward(oq_context *context, const pass *p, const oq_re
     OQ_NEW(context, dh, T * H);
     OQ_TRY(linear_backward(context, p, OQ_DOWN, &s->u_hat, dy, du, false));
     OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->u, s->u_ranges, du, T, F));
+    OQ_TRY(oq_rotate_input(context, spec, OQ_DOWN, du, T));
     if (spec->gated) {
         oq_activation_backward(context, spec->activation, s->gate, s->up, du, du, dup, T * F);
         OQ_TRY(linear_backward(context, p, OQ_GATE, &s->h_hat[OQ_NORM2], du, dh, false));
@@ -103,6 +105,7 @@ static oq_code heads_backward(oq_context *context, const pass *p, const oq_real 
     OQ_TRY(oq_act_quant_backward(context, quant->q, s->q, s->q_ranges, dq, T * n, d));
     OQ_TRY(oq_act_quant_backward(context, quant->k, s->k, s->k_ranges, dk, T * m, d));
     OQ_TRY(oq_act_quant_backward(context, quant->v, s->v, s->v_ranges, dv, T * m, d));
+    OQ_TRY(oq_rotate_qk(context, spec, dq, dk, T));
     if (spec->rope) {
         oq_rope_backward(context, p->run->rope, dq, T, n, d);
         oq_rope_backward(context, p->run->rope, dk, T, m, d);
@@ -129,8 +132,9 @@ static oq_code attention_half_backward(oq_context *context, const pass *p, const
     OQ_NEW(context, dv, T * kv_width);
     if (norm1_is_learned(p->gradients)) OQ_NEW(context, dh, T * H);
     OQ_TRY(linear_backward(context, p, OQ_O, &s->attended_hat, dx2, dattended, false));
-    OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->attended, s->attended_ranges, dattended, T,
+    OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->mixed, s->attended_ranges, dattended, T,
                                  q_width));
+    OQ_TRY(oq_rotate_input(context, spec, OQ_O, dattended, T));
     OQ_TRY(heads_backward(context, p, dattended, dq, dk, dv));
     OQ_TRY(linear_backward(context, p, OQ_Q, &s->h_hat[OQ_NORM1], dq, dh, false));
     OQ_TRY(linear_backward(context, p, OQ_K, &s->h_hat[OQ_NORM1], dk, dh, true));

@@ -5,6 +5,7 @@
  *   h2 = norm2(x2) [A2^-1]    u = act(h2 Wg^T) * (h2 Wu^T)   (plain: act(h2 Wu^T))
  *   y  = x2 + u Wd^T + bd
  *
+ * Online rotations stand where block/rotation.h says, in a network made with them.
  * Every linear's input, and q, k, v, pass their quantizer on the way.
  * T tokens, H hidden, F ffn, n heads, m key/value heads, d head_dim. */
 #ifndef OQ_BLOCK_BLOCK_H
@@ -23,6 +24,7 @@ typedef struct {
     double norm_eps;
     bool rope, gated;
     oq_activation activation;
+    bool rotate_qk, rotate_heads, rotate_down; /* see block/rotation.h */
 } oq_block_spec;
 
 /* Linears of a block, in the order of the forward pass. */
@@ -81,11 +83,11 @@ typedef struct {
     oq_real *normed[OQ_NORMS];                  /* [T, H] before the online map */
     oq_real *h[OQ_NORMS];                       /* [T, H] */
     oq_real *q, *k, *v, *q_hat, *k_hat, *v_hat; /* [T, n d] or [T, m d], after RoPE */
-    oq_real *attended;                          /* [T, n d] */
+    oq_real *attended, *mixed;                  /* [T, n d], behind the rotation of heads where there is one */
     oq_real *log_sum;                           /* [n, T] */
     oq_real *x2;                                /* [T, H] */
     oq_real *gate, *up;                         /* [T, F]; plain: gate is NULL */
-    oq_real *u;                                 /* [T, F] */
+    oq_real *activated, *u;                     /* [T, F], behind the rotation where there is one */
     oq_forms h_hat[OQ_NORMS], attended_hat, u_hat;
     oq_range *h_ranges[OQ_NORMS], *q_ranges, *k_ranges, *v_ranges, *attended_ranges, *u_ranges;
 } oq_saved;

@@ -3,6 +3,7 @@
 #include "block/act_quant.h"
 #include "block/block.h"
 #include "block/linear.h"
+#include "block/rotation.h"
 #include "math/attention.h"
 #include "math/gemm.h"
 #include "math/vector.h"
@@ -52,7 +53,10 @@ static oq_code create_attention(oq_context *context, const oq_block_run *run, oq
     OQ_TRY(create_pair(context, quant->k, T * m, d, &s->k, &s->k_hat, &s->k_ranges));
     OQ_TRY(create_pair(context, quant->v, T * m, d, &s->v, &s->v_hat, &s->v_ranges));
     OQ_NEW(context, s->log_sum, n * T);
-    return create_input(context, run, n * d, &s->attended, &s->attended_hat, &s->attended_ranges);
+    OQ_TRY(create_input(context, run, n * d, &s->mixed, &s->attended_hat, &s->attended_ranges));
+    s->attended = s->mixed;
+    if (spec->rotate_heads) OQ_NEW(context, s->attended, T * n * d);
+    return OQ_OK;
 }
 
 oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *saved)
@@ -69,7 +73,10 @@ oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *
     OQ_NEW(context, saved->x2, T * H);
     if (spec->gated) OQ_NEW(context, saved->gate, T * F);
     OQ_NEW(context, saved->up, T * F);
-    return create_input(context, run, F, &saved->u, &saved->u_hat, &saved->u_ranges);
+    OQ_TRY(create_input(context, run, F, &saved->u, &saved->u_hat, &saved->u_ranges));
+    saved->activated = saved->u;
+    if (spec->rotate_down) OQ_NEW(context, saved->activated, T * F);
+    return OQ_OK;
 }
 
 /* h_hat[which] = quantized norm(x), behind the online map where there is one. */
@@ -124,11 +131,13 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
         oq_rope_forward(context, run->rope, s->q, T, n, d);
         oq_rope_forward(context, run->rope, s->k, T, m, d);
     }
+    OQ_TRY(oq_rotate_qk(context, spec, s->q, s->k, T));
     OQ_TRY(oq_act_quant_forward(context, quant->q, s->q, s->q_hat, s->q_ranges, T * n, d));
     OQ_TRY(oq_act_quant_forward(context, quant->k, s->k, s->k_hat, s->k_ranges, T * m, d));
     OQ_TRY(oq_act_quant_forward(context, quant->v, s->v, s->v_hat, s->v_ranges, T * m, d));
     OQ_TRY(attend(context, run, s));
-    return oq_input_forms(context, quant->x, s->attended, &s->attended_hat, s->attended_ranges, T, n * d);
+    OQ_TRY(oq_rotated_input(context, spec, OQ_O, s->attended, s->mixed, T));
+    return oq_input_forms(context, quant->x, s->mixed, &s->attended_hat, s->attended_ranges, T, n * d);
 }
 
 static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, oq_saved *s)
@@ -137,8 +146,9 @@ static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_b
     if (run->spec->gated)
         OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_GATE, &s->h_hat[OQ_NORM2], s->gate));
     OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_UP, &s->h_hat[OQ_NORM2], s->up));
-    oq_activation_forward(context, run->spec->activation, s->gate ? s->gate : s->up, s->gate ? s->up : NULL, s->u,
-                          T * F);
+    oq_activation_forward(context, run->spec->activation, s->gate ? s->gate : s->up, s->gate ? s->up : NULL,
+                          s->activated, T * F);
+    OQ_TRY(oq_rotated_input(context, run->spec, OQ_DOWN, s->activated, s->u, T));
     return oq_input_forms(context, run->quantizers->x, s->u, &s->u_hat, s->u_ranges, T, F);
 }
 

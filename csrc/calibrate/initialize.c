@@ -42,7 +42,7 @@ void oq_channel_stats_add(oq_channel_stats *stats, const oq_block_run *run, cons
     add_channels(stats, OQ_SITE_NORM1, saved->h[OQ_NORM1], T, 1, spec->hidden, 1);
     add_channels(stats, OQ_SITE_NORM2, saved->h[OQ_NORM2], T, 1, spec->hidden, 1);
     add_channels(stats, OQ_SITE_VO, saved->attended, T, spec->heads, spec->head_dim, spec->heads / spec->kv_heads);
-    add_channels(stats, OQ_SITE_UP_DOWN, saved->u, T, 1, spec->ffn, 1);
+    add_channels(stats, OQ_SITE_UP_DOWN, saved->activated, T, 1, spec->ffn, 1);
 }
 
 /* largest [blocks n] = max |W_ij| over the rows of every consumer of the site. */
@@ -52,11 +52,12 @@ static void consumer_max(const oq_transformed *t, int site, double *largest)
     for (int linear = 0; linear < OQ_LINEARS; linear++) {
         if (oq_sites_of[linear].columns != site || !oq_has_linear(t->spec, linear)) continue;
         const oq_linear_shape shape = oq_shape_of(t->spec, linear);
+        const oq_real *w = oq_unrotated_weight(t, linear);
         const int64_t repeat = oq_repeat_of(t->spec, site, linear);
         for (int64_t r = 0; r < shape.out; r++)
             for (int64_t c = 0; c < shape.in; c++) {
                 double *slot = &largest[c / n / repeat * n + c % n];
-                *slot = fmax(*slot, fabs((double)t->original->weight[linear][r * shape.in + c]));
+                *slot = fmax(*slot, fabs((double)w[r * shape.in + c]));
             }
     }
 }

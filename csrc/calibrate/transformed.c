@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "block/rotation.h"
 #include "calibrate/shift.h"
 #include "math/bf16.h"
 #include "quant/integer_product.h"
@@ -83,6 +84,11 @@ static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
     const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || t->list->lwc_max[linear] >= 0 ||
                          t->list->offset[linear] >= 0;
     if (has_columns_map(t, linear)) OQ_NEW(context, t->after_columns[linear], count);
+    if (has_columns_map(t, linear) && oq_has_rotation(t->spec, linear)) {
+        OQ_NEW(context, t->unrotated[linear], count);
+        OQ_TRY(oq_rotated_input(context, t->spec, linear, t->original->weight[linear], t->unrotated[linear],
+                                shape.out));
+    }
     if (has_rows_map(t, linear)) OQ_NEW(context, t->after_rows[linear], count);
     OQ_TRY(create_forms(context, t, linear));
     if (learned) OQ_NEW(context, t->dweight[linear], count);
@@ -124,6 +130,11 @@ oq_code oq_transformed_create(oq_context *context, oq_transformed *t, const oq_b
 
 /* ---- forward ------------------------------------------------------------ */
 
+const oq_real *oq_unrotated_weight(const oq_transformed *t, int linear)
+{
+    return t->unrotated[linear] ? t->unrotated[linear] : t->original->weight[linear];
+}
+
 const oq_real *oq_transformed_weight(const oq_transformed *t, int linear)
 {
     if (t->after_rows[linear]) return t->after_rows[linear];
@@ -136,8 +147,9 @@ static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_r
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const oq_real *w = t->original->weight[linear];
     if (t->after_columns[linear]) {
-        OQ_TRY(oq_map_columns(context, &t->map[sites.columns], oq_repeat_of(t->spec, sites.columns, linear), w,
-                              t->after_columns[linear], shape.out));
+        OQ_TRY(oq_map_columns(context, &t->map[sites.columns], oq_repeat_of(t->spec, sites.columns, linear),
+                              oq_unrotated_weight(t, linear), t->after_columns[linear], shape.out));
+        OQ_TRY(oq_rotate_input(context, t->spec, linear, t->after_columns[linear], shape.out));
         w = t->after_columns[linear];
     }
     if (t->after_rows[linear])
@@ -238,10 +250,12 @@ static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_
             columns ? t->after_columns[linear] : t->original->weight[linear], dw, dbefore, shape.in));
         dw = dbefore;
     }
-    if (columns)
+    if (columns) {
+        OQ_TRY(oq_rotate_input(context, t->spec, linear, dw, shape.out));
         OQ_TRY(oq_map_columns_backward(context, &t->map[sites.columns],
-                                       oq_repeat_of(t->spec, sites.columns, linear), t->original->weight[linear],
-                                       dw, shape.out));
+                                       oq_repeat_of(t->spec, sites.columns, linear),
+                                       oq_unrotated_weight(t, linear), dw, shape.out));
+    }
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

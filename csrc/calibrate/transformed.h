@@ -1,7 +1,8 @@
 /* A block under its learnables: maps, transformed weights and biases, fake-quantized weights, and the
  * way back from their gradients to the learnables'.
  *
- *   W --columns map--> --rows map--> W~ --LWC quantizer--> W^         one linear
+ *   W --columns map--> --rows map--> W~ --LWC quantizer--> W^         one linear; an online rotation of its input
+ *                                                                     stands behind the columns' map
  *   g --/ s--> g~                                                     a norm with a diagonal map      */
 #ifndef OQ_CALIBRATE_TRANSFORMED_H
 #define OQ_CALIBRATE_TRANSFORMED_H
@@ -15,6 +16,7 @@ typedef struct {
     const oq_block_weights *original;
     const oq_learnables *list;
     oq_map map[OQ_SITES];
+    oq_real *unrotated[OQ_LINEARS]; /* W T where a map meets an input that is rotated behind it; else NULL */
     /* NULL where a stage changes nothing; see oq_transformed_weight. */
     oq_real *after_columns[OQ_LINEARS], *after_rows[OQ_LINEARS];
     oq_forms quantized[OQ_LINEARS]; /* W^ in the forms the products take; none where weights stay float */
@@ -39,6 +41,8 @@ oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq
 /* Views for the block. */
 oq_block_weights oq_transformed_weights(const oq_transformed *t);
 oq_block_gradients oq_transformed_gradients(const oq_transformed *t);
+/* W of a linear against its input as a map sees it, before the rotation. */
+const oq_real *oq_unrotated_weight(const oq_transformed *t, int linear);
 /* W~ of a linear: transformed, not yet quantized. */
 const oq_real *oq_transformed_weight(const oq_transformed *t, int linear);
 oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear);

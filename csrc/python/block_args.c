@@ -15,6 +15,9 @@ const oq_argument oq_spec_fields[] = {
     OQ_FIELD("rope", oq_block_spec, rope),
     OQ_FIELD("mlp", oq_block_spec, gated, .choices = mlps),
     OQ_FIELD("activation", oq_block_spec, activation, .choices = activations),
+    OQ_FIELD("rotate_qk", oq_block_spec, rotate_qk, .flags = OQ_OPTIONAL),
+    OQ_FIELD("rotate_heads", oq_block_spec, rotate_heads, .flags = OQ_OPTIONAL),
+    OQ_FIELD("rotate_down", oq_block_spec, rotate_down, .flags = OQ_OPTIONAL),
     {.name = NULL},
 };
 

@@ -1,4 +1,5 @@
-/* LET on one linear; the affine map, its gradual mask and the Levy-Desplanques check. */
+/* LET on one linear; the fixed rotation; the affine map, its gradual mask and the Levy-Desplanques check. */
+#include "math/hadamard.h"
 #include "python/function.h"
 #include "python/topics.h"
 #include "transform/affine_inverse.h"
@@ -19,6 +20,7 @@ struct values {
     int64_t band, width, epoch, epochs, changed;
     double *map, *inverse, *mask, *margins, *bounds, *projected;
     oq_real *dparameters;
+    oq_real *rotated;
 };
 
 /* ---- let_forward, let_backward --------------------------------------------- */
@@ -75,6 +77,22 @@ static oq_code let_backward_run(oq_call *call, values *v)
     const oq_let_gradients gradients = {
         v->dx_transformed, v->dweight_transformed, v->dbias_transformed, v->dx, v->dweight, v->dscale, v->dshift};
     return oq_let_linear_backward(&call->context, &let, &gradients);
+}
+
+/* ---- hadamard -------------------------------------------------------------- */
+
+static const oq_argument hadamard_arguments[] = {
+    OQ_ARRAY(x, "*ns"), /* s numbers lie side by side and turn alike */
+    OQ_THREADS,
+    OQ_RESULT(rotated, "*ns"),
+};
+
+static oq_code hadamard_run(oq_call *call, values *v)
+{
+    const int64_t rows = oq_size(call, '*'), n = oq_size(call, 'n'), stride = oq_size(call, 's');
+    if (n < 1 || stride < 1) return OQ_OK;
+    memcpy(v->rotated, v->x, sizeof *v->x * (size_t)(rows * n * stride));
+    return oq_hadamard(&call->context, v->rotated, rows, n, stride);
 }
 
 /* ---- affine_forward, affine_backward --------------------------------------- */
@@ -197,6 +215,7 @@ static oq_code project_dominant_run(oq_call *call, values *v)
 
 OQ_FUNCTION(let_forward);
 OQ_FUNCTION(let_backward);
+OQ_FUNCTION(hadamard);
 OQ_FUNCTION(affine_forward);
 OQ_FUNCTION(affine_backward);
 OQ_FUNCTION(gradual_mask);
@@ -207,6 +226,7 @@ OQ_FUNCTION(project_dominant);
 PyMethodDef oq_transform_methods[] = {
     OQ_METHOD(let_forward, "(x - shift) / scale, W scale, b + W shift."),
     OQ_METHOD(let_backward, "Gradients of x, W, scale and shift."),
+    OQ_METHOD(hadamard, "x times the fixed rotation along its axis before the last."),
     OQ_METHOD(affine_forward, "A and its inverse from the parameters."),
     OQ_METHOD(affine_backward, "Gradient of the parameters."),
     OQ_METHOD(gradual_mask, "The mask of an epoch."),

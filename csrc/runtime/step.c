@@ -3,6 +3,7 @@
 #ifndef OQ_DOUBLE
 
 #include "block/act_quant.h"
+#include "block/rotation.h"
 #include "math/vector.h"
 #include "runtime/attend.h"
 
@@ -101,10 +102,12 @@ static oq_code attention_half(oq_context *context, const step *s, float *x)
         oq_rope_forward(context, rope, s->q, T, n, d);
         oq_rope_forward(context, rope, s->k, T, m, d);
     }
+    OQ_TRY(oq_rotate_qk(context, spec, s->q, s->k, T));
     OQ_TRY(fake_quantize(context, decoder->model->quantizers.q, s->q, T * n, d));
     OQ_TRY(oq_cache_append(context, &decoder->shape, s->cache, s->position, s->k, s->v, T));
     OQ_TRY(oq_attend(context, decoder->model->lanes, &decoder->shape, s->cache, n, s->position, s->q, T,
                      s->attended));
+    OQ_TRY(oq_rotate_input(context, spec, OQ_O, s->attended, T));
     OQ_TRY(linears(context, s, s->attended, &(output){OQ_O, s->h}, 1));
     oq_add(x, s->h, T * spec->hidden);
     return OQ_OK;
@@ -119,6 +122,7 @@ static oq_code mlp_half(oq_context *context, const step *s, float *x)
     const output both[] = {{OQ_UP, s->up}, {OQ_GATE, s->gate}};
     OQ_TRY(linears(context, s, h, both, spec->gated ? 2 : 1));
     oq_activation_forward(context, spec->activation, s->gate, spec->gated ? s->up : NULL, s->gate, T * spec->ffn);
+    OQ_TRY(oq_rotate_input(context, spec, OQ_DOWN, s->gate, T));
     OQ_TRY(linears(context, s, s->gate, &(output){OQ_DOWN, s->h}, 1));
     oq_add(x, s->h, T * spec->hidden);
     return OQ_OK;

@@ -122,7 +122,8 @@ def _result_lines(data: dict[str, Any]) -> list[str]:
     ]
     lines += [f"map       {entry['text']}" for entry in data["maps"]] or ["map       none"]
     lines.append(
-        f"run time  {data['online_multiply_adds_per_token']:,} multiply-adds a token added by online maps"
+        f"run time  {data['online_multiply_adds_per_token']:,} multiply-adds a token added by online maps "
+        "and rotations"
     )
     for block in data["blocks"]:
         margin = (

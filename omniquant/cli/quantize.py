@@ -63,6 +63,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_maps(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is learned (default: as in the method's paper)")
     group.add_argument(
+        "--rotation",
+        choices=CHOICES["rotation"],
+        help="calibrate in a rotated basis: folded into the weights, or at run time too (none)",
+    )
+    group.add_argument(
         "--norm-map",
         choices=CHOICES["norm_map"],
         help="between a norm and its linears; online: a full matrix, multiplied at run time (affinequant)",

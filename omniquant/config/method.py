@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dominance": ("project", "reject", "raise", "monitor"),
     "schedule": ("constant", "cosine"),
     "loss": ("mse", "token"),
+    "rotation": ("none", "folded", "online"),
     "target": TARGETS,
     "products": ("auto", "float32", "integer", "bfloat16"),
 }
@@ -88,6 +89,10 @@ class CalibrationOptions:
     best_iterate : bool
         Keep the epoch of lowest training loss instead of the last one.
     seed : int
+        Of the order of windows and of the signs of a rotation.
+    rotation : {"none", "folded", "online"}
+        The basis the model is calibrated in: its own; rotated where that folds into the weights; or also by
+        operators at run time before `o` and `down` and, where they are quantized, on Q and K.
     target : str
         "any", or the export format whose arithmetic the calibration takes: scales are rounded as it stores
         them, so that exporting loses nothing.
@@ -123,6 +128,7 @@ class CalibrationOptions:
     products: str = "auto"
     best_iterate: bool = False
     seed: int = 0
+    rotation: str = "none"
     target: str = "any"
 
     def __post_init__(self) -> None:
@@ -215,8 +221,13 @@ class CalibrationOptions:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibrationOptions:
         """Read what :meth:`to_dict` wrote; ConfigError names what does not fit."""
-        # Results of before there were targets, and learned rounding.
-        former: dict[str, Any] = {"target": "any", "rounding": "nearest", "lr_rounding": 1.0}
+        # Results of before there were targets, learned rounding and rotations.
+        former: dict[str, Any] = {
+            "target": "any",
+            "rounding": "nearest",
+            "lr_rounding": 1.0,
+            "rotation": "none",
+        }
         values = former | dict(values)
         names = {field.name for field in fields(cls)}
         if set(values) != names:

@@ -94,13 +94,13 @@ def _cost(content: Content) -> str:
     adds = sum(entry.multiply_adds for entry in maps) * result.architecture.num_layers
     if not adds:
         return "nothing added: every learned map is folded into the weights"
-    return f"{adds:,} multiply-adds a token added by online maps"
+    return f"{adds:,} multiply-adds a token added by online maps and rotations"
 
 
 def _maps(content: Content) -> str:
     maps = describe_maps(content.result.options, content.result.architecture.spec)
     lines = "".join(f"- {entry}\n" for entry in maps)
-    return f"Learned maps:\n\n{lines}\n" if lines else ""
+    return f"Maps:\n\n{lines}\n" if lines else ""
 
 
 def _perplexity(content: Content) -> str:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from omniquant.export.content import Block, Content, Linear
 from omniquant.export.huggingface import float_tensors
+from omniquant.models.rotated import fixed_rotation
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.matrix import Matrix
 
@@ -109,7 +110,20 @@ class _Decoder:
         h = self.site(x, block, tensors, "norm2")
         gate = self.activation(self.linear(h, block, tensors, "gate", index))
         h = self.ops.apply("multiply", gate, self.linear(h, block, tensors, "up", index))
+        if self.spec.rotate_down:
+            h = self.turn(h, self.spec.ffn_size, 1)
         return self.ops.apply("add", x, self.linear(h, block, tensors, "down", index))
+
+    def turn(self, x: Node, n: int, stride: int) -> Node:
+        """Return x [N, T, n stride] times T_n along n: first by its power of two, then by its odd part."""
+        ops, two = self.ops, n & -n
+        if two > 1:
+            x = ops.reshape(x, [0, -1, n // two, two, stride])
+            x = ops.apply("matmul", ops.constant(fixed_rotation(two)), x)
+        if n > two:
+            x = ops.reshape(x, [0, -1, n // two, two * stride])
+            x = ops.apply("matmul", ops.constant(fixed_rotation(n // two)), x)
+        return ops.reshape(x, [0, -1, n * stride])
 
     def site(self, x: Node, block: Block, tensors: dict[str, Values], name: str) -> Node:
         h = self.norm(x, tensors[f"{name}.weight"])
@@ -145,6 +159,8 @@ class _Decoder:
             ),
             ops.apply("add", ops.apply("multiply", second, self.cos), ops.apply("multiply", first, self.sin)),
         )
+        if self.spec.rotate_qk:
+            turned = ops.apply("matmul", turned, ops.constant(fixed_rotation(self.spec.head_dim)))
         return ops.transpose(turned, [0, 2, 1, 3])
 
     def attention(self, h: Node, block: Block, tensors: dict[str, Values], index: int) -> Node:
@@ -166,6 +182,8 @@ class _Decoder:
         mixed = ops.apply("matmul", ops.apply("softmax", masked), v)
         mixed = ops.reshape(mixed, [0, spec.num_heads, -1, d])
         mixed = ops.reshape(ops.transpose(mixed, [0, 2, 1, 3]), [0, -1, spec.num_heads * d])
+        if spec.rotate_heads:
+            mixed = self.turn(mixed, spec.num_heads, d)
         return self.linear(mixed, block, tensors, "o", index)
 
     def cached(self, kind: str, new: Node, index: int) -> Node:

@@ -61,6 +61,11 @@ def no_online_map(wish: Wish) -> None:
             "an online map (a full matrix behind each norm)",
             "calibrate with --norm-map diagonal, or export to onnx or openvino",
         )
+    if wish.spec.rotate_down:
+        raise wish.fail(
+            "online rotations (before o and down)",
+            "calibrate with --rotation folded, or export to onnx or openvino",
+        )
 
 
 def float_activations(wish: Wish) -> None:

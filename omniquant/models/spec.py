@@ -32,6 +32,9 @@ class BlockSpec:
         Rotary positions on q and k, in halves as Hugging Face stores them; d must then be even.
     mlp, activation
         ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``; gelu is the exact one, by erf.
+    rotate_qk, rotate_heads, rotate_down
+        Online rotations (``csrc/block/rotation.h``): of q and k behind their positions, over the heads before
+        `o`, of the input of `down`. No checkpoint has them, a rotated model does.
 
     Raises
     ------
@@ -49,6 +52,9 @@ class BlockSpec:
     rope: bool = True
     mlp: Mlp = "gated"
     activation: Activation = "silu"
+    rotate_qk: bool = False
+    rotate_heads: bool = False
+    rotate_down: bool = False
 
     def __post_init__(self) -> None:
         for field in _SIZES:

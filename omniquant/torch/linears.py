@@ -118,6 +118,10 @@ def _refuse(model: QuantizedModel, linears_only: bool) -> None:
         raise UnsupportedError(
             "packed linears cannot hold an online map; nearest: calibrate with --norm-map diagonal"
         )
+    if model.options.rotation != "none":
+        raise UnsupportedError(
+            "the module's embedding and head are not rotated; nearest: export to huggingface, and load that"
+        )
     if not scheme.quantizes_weights:
         raise UnsupportedError(f"weights in float ({scheme}) have no packed linears; nearest: write_weights")
     attention = (scheme.q_bits, scheme.k_bits, scheme.v_bits)

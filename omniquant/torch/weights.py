@@ -32,7 +32,8 @@ def write_weights(result: CalibrationResult, module: torch.nn.Module, *, weights
     Raises
     ------
     UnsupportedError
-        If the result has online maps, or quantizes activations and `weights_only` is not given.
+        If the result is in a rotated basis, has online maps, or quantizes activations and `weights_only` is
+        not given.
     ConfigError
         If a tensor is missing in the module or has another shape; nothing has been written then.
     """
@@ -41,6 +42,10 @@ def write_weights(result: CalibrationResult, module: torch.nn.Module, *, weights
     if result.options.norm_map == "online":
         raise UnsupportedError(
             "torch linears cannot hold an online map; nearest: calibrate with --norm-map diagonal"
+        )
+    if result.options.rotation != "none":
+        raise UnsupportedError(
+            "the module's embedding and head are not rotated; nearest: export to huggingface, and load that"
         )
     if not (weights_only or result.scheme.weight_only):
         raise UnsupportedError(

@@ -146,3 +146,13 @@ def test_the_onnx_model_is_valid(tmp_path):
     onnx = pytest.importorskip("onnx")
     path = embedded_result("W4A16g32").export(tmp_path / "out", "onnx", variant="dequantize-linear")
     onnx.checker.check_model(onnx.load(path / "model.onnx"), full_check=True)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_online_rotations_run_in_graphs(format, tmp_path):
+    result = embedded_result("W4A16g32", rotation="online")
+    session = session_of(result, format, tmp_path / "out")
+    tokens = tokens_of(result)
+    found = session.run(feed(result, tokens))["logits"]
+    assert difference(found, our_logits(result, tokens)) < 1e-5
+    assert "online maps and rotations" in (tmp_path / "out" / "README.md").read_text()

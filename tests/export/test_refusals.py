@@ -19,12 +19,19 @@ from omniquant.export.table import FORMATS, format_of, refuse
 from omniquant.models.spec import BlockSpec
 
 TINY = BlockSpec(hidden_size=128, ffn_size=384, num_heads=8, num_kv_heads=4, head_dim=16)
+TURNED = replace(TINY, rotate_heads=True, rotate_down=True)
 STORIES = BlockSpec(hidden_size=64, ffn_size=172, num_heads=8, num_kv_heads=4, head_dim=8)
 SMOL = BlockSpec(hidden_size=576, ffn_size=1536, num_heads=9, num_kv_heads=3, head_dim=64)
 
 ONLINE = "cannot hold an online map (a full matrix behind each norm); nearest: calibrate with --norm-map"
 
+ROTATED = "cannot hold online rotations (before o and down); nearest: calibrate with --rotation folded"
+
 CASES = [
+    *(
+        (format, "W4A16g32", TURNED, {"rotation": "online"}, ROTATED)
+        for format in ("huggingface", "compressed-tensors", "gptq", "awq", "gguf")
+    ),
     ("huggingface", "W4A4", TINY, {}, "quantized activations, Q, K or V (W4A4); nearest: --weights-only"),
     ("huggingface", "W3A16", TINY, {"norm_map": "online"}, ONLINE),
     ("compressed-tensors", "W16A16", TINY, {}, "weights in float (W16A16); nearest: huggingface"),

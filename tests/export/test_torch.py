@@ -58,6 +58,8 @@ def test_what_linears_cannot_hold_is_refused():
     online = embedded_result("W4A16g32", "affinequant", norm_map="online")
     with pytest.raises(UnsupportedError, match="cannot hold an online map"):
         write_weights(online, model)
+    with pytest.raises(UnsupportedError, match="are not rotated"):
+        write_weights(embedded_result("W4A16g32", rotation="folded"), model)
 
 
 def test_another_model_is_refused_and_left_alone():

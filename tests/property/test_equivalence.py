@@ -61,6 +61,8 @@ def test_the_blocks_cover_every_exact_map() -> None:
     assert {case.options["vo_map"] for case in cases} == {"none", "diagonal", "affine"}
     learned = set().union(*(learnable_shapes(case) for case in cases))
     assert {"norm1.shift", "norm2.shift", "vo.shift", "up_down.map"} <= learned
+    for rotation, site in (("rotate_heads", "vo"), ("rotate_down", "up_down")):
+        assert sum(case.spec[rotation] and f"{site}.map" in learnable_shapes(case) for case in cases) >= 8
     grouped = [case.spec["num_heads"] > case.spec["num_kv_heads"] > 1 for case in cases]
     assert sum(grouped) > 20
 

@@ -23,6 +23,7 @@ SPECS = {
     "many heads": replace(SPEC, num_heads=70, num_kv_heads=1, head_dim=2),
     "no rope, odd heads": replace(SPEC, rope=False, head_dim=7),
     "layer norm, plain": replace(SPEC, norm="layer", mlp="plain", activation="gelu", rope=False),
+    "rotations": replace(SPEC, rotate_qk=True, rotate_heads=True, rotate_down=True),
     "odd sizes": replace(SPEC, hidden_size=19, ffn_size=23, head_dim=6),
 }
 TOKENS = np.random.default_rng(1).integers(0, 37, 75)

@@ -62,6 +62,7 @@ def kinds_of(case: Case) -> set[tuple[str, Any]]:
     """Return every choice a case makes, as (axis, value)."""
     spec, options = case.spec, case.options
     kinds: set[tuple[str, Any]] = {(key, spec[key]) for key in ("norm", "rope", "activation", "mlp")}
+    kinds |= {(key, spec[key]) for key in ("rotate_qk", "rotate_heads", "rotate_down")}
     kinds |= {(key, options[key]) for key in ("w_bits", "w_symmetric", "loss", "parametrization")}
     kinds |= {(key, options["activation"][key]) for key in ("bits", "q_bits", "symmetric", "full_range")}
     kinds |= set(map_kinds(options).items())
@@ -90,6 +91,7 @@ REQUIRED = {
     *(("w_bits", bits) for bits in (2, 3, 4, 8, 16)),
     *((axis, bits) for axis in ("bits", "q_bits") for bits in (2, 3, 4, 6, 8, 16)),
     *(("loss", kind) for kind in ("mse", "token")),
+    *((axis, kind) for axis in ("rotate_qk", "rotate_heads", "rotate_down") for kind in (True, False)),
     *(("mask", epoch) for epoch in range(4)),
     *(("attention", kind) for kind in ("MHA", "MQA", "GQA")),
     *(("groups", kind) for kind in ("ragged", "even", "channel")),

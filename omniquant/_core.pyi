@@ -65,7 +65,9 @@ def linear_pack(
 ) -> object:
     """Return a capsule; group_size 0: the whole row; activation_bits 16: float, else their grid as given."""
 
-def linear_run(packed: object, x: npt.ArrayLike, *, threads: int = 1) -> npt.NDArray[np.float32]:
+def linear_run(
+    packed: object, x: npt.ArrayLike, *, threads: int = 1, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
     """Return y [..., N] of x [..., K]; the same bits for every kernel and any number of threads."""
 
 def linear_info(packed: object) -> tuple[str, int]:

@@ -51,8 +51,12 @@ static int take(oq_call *call, const oq_argument *a, PyObject *object, char *bas
     }
     const bool none = object == Py_None && a->flags & (OQ_NULLABLE | LEAVABLE);
     if (!is_array(a)) return oq_take_scalar(a, none && a->kind >= OQ_STRING ? NULL : object, a->name, to);
-    if (none || !object) return 0;
-    PyArrayObject *array = oq_take_array(call, object, a->name, a->kind, a->shape);
+    PyArrayObject *(*take_it)(oq_call *, PyObject *, const char *, oq_kind, const char *) =
+        a->flags & OQ_INTO ? oq_take_out : oq_take_array;
+    const bool given = object && !none;
+    if (!given && !(a->flags & OQ_INTO)) return 0;
+    PyArrayObject *array = given ? take_it(call, object, a->name, a->kind, a->shape)
+                                 : oq_make_array(call, a->kind, a->shape);
     return store_array(call, a - call->function->arguments, array, to);
 }
 
@@ -106,7 +110,7 @@ static PyObject *results(oq_call *call, values *v)
     const oq_function *f = call->function;
     PyObject *list = PyList_New(0);
     for (const oq_argument *a = f->arguments; list && a < f->arguments + f->count; a++) {
-        if (!(a->flags & OQ_MADE) || a->kind == OQ_STEP) continue;
+        if (!(a->flags & (OQ_MADE | OQ_INTO)) || a->kind == OQ_STEP) continue;
         PyObject *item = result(call, a, (const char *)v);
         if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
         Py_XDECREF(item);

@@ -59,7 +59,8 @@ enum {
     OQ_NEEDED = 4,   /* though OQ_KEYWORD */
     OQ_NULLABLE = 8, /* may be None, which is NULL; so may every array, string and object that may be left out */
     OQ_FINITE = 16,  /* NaN and infinity are refused, by row and column */
-    OQ_MADE = 32     /* a result */
+    OQ_MADE = 32,    /* a result */
+    OQ_INTO = 64     /* a result that is written into the caller's array where one is given: NumPy's `out` */
 };
 
 enum { OQ_MAX_ARGUMENTS = 24, OQ_MAX_INPUTS = 16, OQ_MAX_AXES = 64 };
@@ -117,6 +118,8 @@ PyArrayObject *oq_array_in(PyObject *object, const char *name, int type);
 /* object as an array of the kind and shape, or a new one; the call owns both.  NULL with an exception. */
 PyArrayObject *oq_take_array(oq_call *call, PyObject *object, const char *name, oq_kind kind, const char *shape);
 PyArrayObject *oq_make_array(oq_call *call, oq_kind kind, const char *shape);
+/* object itself, which has to be such an array already, to be written to, and apart from every other of the call. */
+PyArrayObject *oq_take_out(oq_call *call, PyObject *object, const char *name, oq_kind kind, const char *shape);
 /* The array of a line of the table. */
 PyArrayObject *oq_made_array(const oq_call *call, const char *name);
 /* Never NULL, also where there are no elements. */

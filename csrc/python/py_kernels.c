@@ -15,7 +15,7 @@ struct values {
     int bits, activation_bits;
     int64_t group_size, nbytes;
     PyObject *packed;
-    float *y;
+    float *out;
     oq_qlinear_spec spec;
     oq_qlinear *linear; /* followed by its packed weights */
 };
@@ -93,12 +93,12 @@ static const oq_argument linear_run_arguments[] = {
     OQ_SCALAR(packed, .then = find_linear),
     OQ_ARRAY(x, "*k"),
     OQ_THREADS,
-    OQ_RESULT(y, "*n"),
+    OQ_ARRAY(out, "*n", .flags = OQ_KEYWORD | OQ_INTO),
 };
 
 static oq_code linear_run_run(oq_call *call, values *v)
 {
-    return oq_qlinear_run(&call->context, v->linear, v->x, oq_size(call, '*'), v->y);
+    return oq_qlinear_run(&call->context, v->linear, v->x, oq_size(call, '*'), v->out);
 }
 
 static const oq_argument linear_info_arguments[] = {

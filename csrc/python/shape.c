@@ -90,6 +90,30 @@ PyArrayObject *oq_take_array(oq_call *call, PyObject *object, const char *name, 
     return !array || agree(call, array, shape) ? array : fail_shape(call, array, name, shape);
 }
 
+static bool overlap(PyArrayObject *a, PyArrayObject *b)
+{
+    const char *x = PyArray_BYTES(a), *y = PyArray_BYTES(b);
+    return x < y + PyArray_NBYTES(b) && y < x + PyArray_NBYTES(a);
+}
+
+PyArrayObject *oq_take_out(oq_call *call, PyObject *object, const char *name, oq_kind kind, const char *shape)
+{
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (!PyArray_Check(object) || PyArray_TYPE(array) != numpy_type(kind) || !PyArray_ISCARRAY(array)) {
+        PyErr_Format(PyExc_TypeError, "%s: expected a writable, C-contiguous array of %s", name,
+                     kind == OQ_FLOATS ? "float32" : "the result's dtype");
+        return NULL;
+    }
+    for (size_t i = 0; i < OQ_MAX_ARGUMENTS; i++)
+        if (call->array[i] && overlap(array, call->array[i])) {
+            PyErr_Format(PyExc_ValueError, "%s: shares memory with %s", name, call->function->arguments[i].name);
+            return NULL;
+        }
+    Py_INCREF(object);
+    array = keep(call, array);
+    return !array || agree(call, array, shape) ? array : fail_shape(call, array, name, shape);
+}
+
 PyArrayObject *oq_make_array(oq_call *call, oq_kind kind, const char *shape)
 {
     npy_intp dims[OQ_MAX_AXES];

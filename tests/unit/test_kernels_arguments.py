@@ -157,3 +157,30 @@ def test_only_what_was_packed_is_run():
 def test_config_errors_are_of_the_package():
     with pytest.raises(ConfigError):
         make(bits=1)
+
+
+def test_the_result_is_written_where_it_is_wanted():
+    layer, out = make(), np.full((4, N), np.nan, np.float32)
+    assert layer(X, out) is out
+    assert np.array_equal(out, layer(X))
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (np.empty((4, N)), TypeError, "out: expected a writable, C-contiguous array of float32"),
+        (np.empty((N, 4), np.float32).T, TypeError, "out: expected a writable"),
+        (np.broadcast_to(np.float32(0), (4, N)), TypeError, "out: expected a writable"),
+        ([[0.0] * N] * 4, TypeError, "out: expected a writable"),
+        (np.empty((3, N), np.float32), ValueError, r"out: expected shape \(4, 6\), got \(3, 6\)"),
+    ],
+)
+def test_an_out_that_is_no_place_for_the_result(out, error, message):
+    with pytest.raises(error, match=message):
+        make()(X, out)
+
+
+def test_an_out_that_lies_on_the_input():
+    room = np.zeros(4 * K, np.float32)
+    with pytest.raises(ValueError, match="out: shares memory with x"):
+        make()(room.reshape(4, K), room[: 4 * N].reshape(4, N))

@@ -133,8 +133,8 @@ def calibrate_linear(
         Called as ``on_step(epoch, step, loss, min_margin)``; an exception it raises ends the calibration.
     threads : int
     **options
-        Other fields of :class:`~omniquant.config.CalibrationOptions`: epochs, lr_lwc, lr_let, shift,
-        dominance, margin, stability, parametrization, schedule, shuffle, best_iterate, seed, alpha.
+        Other fields of :class:`~omniquant.config.CalibrationOptions`: epochs, rounding, lr_lwc, lr_let,
+        shift, dominance, margin, stability, parametrization, schedule, shuffle, best_iterate, seed, alpha.
 
     Returns
     -------
@@ -156,6 +156,8 @@ def calibrate_linear(
         raise ConfigError(f"input_map {input_map!r} is not one of {', '.join(_CORE_MAP)}")
     options |= {"norm_map": _CORE_MAP[input_map], "batch_size": batch_size}
     chosen = CalibrationOptions.for_method(method, scheme, **options)
+    if chosen.rounding == "gptq":
+        raise ConfigError("rounding 'gptq' is for blocks; a single layer has nearest and learned")
     asked = core_options(scheme, chosen, block=0, rope=False)
     result = _core.calibrate_linear(weight, x, bias, asked, on_step=on_step, threads=threads)
     return _as_result(scheme, result)

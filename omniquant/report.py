@@ -22,7 +22,8 @@ class BlockReport:
         Mean loss over the calibration windows of plain rounding, of the start and of what was kept, the
         auxiliary term included where it is on.
     kept : str
-        "final", "best" (iterate), "initial" or "rtn": training never returns anything worse than its start.
+        "final", "best" (iterate), "initial" or "rtn": training never returns anything worse than its start;
+        "gptq": error feedback on top lowered the loss.
     steps, rows_projected, steps_rejected : int
         Optimiser steps; rows brought back to dominance; steps undone.
     min_margin : float or None

@@ -219,6 +219,8 @@ class Draw:
             "products": self.pick("products", "float32"),
             "best_iterate": self.pick("best_iterate", True, False),
             "rounding": self.pick("rounding", "nearest", "learned"),
+            "damping": 0.01, "act_order": self.pick("act_order", True, False),
+            "true_sequential": self.pick("true_sequential", True, False),
             "lr_rounding": self.pick("lr_rounding", 1.0),
         }  # fmt: skip
 

@@ -87,6 +87,8 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
         if (!(rates[i] >= 0) || !isfinite(rates[i]))
             return oq_fail(context, OQ_INVALID_ARGUMENT, "learning rates must be finite and >= 0, got %g",
                            rates[i]);
+    if (!(o->gptq.damping > 0) || !isfinite(o->gptq.damping))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "damping must be positive, got %g", o->gptq.damping);
     if (!oq_has_products(o->products))
         return oq_fail(context, OQ_UNSUPPORTED, "products %s: this processor has none, or oneDNN is missing",
                        oq_products_names[o->products]);

@@ -3,6 +3,7 @@
 #define OQ_CALIBRATE_OPTIONS_H
 
 #include "block/block.h"
+#include "calibrate/gptq.h"
 #include "math/loss.h"
 #include "quant/fake_quantize.h"
 #include "quant/products.h"
@@ -23,6 +24,7 @@ typedef enum {
 /* How weights come to their codes. */
 typedef enum {
     OQ_ROUNDING_NEAREST,
+    OQ_ROUNDING_GPTQ,   /* error feedback after the training (2210.17323) */
     OQ_ROUNDING_LEARNED /* an offset a weight inside the rounding, trained with the rest (SignRound, 2309.05516) */
 } oq_rounding;
 
@@ -34,6 +36,7 @@ typedef struct {
     oq_activation_quantizers activation;
     bool lwc;
     oq_rounding rounding;
+    oq_gptq_options gptq;
     oq_map_kind map[OQ_SITES]; /* dense at a norm is the online map */
     bool shift;                /* only taken where producer and consumers carry bias slots */
     oq_parametrization parametrization;

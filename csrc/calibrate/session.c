@@ -47,7 +47,7 @@ void oq_session_want(const oq_session *s, int64_t window)
     advise(s, s->data->aug_target, window, oq_pages_want);
 }
 
-static void drop(const oq_session *s, int64_t window)
+void oq_session_drop(const oq_session *s, int64_t window)
 {
     advise(s, s->data->x_q, window, oq_pages_drop);
     advise(s, s->data->target, window, oq_pages_drop);
@@ -71,7 +71,7 @@ static oq_code take_window(oq_context *context, oq_session *s, int64_t window)
     oq_loss_weights(s->options->loss, data->target + offset, data->x_fp + offset, s->token_weights + window * T,
                     T, H);
     advise(s, data->x_fp, window, oq_pages_drop);
-    drop(s, window);
+    oq_session_drop(s, window);
     return OQ_OK;
 }
 
@@ -133,13 +133,12 @@ oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, do
                           double *loss)
 {
     OQ_TRY(pass(context, s, window, share, learn, loss));
-    drop(s, window);
+    oq_session_drop(s, window);
     return OQ_OK;
 }
 
-oq_code oq_session_evaluate(oq_context *context, oq_session *s, const oq_real *theta, int64_t epoch, double *loss)
+oq_code oq_session_loss(oq_context *context, oq_session *s, double *loss)
 {
-    OQ_TRY(oq_transformed_forward(context, &s->transformed, theta, epoch));
     *loss = 0;
     for (int64_t i = 0; i < s->data->samples; i++) {
         double one;
@@ -149,6 +148,12 @@ oq_code oq_session_evaluate(oq_context *context, oq_session *s, const oq_real *t
         *loss += one / (double)s->data->samples;
     }
     return OQ_OK;
+}
+
+oq_code oq_session_evaluate(oq_context *context, oq_session *s, const oq_real *theta, int64_t epoch, double *loss)
+{
+    OQ_TRY(oq_transformed_forward(context, &s->transformed, theta, epoch));
+    return oq_session_loss(context, s, loss);
 }
 
 oq_code oq_block_loss(oq_context *context, const oq_block_spec *spec, const oq_block_weights *weights,

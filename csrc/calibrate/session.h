@@ -25,7 +25,11 @@ oq_code oq_session_window(oq_context *context, oq_session *session, int64_t wind
                           double *loss);
 /* The window is needed soon. */
 void oq_session_want(const oq_session *session, int64_t window);
-/* Mean loss over all windows at theta. */
+/* The window is not needed for a while. */
+void oq_session_drop(const oq_session *session, int64_t window);
+/* Mean loss over all windows under the transformed weights as they are. */
+oq_code oq_session_loss(oq_context *context, oq_session *session, double *loss);
+/* The same at theta. */
 oq_code oq_session_evaluate(oq_context *context, oq_session *session, const oq_real *theta, int64_t epoch,
                             double *loss);
 

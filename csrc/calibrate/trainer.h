@@ -38,7 +38,7 @@ typedef struct {
     void *user;
 } oq_hooks;
 
-typedef enum { OQ_KEPT_FINAL, OQ_KEPT_BEST, OQ_KEPT_INITIAL, OQ_KEPT_RTN } oq_kept;
+typedef enum { OQ_KEPT_FINAL, OQ_KEPT_BEST, OQ_KEPT_INITIAL, OQ_KEPT_RTN, OQ_KEPT_FEEDBACK } oq_kept;
 
 typedef struct {
     oq_real *theta; /* [list->total], caller's */

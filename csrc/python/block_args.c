@@ -34,7 +34,7 @@ static const char *const norm_maps[] = {"none", "diagonal", "", "", "online", NU
 static const char *const vo_maps[] = {"none", "diagonal", "", "", "affine", NULL};
 static const char *const qk_maps[] = {"none", "scale", "tied", "rotation", "full", NULL};
 static const char *const schedules[] = {"constant", "cosine", NULL}, *const losses[] = {"mse", "token", NULL};
-static const char *const roundings[] = {"nearest", "learned", NULL};
+static const char *const roundings[] = {"nearest", "gptq", "learned", NULL};
 static const char *const parametrizations[] = {"relative", "absolute", NULL};
 static const char *const policies[] = {"project", "reject", "raise", "monitor", NULL};
 const oq_argument oq_option_fields[] = {
@@ -44,6 +44,9 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("group_size", oq_options, group_size),
     OQ_FIELD("lwc", oq_options, lwc),
     OQ_FIELD("rounding", oq_options, rounding, .choices = roundings),
+    OQ_FIELD("damping", oq_options, gptq.damping),
+    OQ_FIELD("act_order", oq_options, gptq.by_activity),
+    OQ_FIELD("true_sequential", oq_options, gptq.sequential),
     OQ_FIELD("shift", oq_options, shift),
     OQ_FIELD("norm_map", oq_options, map[OQ_SITE_NORM1], .choices = norm_maps),
     OQ_FIELD("norm_map", oq_options, map[OQ_SITE_NORM2], .choices = norm_maps),

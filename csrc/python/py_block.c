@@ -1,7 +1,7 @@
 /* One transformer block: forward, calibrated, folded, and the loss of its learnables. */
 #include <string.h>
 
-#include "calibrate/fold.h"
+#include "calibrate/error_feedback.h"
 #include "python/block_args.h"
 #include "python/topics.h"
 #include "python/training.h"
@@ -171,7 +171,10 @@ static oq_code calibrate_block_run(oq_call *call, values *v)
     v->result = (oq_calibration_result){.theta = v->theta, .trace = v->trace};
     OQ_TRY(oq_calibrate_block(context, &v->spec, &v->tensors, &v->options, &data, &hooks, &v->result));
     oq_arena_rewind(context->arena, mark);
-    return oq_fold_block(context, &v->spec, &v->tensors, &v->options, v->theta, &v->folded);
+    OQ_TRY(oq_fold_block(context, &v->spec, &v->tensors, &v->options, v->theta, &v->folded));
+    if (v->options.rounding != OQ_ROUNDING_GPTQ) return OQ_OK;
+    oq_arena_rewind(context->arena, mark);
+    return oq_error_feedback(context, &v->spec, &v->tensors, &v->options, &data, &v->folded, &v->result);
 }
 
 static PyObject *report(oq_call *call, values *v)

@@ -54,7 +54,7 @@ static PyObject *worst_row(const oq_dominance_report *report, const char *const 
 PyObject *oq_training_report(oq_call *call, const oq_calibration_result *r, const char *const *map_names,
                              PyObject *learnables, PyObject *folded)
 {
-    static const char *const kept[] = {"final", "best", "initial", "rtn"};
+    static const char *const kept[] = {"final", "best", "initial", "rtn", "gptq"};
     const oq_dominance_report *d = &r->dominance;
     const bool affine = d->any_affine;
     return Py_BuildValue(

@@ -19,8 +19,9 @@ _EXAMPLES = """\
 schemes: W<bits>A<bits>[KV<bits>][g<group>]. W4A4 quantizes weights, activations, Q, K and V at 4 bits;
 W4A4KV16 leaves Q, K and V in float; W3A16 quantizes weights alone, one scale a row; W2A16g64 one scale every
 64 weights.
-methods: rtn (round to nearest), smoothquant (fixed scales), omniquant (learned clipping and scales),
-affinequant (learned clipping and affine maps). The papers use 128 windows of 2048 tokens.
+methods: rtn (round to nearest), smoothquant (fixed scales), gptq (error feedback), omniquant (learned
+clipping and scales), affinequant (learned clipping and affine maps). The papers use 128 windows of 2048
+tokens.
 """
 
 
@@ -87,7 +88,20 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rounding",
         choices=CHOICES["rounding"],
-        help="of weights; learned: which way each is rounded is trained too; default nearest",
+        help="of weights; gptq: error feedback at the end; learned: trained too; default nearest",
+    )
+    group.add_argument("--damping", type=float, help="of gptq, relative to the mean activity, default 0.01")
+    group.add_argument(
+        "--act-order",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="gptq rounds the columns of the largest inputs first (on)",
+    )
+    group.add_argument(
+        "--true-sequential",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="gptq gathers each linear's inputs behind the rounded ones before it (off)",
     )
     group.add_argument(
         "--alpha", type=float, help="exponent of the scales' start, default 0.5 (smoothquant 0.85)"

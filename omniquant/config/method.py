@@ -16,14 +16,15 @@ from omniquant.config.scheme import QuantConfig
 from omniquant.config.target import TARGETS, scale_bits
 from omniquant.errors import ConfigError
 
-METHODS = ("rtn", "smoothquant", "omniquant", "affinequant")
+METHODS = ("rtn", "smoothquant", "gptq", "omniquant", "affinequant")
+UNTRAINED = ("rtn", "smoothquant", "gptq")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
     "norm_map": ("none", "diagonal", "online"),
     "vo_map": ("none", "diagonal", "affine"),
     "qk_map": ("none", "exact", "scale", "full"),
-    "rounding": ("nearest", "learned"),
+    "rounding": ("nearest", "gptq", "learned"),
     "parametrization": ("relative", "absolute"),
     "dominance": ("project", "reject", "raise", "monitor"),
     "schedule": ("constant", "cosine"),
@@ -43,7 +44,7 @@ class CalibrationOptions:
 
     Parameters
     ----------
-    method : {"rtn", "smoothquant", "omniquant", "affinequant"}
+    method : {"rtn", "smoothquant", "gptq", "omniquant", "affinequant"}
     lwc : bool
         Learnable weight clipping.
     norm_map : {"none", "diagonal", "online"}
@@ -56,7 +57,8 @@ class CalibrationOptions:
         Shifts, taken only where producer and consumer carry a bias.
     up_down : bool
         Scales between `up` and `down`.
-    rounding : {"nearest", "learned"}
+    rounding : {"nearest", "gptq", "learned"}
+        "gptq": error feedback after the training (GPTQ, arXiv 2210.17323), unless the block then loses more.
         "learned": an offset a weight inside round(), trained with the rest (SignRound, arXiv 2309.05516).
     parametrization : {"relative", "absolute"}
         Affine maps as D(I + E) or as the matrix itself.
@@ -74,6 +76,12 @@ class CalibrationOptions:
         Learning rates of clipping, and of scales, shifts and affine maps.
     lr_rounding : float
         What the offset of a weight's rounding moves a step, times the number of steps.
+    damping : float
+        Of GPTQ, relative to the mean of the Gram matrix's diagonal.
+    act_order : bool
+        Round the columns of the largest inputs first; grids do not depend on it (static groups).
+    true_sequential : bool
+        Gather each linear's inputs with the linears before it rounded.
     schedule : {"constant", "cosine"}
         Of all rates. By default a cosine from 10 epochs on (with lr_let 1e-2 for omniquant), else constant.
     shuffle : bool
@@ -122,6 +130,9 @@ class CalibrationOptions:
     lr_lwc: float = 1e-2
     lr_let: float = 5e-3
     lr_rounding: float = 1.0
+    damping: float = 0.01
+    act_order: bool = True
+    true_sequential: bool = False
     schedule: str = "constant"
     shuffle: bool = True
     loss: str = "mse"
@@ -144,6 +155,7 @@ class CalibrationOptions:
         _check_real("lr_lwc", self.lr_lwc, 0.0, 1e3)
         _check_real("lr_let", self.lr_let, 0.0, 1e3)
         _check_real("lr_rounding", self.lr_rounding, 0.0, 1e3)
+        _check_real("damping", self.damping, 1e-9, 1e3)
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -151,12 +163,18 @@ class CalibrationOptions:
             for name, value in (("norm_map", "online"), ("vo_map", "affine")):
                 if getattr(self, name) == value:
                     raise ConfigError(f"{name} {value!r} is an affine map: it needs method 'affinequant'")
-        if self.method in ("rtn", "smoothquant") and self.rounding == "learned":
+        if self.method in UNTRAINED and self.rounding == "learned":
             raise ConfigError(f"rounding 'learned' is trained: method {self.method!r} trains nothing")
-        if self.method in ("rtn", "smoothquant") and self.qk_map != "none":
+        if (self.method == "rtn" and self.rounding != "nearest") or (
+            self.method == "gptq" and self.rounding != "gptq"
+        ):
+            raise ConfigError(f"rounding {self.rounding!r}: method {self.method!r} has its own")
+        if self.method in UNTRAINED and self.qk_map != "none":
             raise ConfigError(f"qk_map {self.qk_map!r} is learned: method {self.method!r} has none")
-        if self.method == "rtn" and self.norm_map != "none":
-            raise ConfigError(f"norm_map {self.norm_map!r}: method 'rtn' rounds the weights as they are")
+        if self.method in ("rtn", "gptq") and self.norm_map != "none":
+            raise ConfigError(
+                f"norm_map {self.norm_map!r}: method {self.method!r} rounds the weights as they are"
+            )
 
     @classmethod
     def for_method(cls, method: str, scheme: QuantConfig, **overrides: Any) -> CalibrationOptions:
@@ -168,8 +186,8 @@ class CalibrationOptions:
             One of ``METHODS``.
         scheme : QuantConfig
         **overrides
-            Fields of this class; None means the default. Epochs are always 0 for rtn and smoothquant, which
-            train nothing.
+            Fields of this class; None means the default. Epochs are always 0 for rtn, smoothquant and gptq,
+            which train nothing.
 
         Returns
         -------
@@ -189,7 +207,7 @@ class CalibrationOptions:
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
         values = _defaults(method, scheme) | {k: v for k, v in overrides.items() if v is not None}
-        if method in ("rtn", "smoothquant"):
+        if method in UNTRAINED:
             values |= {"epochs": 0, "aug_loss": False, "lwc": False}
         values.setdefault("stability", _default_stability(scheme, values.get("parametrization", "relative")))
         values = _default_schedule(method, values) | values
@@ -221,12 +239,15 @@ class CalibrationOptions:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibrationOptions:
         """Read what :meth:`to_dict` wrote; ConfigError names what does not fit."""
-        # Results of before there were targets, learned rounding and rotations.
+        # Results of before there were targets, learned rounding, rotations and GPTQ.
         former: dict[str, Any] = {
             "target": "any",
             "rounding": "nearest",
             "lr_rounding": 1.0,
             "rotation": "none",
+            "damping": 0.01,
+            "act_order": True,
+            "true_sequential": False,
         }
         values = former | dict(values)
         names = {field.name for field in fields(cls)}
@@ -255,6 +276,8 @@ def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
     }
     if method == "smoothquant":
         values |= {"norm_map": "diagonal", "alpha": 0.85}  # its authors' alpha for the LLaMA family
+    if method == "gptq":
+        values["rounding"] = "gptq"
     if method == "affinequant":
         values |= {"norm_map": "diagonal", "vo_map": "affine", "qk_map": "full", "shift": True}
         values["up_down"] = not scheme.weight_only
@@ -348,6 +371,9 @@ def core_options(
         "lr_lwc": options.lr_lwc,
         "lr_let": options.lr_let,
         "lr_rounding": options.lr_rounding,
+        "damping": options.damping,
+        "act_order": options.act_order,
+        "true_sequential": options.true_sequential,
         "schedule": options.schedule,
         "shuffle": options.shuffle,
         "loss": options.loss,

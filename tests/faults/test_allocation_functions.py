@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ def block() -> Case:
 
 
 BLOCK = block()
+FED = replace(BLOCK, options=BLOCK.options | {"rounding": "gptq", "true_sequential": True})
 LEARNABLES = _core.calibrate_linear(W, X, W[:, 0], LINEAR)["learnables"]
 
 
@@ -77,6 +79,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "block_loss": lambda: BLOCK.loss(_core),
     "fold_block": lambda: BLOCK.fold(_core),
     "calibrate_block": BLOCK.calibrate,
+    "calibrate_block, gptq": FED.calibrate,
 }
 
 

@@ -182,7 +182,7 @@ def test_bad_options_are_named(overrides):
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [
-        ("omniquant", {"norm_map": "online"}), ("omniquant", {"vo_map": "affine"}), ("gptq", {}),
+        ("omniquant", {"norm_map": "online"}), ("omniquant", {"vo_map": "affine"}), ("guess", {}),
         ("rtn", {"norm_map": "diagonal"}), ("rtn", {"qk_map": "scale"}), ("smoothquant", {"qk_map": "full"}),
     ],
 )  # fmt: skip

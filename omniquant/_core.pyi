@@ -105,9 +105,14 @@ def token_nll(
     lm_head: npt.ArrayLike,
     targets: npt.ArrayLike,
     *,
+    lm_head_bias: npt.ArrayLike | None = None,
+    logit_cap: float = 0,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
-    """Nats of targets [M] after hidden states [M, H], lm_head [V, H], and the likeliest tokens [M]."""
+    """Nats of targets [M] after hidden states [M, H], lm_head [V, H], and the likeliest tokens [M].
+
+    Logits get a bias [V] and become cap tanh(logit / cap); 0: they stay.
+    """
 
 def calibrate_block(
     spec: Mapping[str, Any],
@@ -330,12 +335,25 @@ def model_create(
     norm_bias: npt.ArrayLike | None,
     layers: int,
     kernel: str | None,
+    *,
+    embedding_scale: float = 0,
+    embedding_norm: npt.ArrayLike | None = None,
+    embedding_norm_bias: npt.ArrayLike | None = None,
+    positions: npt.ArrayLike | None = None,
+    lm_head_bias: npt.ArrayLike | None = None,
+    logit_cap: float = 0,
 ) -> object:
-    """Return a model without its blocks, in a capsule; matrices [V, H], norm [H]. kernel None: the best."""
+    """Return a model without its blocks, in a capsule; matrices [V, H], norms [H]. kernel None: the best.
+
+    The embedding's rows are scaled (0: not), normed and get positions [P, H] before the first block; logits
+    get a bias [V] and are capped (0: not).
+    """
 
 def model_set_block(
     model: object,
     index: int,
+    spec: Mapping[str, Any],
+    rope_table: int,
     tensors: Mapping[str, npt.ArrayLike],
     bits: int,
     symmetric: bool,
@@ -343,13 +361,19 @@ def model_set_block(
     *,
     threads: int = 1,
 ) -> None:
-    """Pack one block from the tensors of its file; each block once. group_size 0: whole rows."""
+    """Pack one block from the tensors of its file; each block once. group_size 0: whole rows.
+
+    The spec may differ from the model's in window, scores and rotary positions; rope_table: which of a
+    decoder's tables it takes.
+    """
 
 def model_facts(model: object, /) -> dict[str, Any]:
     """Keys: bytes (of the packed blocks), lanes, kernel."""
 
-def decoder_create(model: object, capacity: int, cos: npt.ArrayLike, sin: npt.ArrayLike) -> object:
-    """Return an empty cache for that many tokens, in a capsule; cos and sin [>= capacity, d / 2]."""
+def decoder_create(
+    model: object, capacity: int, cos: npt.ArrayLike | None, sin: npt.ArrayLike | None
+) -> object:
+    """Return an empty cache for that many tokens, in a capsule; cos and sin [tables, capacity, r / 2]."""
 
 def decoder_feed(decoder: object, tokens: npt.ArrayLike, want: str, *, threads: int = 1) -> Any:
     """Run tokens [n] behind those it holds.

@@ -198,7 +198,7 @@ class _Block:
             targets,
             targets if options.aug_loss else None,
             *self.rope,
-            core_options(scheme, short, block=0, rope=self.spec.rope, gated=self.spec.mlp == "gated"),
+            core_options(scheme, short, block=0, **self.spec.map_facts()),
             on_step=lambda *_: stamps.append(time.perf_counter()),
             threads=threads,
         )

@@ -3,7 +3,8 @@
 Names in a file: "q.codes" uint8 [out, ceil(in * bits / 8)] (a dense little-endian bit stream a row),
 "q.scale" f32 [out, G], "q.zero_point" uint8 [out, G] and, where the model has one, "q.bias" f32 [out];
 the same for k, v, o, gate, up and down; "q.weight" f32 instead where weights stay float; "norm1.weight",
-"norm2.weight" and their biases; "norm1.inverse", "norm2.inverse" f32 [H, H] for online maps;
+"norm2.weight" (of some families also post1, post2, q_norm and k_norm) and their biases; "norm1.inverse",
+"norm2.inverse" f32 [H, H] for online maps;
 "learnable.*": what was learned, for inspection.
 """
 
@@ -40,11 +41,7 @@ class BlockState:
 
 def linear_shapes(spec: BlockSpec) -> dict[str, tuple[int, int]]:
     """Return (out, in) of every linear of a block."""
-    hidden, ffn = spec.hidden_size, spec.ffn_size
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    shapes = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
-    gate = {"gate": (ffn, hidden)} if spec.mlp == "gated" else {}
-    return shapes | gate | {"up": (ffn, hidden), "down": (hidden, ffn)}
+    return spec.linear_shapes()
 
 
 def to_tensors(state: BlockState, scheme: QuantConfig) -> dict[str, Array]:
@@ -114,10 +111,11 @@ def _expected(spec: BlockSpec, scheme: QuantConfig) -> dict[str, _Layout]:
             layouts[f"{name}.weight"] = _Layout(np.float32, (rows, columns))
         layouts[f"{name}.bias"] = _Layout(np.float32, (rows,), optional=True)
     hidden = spec.hidden_size
-    for norm in ("norm1", "norm2"):
-        layouts[f"{norm}.weight"] = _Layout(np.float32, (hidden,))
-        layouts[f"{norm}.bias"] = _Layout(np.float32, (hidden,), optional=True)
-        layouts[f"{norm}.inverse"] = _Layout(np.float32, (hidden, hidden), optional=True)
+    for norm, width in spec.norm_widths().items():
+        layouts[f"{norm}.weight"] = _Layout(np.float32, (width,))
+        layouts[f"{norm}.bias"] = _Layout(np.float32, (width,), optional=True)
+        if norm in ("norm1", "norm2"):
+            layouts[f"{norm}.inverse"] = _Layout(np.float32, (hidden, hidden), optional=True)
     return layouts
 
 

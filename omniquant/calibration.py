@@ -112,7 +112,7 @@ def calibrate(
     if chosen.target != "any":
         from omniquant.export.table import refuse_target  # late: only who names a format needs their table
 
-        refuse_target(scheme, chosen, model.spec)
+        refuse_target(scheme, chosen, model.architecture)
     if resume and output is None:
         raise ConfigError("resume needs an output directory to go on with")
     place = _Place(parse_bytes("memory", memory), Path(scratch or output or tempfile.gettempdir()))
@@ -269,10 +269,17 @@ class _Run:
         return _Streams(pool, stream, stream)
 
     def _through(
-        self, weights: Weights, source: Stream, target: Stream, activation: Activation | None = None
+        self,
+        index: int,
+        weights: Weights,
+        source: Stream,
+        target: Stream,
+        activation: Activation | None = None,
     ) -> None:
         """Run a stream through a block into another, or into itself."""
-        parts = block_parts(self.model, weights, source.array, activation=activation, threads=self.threads)
+        parts = block_parts(
+            self.model, index, weights, source.array, activation=activation, threads=self.threads
+        )
         for part, y in parts:
             target.write(part, y)
             source.drop(part)
@@ -280,15 +287,15 @@ class _Run:
     def pass_through(self, index: int, state: BlockState, streams: _Streams) -> None:
         """Move both activations behind a block that is done."""
         full = streams.pool.take()
-        self._through(self.model.block(index), streams.full, full)
-        self._advance(state, full, streams)
+        self._through(index, self.model.block(index), streams.full, full)
+        self._advance(index, state, full, streams)
 
-    def _advance(self, state: BlockState, full: Stream, streams: _Streams) -> None:
+    def _advance(self, index: int, state: BlockState, full: Stream, streams: _Streams) -> None:
         if streams.full is not streams.quantized:  # before the first block both are one
             streams.pool.give_back(streams.full)
         streams.full = full
         weights = dequantized(state.folded, self.scheme)
-        self._through(weights, streams.quantized, streams.quantized, self.scheme.activation())
+        self._through(index, weights, streams.quantized, streams.quantized, self.scheme.activation())
 
     def compute(self, index: int, streams: _Streams, store: MemoryStore | StateDirectory) -> None:
         """Calibrate one block, keep it, and move both activations behind it."""
@@ -297,7 +304,7 @@ class _Run:
         for name, values in weights.items():
             check_finite(f"{self.model.name}: block {index}: {name}", values)
         targets = streams.pool.take()
-        self._through(weights, streams.full, targets)
+        self._through(index, weights, streams.full, targets)
         result = self._calibrate_block(index, weights, streams, targets)
         del weights
         # Offsets of the rounding are as many as weights, and what they decided is in the codes.
@@ -307,20 +314,20 @@ class _Run:
         store.put(index, state, report)
         self.finish(report)
         if index + 1 < self.model.num_layers:
-            self._advance(state, targets, streams)
+            self._advance(index, state, targets, streams)
 
     def _calibrate_block(
         self, index: int, weights: Weights, streams: _Streams, targets: Stream
     ) -> dict[str, Any]:
-        spec = self.model.spec
+        spec = self.model.spec_of(index)
         length = self.windows.shape[1]
-        cos, sin = rope_or_empty(self.model, length)
+        cos, sin = rope_or_empty(self.model, length, index)
         aug = None
         if self.augmented:
             aug = targets
             if streams.quantized is not streams.full:
                 aug = streams.pool.take()
-                self._through(weights, streams.quantized, aug)
+                self._through(index, weights, streams.quantized, aug)
         result: dict[str, Any] = _core.calibrate_block(
             spec.to_core(),
             weights,
@@ -330,7 +337,7 @@ class _Run:
             None if aug is None else aug.array,
             cos,
             sin,
-            core_options(self.scheme, self.options, block=index, rope=spec.rope, gated=spec.mlp == "gated"),
+            core_options(self.scheme, self.options, block=index, **spec.map_facts()),
             on_step=self._on_step(index) if self.listeners else None,
             on_epoch=self._on_epoch(index),
             mapped=targets.mapped,

@@ -76,21 +76,21 @@ def describe_rotations(options: CalibrationOptions, spec: BlockSpec) -> list[Map
 
 def describe_maps(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescription]:
     """Return every rotation and every learned map of a calibration."""
-    hidden = spec.hidden_size
+    hidden, norms = spec.hidden_size, 1 if spec.residual == "shared" else 2
     maps = describe_rotations(options, spec)
     if options.norm_map == "diagonal":
         maps.append(MapDescription("norm -> linears", "one scale a channel", True))
     if options.norm_map == "online":
-        # One product with the inverse behind each of the two norms.
-        maps.append(MapDescription("norm -> linears", "a full matrix", True, 2 * hidden * hidden))
+        # One product with the inverse behind each norm.
+        maps.append(MapDescription("norm -> linears", "a full matrix", True, norms * hidden * hidden))
     if options.vo_map != "none":
         what = "one scale a channel" if options.vo_map == "diagonal" else "a full matrix"
         maps.append(MapDescription("v -> o", f"{what} and key/value head", True))
-    qk = core_qk_map(options, spec.rope)
+    qk = core_qk_map(options, spec.rope, spec.head_norms)
     if qk != "none":
         exact = not spec.rope or qk in ("tied", "rotation")
         maps.append(MapDescription("q <-> k", _QK_NAMES[qk], exact))
-    if options.up_down:
+    if options.up_down and spec.mlp == "gated":
         maps.append(MapDescription("up -> down", "one scale a channel", True))
     return maps
 

@@ -131,7 +131,7 @@ def _window_losses(
     activation = getattr(model, "activation", None)  # a full-precision model quantizes none
     x = model.embed(windows)
     for index in range(model.num_layers):
-        x = run_block(model, model.block(index), x, activation=activation, threads=threads)
+        x = run_block(model, index, model.block(index), x, activation=activation, threads=threads)
         progress(index + 1)
     head = Head(model)
     losses = np.empty(len(windows))

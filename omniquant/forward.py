@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from omniquant import _core
 from omniquant.errors import DataError
+from omniquant.models.ends import Ends
 from omniquant.models.spec import BlockSpec
 
 F32 = npt.NDArray[np.float32]
@@ -42,20 +43,25 @@ class ForwardModel(Protocol):
     def name(self) -> str:
         """For people."""
 
-    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
-        """Return the embeddings [N, T, H] of tokens [N, T]."""
+    def embed(
+        self, tokens: npt.NDArray[np.integer], positions: npt.NDArray[np.integer] | None = None, /
+    ) -> F32:
+        """Return what the first block reads [.., T, H] of tokens [.., T] at positions [T]; None: from 0."""
 
     def block(self, index: int) -> Weights:
         """Return the weights of a block."""
 
-    def final_norm(self) -> Weights:
-        """Return "weight" [H] and, where there is one, "bias" [H] of the last norm."""
+    def spec_of(self, layer: int) -> BlockSpec:
+        """Return the spec of one block."""
+
+    def ends(self) -> Ends:
+        """Return what stands before the first block and behind the last one."""
 
     def lm_head(self) -> F32:
         """Return the output embedding [V, H]."""
 
-    def rope_tables(self, length: int) -> tuple[F32, F32]:
-        """Return cos and sin [length, d/2]."""
+    def rope_tables(self, length: int, layer: int, /) -> tuple[F32, F32]:
+        """Return cos and sin [length, r/2] of one block."""
 
 
 def as_windows(tokens: npt.ArrayLike, vocab_size: int, seqlen: int | None = None) -> I32:
@@ -113,27 +119,32 @@ def chunks(windows: int, length: int) -> Iterator[slice]:
 class Positioned(Protocol):
     """What has positions, rotary or others."""
 
-    @property
-    def spec(self) -> BlockSpec:
-        """Sizes and kinds of a block."""
+    def spec_of(self, layer: int) -> BlockSpec:
+        """Return the spec of one block."""
 
-    def rope_tables(self, length: int, /) -> tuple[F32, F32]:
-        """Return cos and sin [length, d/2]."""
+    def rope_tables(self, length: int, layer: int, /) -> tuple[F32, F32]:
+        """Return cos and sin [length, r/2] of one block."""
 
 
-def rope_or_empty(model: Positioned, length: int) -> tuple[F32, F32]:
-    """Return the model's rope tables, or empty ones where it has no rotary positions."""
-    if model.spec.rope:
-        return model.rope_tables(length)
+def rope_or_empty(model: Positioned, length: int, layer: int) -> tuple[F32, F32]:
+    """Return the rope tables of a block, or empty ones where it has no rotary positions."""
+    if model.spec_of(layer).rope:
+        return model.rope_tables(length, layer)
     return np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
 
 
 def block_parts(
-    model: ForwardModel, weights: Weights, x: F32, *, activation: Activation | None = None, threads: int = 1
+    model: ForwardModel,
+    layer: int,
+    weights: Weights,
+    x: F32,
+    *,
+    activation: Activation | None = None,
+    threads: int = 1,
 ) -> Iterator[tuple[slice, F32]]:
     """Yield what a block makes of hidden states [N, T, H], a few windows at a time: :func:`run_block`."""
-    spec = model.spec.to_core()
-    cos, sin = rope_or_empty(model, x.shape[1])
+    spec = model.spec_of(layer).to_core()
+    cos, sin = rope_or_empty(model, x.shape[1], layer)
     for part in chunks(x.shape[0], x.shape[1]):
         yield (
             part,
@@ -142,7 +153,13 @@ def block_parts(
 
 
 def run_block(
-    model: ForwardModel, weights: Weights, x: F32, *, activation: Activation | None = None, threads: int = 1
+    model: ForwardModel,
+    layer: int,
+    weights: Weights,
+    x: F32,
+    *,
+    activation: Activation | None = None,
+    threads: int = 1,
 ) -> F32:
     """Run hidden states [N, T, H] through one block, a few windows at a time.
 
@@ -150,6 +167,8 @@ def run_block(
     ----------
     model : ForwardModel
         For the spec and the rope tables.
+    layer : int
+        Which block it is.
     weights : dict of str to ndarray
         Of the block, in floating point.
     x : ndarray of float32 [N, T, H]
@@ -162,7 +181,7 @@ def run_block(
     ndarray of float32 [N, T, H]
     """
     out = np.empty_like(x)
-    for part, y in block_parts(model, weights, x, activation=activation, threads=threads):
+    for part, y in block_parts(model, layer, weights, x, activation=activation, threads=threads):
         out[part] = y
     return out
 
@@ -181,6 +200,7 @@ def packs(lengths: Sequence[int]) -> Iterator[slice]:
 
 def run_texts(
     model: ForwardModel,
+    layer: int,
     weights: Weights,
     x: F32,
     lengths: I32,
@@ -192,7 +212,7 @@ def run_texts(
 
     Parameters
     ----------
-    model, weights, activation, threads
+    model, layer, weights, activation, threads
         As in :func:`run_block`.
     x : ndarray of float32 [tokens, H]
         The hidden states of all texts, one text behind the other.
@@ -203,16 +223,16 @@ def run_texts(
     -------
     ndarray of float32 [tokens, H]
     """
-    spec = model.spec.to_core()
-    cos, sin = rope_or_empty(model, int(lengths.max()))
+    spec = model.spec_of(layer)
+    cos, sin = rope_or_empty(model, int(lengths.max()), layer)
     out = np.empty_like(x)
     end = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
     for part in packs(lengths.tolist()):
         here = slice(end[part.start], end[part.stop])
         positions = np.concatenate([np.arange(length) for length in lengths[part]])
-        tables = (cos[positions], sin[positions]) if model.spec.rope else (cos, sin)
+        tables = (cos[positions], sin[positions]) if spec.rope else (cos, sin)
         out[here] = _core.block_forward(
-            spec,
+            spec.to_core(),
             weights,
             x[None, here],
             *tables,
@@ -227,12 +247,30 @@ class Head:
     """Where a model ends: its last norm and its output matrix, read once."""
 
     def __init__(self, model: ForwardModel) -> None:
-        self._spec, self._norm, self._matrix = model.spec, model.final_norm(), model.lm_head()
+        self._spec, self._ends, self._matrix = model.spec, model.ends(), model.lm_head()
 
     def nll(self, hidden: F32, targets: I32, threads: int) -> tuple[npt.NDArray[np.float64], I32]:
         """Return the nats of targets [M] after hidden states [M, H], and the likeliest tokens [M]."""
-        norm = self._norm
-        kind, eps = self._spec.norm, self._spec.norm_eps
+        norm = self._ends.final_norm
         return _core.token_nll(
-            hidden, kind, eps, norm["weight"], norm.get("bias"), self._matrix, targets, threads=threads
+            hidden,
+            self._spec.norm,
+            self._spec.norm_eps,
+            norm["weight"],
+            norm.get("bias"),
+            self._matrix,
+            targets,
+            lm_head_bias=self._ends.lm_head_bias,
+            logit_cap=self._ends.logit_cap,
+            threads=threads,
         )
+
+
+def float_logits(model: ForwardModel, tokens: npt.ArrayLike, *, threads: int = 1) -> F32:
+    """Return logits [N, T, V] of windows [N, T], with activations rounded where the model rounds them."""
+    windows = as_windows(tokens, model.vocab_size)
+    activation = getattr(model, "activation", None)  # a full-precision model quantizes none
+    x = model.embed(windows)
+    for layer in range(model.num_layers):
+        x = run_block(model, layer, model.block(layer), x, activation=activation, threads=threads)
+    return model.ends().logits(x, model.lm_head(), threads=threads)

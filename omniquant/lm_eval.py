@@ -60,7 +60,7 @@ class OmniQuantLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
         opened = open_any(pretrained) if isinstance(pretrained, str) else pretrained
         self._threads = resolve_threads(threads)
-        self._model, self._score = open_scorer(cast(ScoringModel, opened), runtime, self._threads, None)
+        self._model, self._score = open_scorer(opened, runtime, self._threads, None)
 
     @property
     def eot_token_id(self) -> int:

@@ -25,14 +25,14 @@ from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
 from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
 from omniquant.checkpoint.tokenizer_file import fitted, read_tokenizer
-from omniquant.errors import CheckpointError, ConfigError, DataError
+from omniquant.errors import CheckpointError
 from omniquant.forward import F32, Weights
 from omniquant.models.adapter import Architecture
+from omniquant.models.ends import Ends, ends_of
+from omniquant.models.layered import Layered
 from omniquant.models.model import Model, check_token_ids
 from omniquant.models.registry import adapter_for_model_type
-from omniquant.models.rope import rope_tables
 from omniquant.models.rotated import Rotation
-from omniquant.models.spec import BlockSpec
 from omniquant.runtime.matrix import Matrix, from_tensors
 
 OUTER_NAME = "outer.safetensors"
@@ -40,19 +40,22 @@ CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.json"
 TEXT_NAME = "text.json"
 
+_MATRICES = ("embedding.weight", "lm_head.weight")
+_PARTS = ("final_norm", "embedding_norm", "positions", "lm_head")
+
 
 def save_outer(model: Model, folder: Path) -> list[str]:
     """Write everything outside the blocks durably; returns the names of the files."""
     # Before anything is written: the tokenizer may not fit the model.
     tokenizer = _tokenizer_json(model)
     text = None if tokenizer is None else json.dumps(model.text.to_dict(), indent=1)
-    floats = {"embedding": model.embed(np.arange(model.vocab_size))}
+    floats = {"embedding": model.embedding(np.arange(model.vocab_size))}
     if not model.architecture.tied_embeddings:
         floats["lm_head"] = model.lm_head()
-    norm = {f"final_norm.{name}": values for name, values in model.final_norm().items()}
-    for name, values in (floats | norm).items():
+    vectors = {f"{part}.{kind}": values for part in _PARTS for kind, values in model.outer(part).items()}
+    for name, values in (floats | vectors).items():
         check_finite(f"{model.name}: {name}", values)
-    tensors: dict[str, npt.NDArray[Any]] = dict(norm)
+    tensors: dict[str, npt.NDArray[Any]] = dict(vectors)
     for name in list(floats):
         tensors |= Matrix.exact(floats.pop(name)).to_tensors(name)
     config = json.dumps(dict(model.config), indent=1, sort_keys=True, allow_nan=False)
@@ -79,7 +82,7 @@ def _tokenizer_json(model: Model) -> str | None:
         return None
 
 
-class StoredOuter:
+class StoredOuter(Layered):
     """What :func:`save_outer` wrote, with the methods a model has for it.
 
     Raises
@@ -97,6 +100,8 @@ class StoredOuter:
         original = adapter.architecture(config)
         self.architecture: Architecture = original if rotation is None else rotation.architecture(original)
         self._source = SafetensorsFolder(folder / OUTER_NAME)
+        refs = adapter.outer_tensors(self.architecture, "safetensors")
+        self._vectors = {name: ref.ours or ref.shape for name, ref in refs.items() if name not in _MATRICES}
         self._embedding, self._head = self._read_tensors()
 
     def _read_tensors(self) -> tuple[Matrix, Matrix]:
@@ -105,40 +110,18 @@ class StoredOuter:
         stored = {name: (source.dtype(name), source.shape(name)) for name in source.names()}
         embedding = from_tensors("embedding", (vocab, hidden), stored, source.load_stored, where)
         head = embedding
-        expected = set(embedding.to_tensors("embedding")) | {"final_norm.weight"}
+        expected = set(embedding.to_tensors("embedding")) | set(self._vectors)
         if not self.architecture.tied_embeddings:
             head = from_tensors("lm_head", (vocab, hidden), stored, source.load_stored, where)
             expected |= set(head.to_tensors("lm_head"))
-        if self.spec.norm == "layer" and "final_norm.bias" in stored:
-            expected.add("final_norm.bias")
         for name in sorted(expected ^ set(stored)):
             raise CheckpointError(
                 f"{where}: tensor {name!r} is {'missing' if name in expected else 'unknown'}"
             )
-        for name in expected:
-            if name.startswith("final_norm.") and stored[name][1] != (hidden,):
-                raise CheckpointError(f"{where}: {name} is {list(stored[name][1])}, expected {[hidden]}")
+        for name, shape in self._vectors.items():
+            if stored[name][1] != shape:
+                raise CheckpointError(f"{where}: {name} is {list(stored[name][1])}, expected {list(shape)}")
         return embedding, head
-
-    @property
-    def spec(self) -> BlockSpec:
-        """The shape of every block."""
-        return self.architecture.spec
-
-    @property
-    def num_layers(self) -> int:
-        """The number of blocks."""
-        return self.architecture.num_layers
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of token ids."""
-        return self.architecture.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence the model was made for."""
-        return self.architecture.max_positions
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -153,17 +136,25 @@ class StoredOuter:
             return TextSettings.from_fields(Fields(read_json_object(path), str(path)))
         return settings_from_config(Fields(self.config, str(self._folder / CONFIG_NAME)))
 
-    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
-        """Return the embeddings [N, T, H] of tokens [N, T]."""
+    def embed(self, tokens: npt.NDArray[np.integer], positions: npt.NDArray[np.integer] | None = None) -> F32:
+        """Return what the first block reads [.., T, H] of tokens [.., T]; see :meth:`Model.embed`."""
+        return self.ends().enter(self.embedding(tokens), positions)
+
+    def embedding(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embedding's rows of token ids."""
         ids = np.asarray(tokens)
         check_token_ids(ids, self.vocab_size, "tokens")
         distinct, where = np.unique(ids, return_inverse=True)
         return self._embedding.rows(distinct.astype(np.int64))[where.reshape(ids.shape)]
 
-    def final_norm(self) -> Weights:
-        """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""
-        names = [name for name in self._source.names() if name.startswith("final_norm.")]
-        return {name.removeprefix("final_norm."): self._source.load(name) for name in names}
+    def outer(self, part: str) -> Weights:
+        """Return "weight" and "bias", as far as it has them, of what is neither embedding nor head."""
+        names = [name for name in self._vectors if name.startswith(f"{part}.")]
+        return {name.rpartition(".")[2]: self._source.load(name) for name in names}
+
+    def ends(self) -> Ends:
+        """Return what stands before the first block and behind the last one."""
+        return ends_of(self)
 
     def lm_head(self) -> F32:
         """Return the output matrix [V, H]."""
@@ -176,15 +167,3 @@ class StoredOuter:
     def drop_pages(self) -> None:
         """Give mapped memory back; a packed head is not read from the file again."""
         self._source.drop_pages()
-
-    def rope_tables(self, length: int) -> tuple[F32, F32]:
-        """Return cos and sin [length, d/2]; DataError beyond the longest sequence."""
-        if self.architecture.rope is None:
-            raise ConfigError(f"{self.name} has no rotary positions")
-        self.check_seqlen(length)
-        return rope_tables(self.architecture.rope.inverse_frequencies(self.spec.head_dim), length)
-
-    def check_seqlen(self, seqlen: int) -> None:
-        """Raise DataError unless sequences of this many tokens fit the model."""
-        if not 1 <= seqlen <= self.max_positions:
-            raise DataError(f"{seqlen} tokens in a sequence: {self.name} takes 1 to {self.max_positions}")

@@ -20,8 +20,9 @@ from omniquant.evaluate import Evaluation, evaluate
 from omniquant.forward import F32, Weights
 from omniquant.manifest import Header
 from omniquant.models.adapter import Architecture
+from omniquant.models.ends import Ends
+from omniquant.models.layered import Layered
 from omniquant.models.model import Model
-from omniquant.models.spec import BlockSpec
 from omniquant.outer import StoredOuter
 from omniquant.report import BlockReport
 from omniquant.runtime.engine import Engine, all_logits
@@ -50,8 +51,8 @@ class Outer(Protocol):
     def text(self) -> TextSettings:
         """Special tokens and chat template."""
 
-    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
-        """Return the embeddings."""
+    def embed(self, tokens: npt.NDArray[np.integer], positions: npt.NDArray[np.integer] | None = None) -> F32:
+        """Return what the first block reads."""
 
     def matrices(self) -> tuple[Matrix, Matrix]:
         """Return embedding and head in the precision they came in."""
@@ -59,20 +60,17 @@ class Outer(Protocol):
     def drop_pages(self) -> None:
         """Give back mapped memory that is not needed for now."""
 
-    def final_norm(self) -> Weights:
-        """Return the last norm."""
+    def embedding(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embedding's rows."""
+
+    def ends(self) -> Ends:
+        """Return what stands before the first block and behind the last one."""
 
     def lm_head(self) -> F32:
         """Return the output matrix."""
 
-    def rope_tables(self, positions: int, /) -> tuple[F32, F32]:
-        """Return cos and sin."""
 
-    def check_seqlen(self, seqlen: int) -> None:
-        """Raise DataError unless sequences of this many tokens fit."""
-
-
-class QuantizedModel:
+class QuantizedModel(Layered):
     """A quantized model, to run on its integers or fake-quantized.
 
     :meth:`generate`, :meth:`stream`, :meth:`logits` and :meth:`perplexity` run on packed integers. For the
@@ -124,33 +122,17 @@ class QuantizedModel:
         return self._outer.architecture
 
     @property
-    def spec(self) -> BlockSpec:
-        """The shape of every block."""
-        return self._outer.architecture.spec
-
-    @property
-    def num_layers(self) -> int:
-        """The number of blocks."""
-        return self._header.num_layers
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of token ids."""
-        return self._outer.architecture.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence the model was made for."""
-        return self._outer.architecture.max_positions
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the original model."""
         return self._outer.tokenizer
 
-    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
-        """Return the embeddings [N, T, H] of tokens [N, T]."""
-        return self._outer.embed(tokens)
+    def embed(self, tokens: npt.NDArray[np.integer], positions: npt.NDArray[np.integer] | None = None) -> F32:
+        """Return what the first block reads [.., T, H] of tokens [.., T]; see :meth:`Model.embed`."""
+        return self._outer.embed(tokens, positions)
+
+    def embedding(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embedding's rows of token ids."""
+        return self._outer.embedding(tokens)
 
     def state(self, index: int) -> BlockState:
         """Return a block as it is stored: integer codes, scales, zero points, and what was learned."""
@@ -271,21 +253,13 @@ class QuantizedModel:
         """
         return start_text(self, self.engine(), prompt, options, threads)
 
-    def final_norm(self) -> Weights:
-        """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""
-        return self._outer.final_norm()
+    def ends(self) -> Ends:
+        """Return what stands before the first block and behind the last one, unquantized."""
+        return self._outer.ends()
 
     def lm_head(self) -> F32:
         """Return the output matrix [V, H]."""
         return self._outer.lm_head()
-
-    def rope_tables(self, length: int) -> tuple[F32, F32]:
-        """Return cos and sin [length, d/2]."""
-        return self._outer.rope_tables(length)
-
-    def check_seqlen(self, seqlen: int) -> None:
-        """Raise DataError unless sequences of this many tokens fit the model."""
-        self._outer.check_seqlen(seqlen)
 
 
 class CalibrationResult:

@@ -51,10 +51,10 @@ def our_logits(result: CalibrationResult, tokens: I32, weights_only: bool = Fals
     x = model.embed(tokens)
     for index in range(model.num_layers):
         activation = None if weights_only else model.activation
-        x = run_block(model, model.block(index), x, activation=activation)
+        x = run_block(model, index, model.block(index), x, activation=activation)
     wide = x.astype(np.float64)
     wide /= np.sqrt((wide**2).mean(axis=-1, keepdims=True) + model.spec.norm_eps)
-    return np.asarray((wide * model.final_norm()["weight"]) @ model.lm_head().T.astype(np.float64))
+    return np.asarray((wide * model.ends().final_norm["weight"]) @ model.lm_head().T.astype(np.float64))
 
 
 def nll(logits: npt.NDArray[np.floating], tokens: I32) -> float:

@@ -36,7 +36,7 @@ def read_everything(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         for layer in range(model.num_layers)
         for name, values in model.block(layer).items()
     }
-    tensors |= model.final_norm()
+    tensors |= model.ends().final_norm
     tensors |= {"head": model.lm_head(), "embedding": model.embed(np.arange(model.vocab_size))}
     return tensors
 

@@ -75,7 +75,7 @@ def forward(model: Model, tokens: npt.NDArray[np.integer[Any]]) -> F64:
     for layer in range(model.num_layers):
         weights = {name: value.astype(np.float64) for name, value in model.block(layer).items()}
         x = block(x, weights, model.spec, cos, sin)
-    x = rms_norm(x, model.final_norm()["weight"].astype(np.float64), model.spec.norm_eps)
+    x = rms_norm(x, model.ends().final_norm["weight"].astype(np.float64), model.spec.norm_eps)
     return x @ model.lm_head().astype(np.float64).T
 
 

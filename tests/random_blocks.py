@@ -82,11 +82,21 @@ def linear_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def map_kinds(options: dict[str, Any]) -> dict[str, str]:
+def norm_widths(spec: dict[str, Any]) -> dict[str, int]:
+    """Return the width of every norm the block has."""
+    H, d = spec["hidden_size"], spec["head_dim"]
+    widths = {"norm1": H} if spec.get("residual") == "shared" else {"norm1": H, "norm2": H}
+    widths |= {"post1": H, "post2": H} if spec.get("post_norms") else {}
+    return widths | ({"q_norm": d, "k_norm": d} if spec.get("head_norms") else {})
+
+
+def map_kinds(case: Case) -> dict[str, str]:
     """Return the kind of map at each site."""
+    options = case.options
     up_down = "diagonal" if options["up_down"] else "none"
     kinds = options["norm_map"], options["norm_map"], options["vo_map"], options["qk_map"], up_down
-    return dict(zip(SITES, kinds, strict=True))
+    all_kinds = dict(zip(SITES, kinds, strict=True))
+    return all_kinds | ({"norm2": "none"} if case.spec.get("residual") == "shared" else {})
 
 
 def site_geometry(spec: dict[str, Any], site: str) -> tuple[int, int]:
@@ -98,8 +108,9 @@ def site_geometry(spec: dict[str, Any], site: str) -> tuple[int, int]:
 
 def has_shift(case: Case, site: str) -> bool:
     """Return whether a site's shift is learned: producer and consumers carry bias slots."""
-    consumers = {"norm1": "norm1 q k v", "norm2": "norm2 up gate", "vo": "v o"}
-    if not case.options["shift"] or map_kinds(case.options)[site] == "none" or site not in consumers:
+    shared = " up gate" if case.spec.get("residual") == "shared" else ""
+    consumers = {"norm1": "norm1 q k v" + shared, "norm2": "norm2 up gate", "vo": "v o"}
+    if not case.options["shift"] or map_kinds(case)[site] == "none" or site not in consumers:
         return False
     names = [name for name in consumers[site].split() if f"{name}.weight" in case.weights]
     return all(f"{name}.bias" in case.weights for name in names)
@@ -113,7 +124,7 @@ def learnable_shapes(case: Case) -> dict[str, tuple[int, ...]]:
         for name, (out, width) in linear_shapes(case.spec).items():
             groups = -(-width // group_size) if group_size else 1
             shapes[f"{name}.lwc_max"] = shapes[f"{name}.lwc_min"] = (out, groups)
-    for site, kind in map_kinds(case.options).items():
+    for site, kind in map_kinds(case).items():
         blocks, n = site_geometry(case.spec, site)
         if kind in ("diagonal", "scale"):
             shapes[f"{site}.map"] = (blocks, n)
@@ -130,19 +141,23 @@ def learnable_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def rope_tables(tokens: int, head_dim: int, base: float = 10000.0) -> tuple[Array, Array]:
+def rope_tables(tokens: int, rotary_dim: int, base: float = 10000.0) -> tuple[Array, Array]:
     """Return cos and sin [T, d / 2]."""
-    angles = np.arange(tokens)[:, None] * base ** (-np.arange(head_dim // 2) * 2 / head_dim)
+    angles = np.arange(tokens)[:, None] * base ** (-np.arange(rotary_dim // 2) * 2 / rotary_dim)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 class Draw:
-    """A seeded source of blocks; keywords force single choices of spec and options."""
+    """A seeded source of blocks; keywords force single choices of spec and options.
 
-    def __init__(self, seed: int, **forced: Any) -> None:
+    With quirks the blocks also differ from LLaMA's kind: parallel, with partly rotated heads, more norms, ...
+    """
+
+    def __init__(self, seed: int, *, quirks: bool = False, **forced: Any) -> None:
         self.rng = np.random.default_rng(seed)
         self.later = np.random.default_rng((seed, 1))  # of choices added since: the others stay as they were
         self.forced = forced
+        self.quirks = np.random.default_rng([seed, 1]) if quirks else None
 
     def pick(self, name: str, *values: Any) -> Any:
         """Return the forced value of a name, or one of the values."""
@@ -157,7 +172,7 @@ class Draw:
         """Return a block spec: norm kind, rotary or not, head counts, MLP."""
         rope = self.pick("rope", True, False)
         kv_heads = self.pick("num_kv_heads", 1, 2, 3)
-        return {
+        spec = {
             "hidden_size": self.pick("hidden_size", *range(5, 25)),
             "ffn_size": self.pick("ffn_size", *range(5, 33)),
             "num_heads": kv_heads * self.pick("queries_per_kv", 1, 2, 3),
@@ -173,19 +188,42 @@ class Draw:
                 for name in ("rotate_qk", "rotate_heads", "rotate_down")
             },
         }
+        return spec | self.extras(spec)
+
+    def extras(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Return fields of other kinds of blocks than LLaMA's, each off half the time."""
+        if self.quirks is None:
+            return {}
+        d = spec["head_dim"]
+        kinds: dict[str, tuple[Any, ...]] = {
+            "rotary_dim": tuple(range(2, d + 1, 2)) if spec["rope"] else (0,),
+            "residual": ("parallel", "shared"),
+            "head_norms": (True,),
+            "post_norms": (True,),
+            "attention_scale": (0.3, 0.7),
+            "score_cap": (0.7, 2.0),
+            "window": (1, 2, 5),
+            "alibi": (True,),
+        }
+        drawn = {
+            name: values[int(self.quirks.integers(len(values)))]
+            for name, values in kinds.items()
+            if self.quirks.random() < 0.5
+        }
+        return drawn | {name: self.forced[name] for name in kinds if name in self.forced}
 
     def weights(self, spec: dict[str, Any]) -> Arrays:
         """Return weights with a few large channels, and all biases, some or none."""
-        H, biases = spec["hidden_size"], self.pick("biases", "all", "some", "none")
+        biases = self.pick("biases", "all", "some", "none")
         weights: Arrays = {}
         for name, (out, width) in linear_shapes(spec).items():
             weights[f"{name}.weight"] = self.normal(out, width) / np.float32(np.sqrt(width))
             if biases == "all" or (biases == "some" and self.rng.random() < 0.5):
                 weights[f"{name}.bias"] = 0.2 * self.normal(out)
-        for name in ("norm1", "norm2"):
-            weights[f"{name}.weight"] = np.exp(0.5 * self.normal(H))
+        for name, width in norm_widths(spec).items():
+            weights[f"{name}.weight"] = np.exp(0.5 * self.normal(width))
             if biases == "all" or (biases == "some" and self.rng.random() < 0.5):
-                weights[f"{name}.bias"] = 0.2 * self.normal(H)
+                weights[f"{name}.bias"] = 0.2 * self.normal(width)
         return weights
 
     def options(self, spec: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +231,7 @@ class Draw:
         exact = ("tied", "rotation") if spec["head_dim"] % 2 == 0 else ()
         bits = {key: self.pick(key, 2, 3, 4, 6, 8, 16) for key in ("bits", "q_bits", "k_bits", "v_bits")}
         symmetric, full = self.pick("symmetric", True, False), self.pick("full_range", True, False)
-        return {
+        options = {
             "block": 3, "seed": 7,
             "w_bits": self.pick("w_bits", 2, 3, 4, 8, 16),
             "group_size": self.pick("group_size", 0, 3, 4, 7),
@@ -223,6 +261,7 @@ class Draw:
             "true_sequential": self.pick("true_sequential", True, False),
             "lr_rounding": self.pick("lr_rounding", 1.0),
         }  # fmt: skip
+        return options | ({"qk_map": "none"} if spec.get("head_norms") else {})
 
     def dominant(self, case: Case, blocks: int, n: int) -> Array:
         """Return parameters of a strictly dominant map: off-diagonals sum to at most 0.6."""
@@ -241,7 +280,7 @@ class Draw:
 
     def learnables(self, case: Case) -> Arrays:
         """Return random learnables, away from where they start."""
-        kinds, learnables = map_kinds(case.options), {}
+        kinds, learnables = map_kinds(case), {}
         for name, shape in learnable_shapes(case).items():
             owner, what = name.split(".")
             if what.startswith("lwc"):
@@ -267,7 +306,8 @@ class Draw:
         x_fp[..., 0] *= 4  # an outlier channel
         x_q = (x_fp + 0.1 * self.normal(*x_fp.shape)).astype(np.float32)
         none = np.empty((0, 0)), np.empty((0, 0))
-        cos, sin = rope_tables(tokens, spec["head_dim"]) if spec["rope"] else none
+        rotary = spec.get("rotary_dim") or spec["head_dim"]
+        cos, sin = rope_tables(tokens, rotary) if spec["rope"] else none
         case = Case(spec, self.weights(spec), self.options(spec), cos, sin, x_fp, x_q)
         case.targets = case.forward(_core, case.weights, x_fp)
         if self.pick("aug", True, False):

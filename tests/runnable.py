@@ -10,6 +10,7 @@ import numpy.typing as npt
 from omniquant import _core
 from omniquant.blockfile import BlockState, dequantized, linear_shapes, to_tensors
 from omniquant.config import QuantConfig
+from omniquant.models.ends import Ends
 from omniquant.models.rope import rope_tables
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.matrix import Matrix
@@ -75,11 +76,11 @@ class RandomModel:
             if self._biases:
                 tensors[f"{name}.bias"] = self._normal(shape[0]) / 4
         hidden = self.spec.hidden_size
-        for norm in ("norm1", "norm2"):
-            tensors[f"{norm}.weight"] = 1 + self._normal(hidden) / 4
+        for norm, width in self.spec.norm_widths().items():
+            tensors[f"{norm}.weight"] = 1 + self._normal(width) / 4
             if self.spec.norm == "layer":
-                tensors[f"{norm}.bias"] = self._normal(hidden) / 4
-            if self._online:
+                tensors[f"{norm}.bias"] = self._normal(width) / 4
+            if self._online and norm in ("norm1", "norm2"):
                 mixing = np.eye(hidden) + self._rng.standard_normal((hidden, hidden)) / hidden
                 tensors[f"{norm}.inverse"] = mixing.astype(np.float32)
         return tensors
@@ -94,11 +95,17 @@ class RandomModel:
     def matrices(self) -> tuple[Matrix, Matrix]:
         return Matrix.exact(self.embedding), Matrix.exact(self.head)
 
-    def final_norm(self) -> dict[str, F32]:
-        return self.norm
+    def ends(self) -> Ends:
+        return Ends(self.spec, self.norm, 0.0, {}, None, None, 0.0)
 
-    def rope_tables(self, length: int) -> tuple[F32, F32]:
-        d = self.spec.head_dim
+    def spec_of(self, layer: int) -> BlockSpec:
+        return self.spec
+
+    def layer_kind(self, layer: int) -> int:
+        return 0
+
+    def rope_tables(self, length: int, layer: int = 0) -> tuple[F32, F32]:
+        d = self.spec.rotary
         return rope_tables(10000.0 ** (-np.arange(0, d, 2) / d), length)
 
     def expected_logits(self, tokens: npt.ArrayLike) -> npt.NDArray[np.float64]:

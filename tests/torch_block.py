@@ -77,17 +77,19 @@ def mask(n: int, epoch: int, epochs: int, stability: float) -> Tensor:
 
 def site_map(case: Case, site: str, learnables: Tensors) -> Tensor | None:
     """Return A [blocks, n, n] of a site, None where it has no map."""
-    kind, options = map_kinds(case.options)[site], case.options
+    kind, options = map_kinds(case)[site], case.options
     if kind == "none":
         return None
     p = learnables[f"{site}.map"]
     if kind in ("diagonal", "scale"):
         return torch.diag_embed(p)
-    if kind == "tied":
-        return torch.diag_embed(torch.cat([p, p], dim=1))
-    if kind == "rotation":
-        a, b = torch.diag_embed(p[0]), torch.diag_embed(p[1])
-        return torch.cat([torch.cat([a, -b], dim=2), torch.cat([b, a], dim=2)], dim=1)
+    if kind in ("tied", "rotation"):
+        first, second = pairs(case.spec)
+        a, b = (p, torch.zeros_like(p)) if kind == "tied" else (p[0], p[1])
+        paired = torch.zeros(a.shape[0], 2 * len(first), 2 * len(first), dtype=torch.float64)
+        paired[:, first, first], paired[:, first, second] = a, -b
+        paired[:, second, first], paired[:, second, second] = b, a
+        return paired
     n = p.shape[-1]
     masked = p * mask(n, case.epoch, options["epochs"], options["stability"])
     if options["parametrization"] == "absolute":
@@ -108,6 +110,14 @@ def rotated_input(case: Case, name: str, rows: Tensor) -> Tensor:
     return rows
 
 
+def pairs(spec: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the channels of every pair of a head: those that rotate together, then halves of the rest."""
+    d = spec["head_dim"]
+    r = spec.get("rotary_dim") or d
+    i, j = torch.arange(r // 2), torch.arange((d - r) // 2)
+    return torch.cat([i, r + j]), torch.cat([i + r // 2, r + (d - r) // 2 + j])
+
+
 def per_head(a: Tensor, heads: int) -> Tensor:
     """Return the block-diagonal matrix of the maps, each repeated for the heads that share it."""
     return torch.block_diag(*a.repeat_interleave(heads // a.shape[0], dim=0))
@@ -118,8 +128,9 @@ class TransformedBlock:
 
     def __init__(self, case: Case, learnables: Tensors) -> None:
         self.case, self.learnables = case, learnables
+        self.mlp_norm = "norm1" if case.spec.get("residual") == "shared" else "norm2"
         self.original = {key: torch.from_numpy(value).double() for key, value in case.weights.items()}
-        self.maps = {site: site_map(case, site, learnables) for site in map_kinds(case.options)}
+        self.maps = {site: site_map(case, site, learnables) for site in map_kinds(case)}
         self.weight, self.bias = {}, {}
         for name in linear_shapes(case.spec):
             self.weight[name] = self.quantize(name, self.transformed(name, self.original[f"{name}.weight"]))
@@ -127,7 +138,7 @@ class TransformedBlock:
 
     def consumer_map(self, name: str) -> Tensor | None:
         """Return A on the columns of a linear (from its input's side)."""
-        site = {"o": "vo", "down": "up_down", "gate": "norm2", "up": "norm2"}.get(name, "norm1")
+        site = {"o": "vo", "down": "up_down", "gate": self.mlp_norm, "up": self.mlp_norm}.get(name, "norm1")
         a = self.maps[site]
         if a is None:
             return None
@@ -165,9 +176,8 @@ class TransformedBlock:
         bias = self.original.get(f"{name}.bias")
         if bias is None:
             return None
-        site = {"q": "norm1", "k": "norm1", "v": "norm1", "gate": "norm2", "up": "norm2", "o": "vo"}.get(
-            name, ""
-        )
+        mlp = self.mlp_norm
+        site = {"q": "norm1", "k": "norm1", "v": "norm1", "gate": mlp, "up": mlp, "o": "vo"}.get(name, "")
         delta = self.learnables.get(f"{site}.shift")
         if delta is not None:
             if site == "vo":
@@ -182,13 +192,19 @@ class TransformedBlock:
         """Return x W^^T + b~."""
         return functional.linear(x, self.weight[name], self.bias[name])
 
+    def plain_norm(self, name: str, x: Tensor) -> Tensor:
+        """Return the norm of x over its last axis; x itself where the block has no such norm."""
+        eps = self.case.spec["norm_eps"]
+        if f"{name}.weight" not in self.original:
+            return x
+        if self.case.spec["norm"] == "layer":
+            x = x - x.mean(-1, keepdim=True)
+        y = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * self.original[f"{name}.weight"]
+        return y + self.original.get(f"{name}.bias", torch.zeros(()).double())
+
     def norm(self, name: str, x: Tensor) -> Tensor:
         """Return the norm of x [T, H] behind its map: (norm(x) - delta) A^-1."""
-        eps = self.case.spec["norm_eps"]
-        if self.case.spec["norm"] == "layer":
-            x = x - x.mean(1, keepdim=True)
-        y = x / (x.square().mean(1, keepdim=True) + eps).sqrt() * self.original[f"{name}.weight"]
-        y = y + self.original.get(f"{name}.bias", torch.zeros(()).double())
+        y = self.plain_norm(name, x)
         if f"{name}.shift" in self.learnables:
             y = y - self.learnables[f"{name}.shift"][0]
         a = self.maps[name]
@@ -196,10 +212,32 @@ class TransformedBlock:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return x [T, heads, d] with its pairs (i, i + d / 2) rotated."""
-    low, high = x.chunk(2, dim=2)
+    """Return x [T, heads, d] with the pairs (i, i + r / 2) of its first r dims rotated."""
+    r = 2 * cos.shape[1]
+    low, high = x[..., :r].chunk(2, dim=2)
     cos, sin = cos[: len(x), None], sin[: len(x), None]
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=2)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin, x[..., r:]], dim=2)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Return the slopes of the paper's own code: a geometric row, filled up from the one of twice as many."""
+    closest = 2 ** int(np.floor(np.log2(heads)))
+    start = 2.0 ** (-8 / closest)
+    slopes = [start ** (i + 1) for i in range(closest)]
+    return slopes if closest == heads else slopes + alibi_slopes(2 * closest)[0::2][: heads - closest]
+
+
+def shaped(spec: dict[str, Any], scores: Tensor) -> Tensor:
+    """Return scores [heads, T, T] capped, falling with the distance, and masked."""
+    T = scores.shape[1]
+    distance = (torch.arange(T)[:, None] - torch.arange(T)).double()
+    if spec.get("score_cap"):
+        scores = spec["score_cap"] * torch.tanh(scores / spec["score_cap"])
+    if spec.get("alibi"):
+        slopes = torch.tensor(alibi_slopes(len(scores)), dtype=torch.float64)
+        scores = scores - slopes[:, None, None] * distance
+    hidden = (distance < 0) | (distance >= (spec.get("window") or T))
+    return scores.masked_fill(hidden, -torch.inf)
 
 
 ACTIVATIONS = {
@@ -221,6 +259,7 @@ def forward(block: TransformedBlock, x: Tensor) -> Tensor:
 
     h = quantize(block.norm("norm1", x))
     q, k, v = (block.linear(name, h).view(T, -1, d) for name in ("q", "k", "v"))
+    q, k = block.plain_norm("q_norm", q), block.plain_norm("k_norm", k)
     if spec["rope"]:
         cos, sin = (torch.from_numpy(table).double() for table in (block.case.cos, block.case.sin))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -230,15 +269,20 @@ def forward(block: TransformedBlock, x: Tensor) -> Tensor:
     pairs = ((q, "q_bits"), (k, "k_bits"), (v, "v_bits"))
     q, k, v = (quantize(value.reshape(-1, d), key).view(T, -1, d) for value, key in pairs)
     k, v = k.repeat_interleave(n // m, dim=1), v.repeat_interleave(n // m, dim=1)
-    scores = torch.einsum("ihd,jhd->hij", q, k) / d**0.5
-    causal = torch.ones(T, T, dtype=torch.bool).triu(1)
-    p = scores.masked_fill(causal, -torch.inf).softmax(dim=2)
+    scores = torch.einsum("ihd,jhd->hij", q, k) * (spec.get("attention_scale") or d**-0.5)
+    p = shaped(spec, scores).softmax(dim=2)
     attended = torch.einsum("hij,jhd->ihd", p, v).reshape(T, n * d)
-    x = x + block.linear("o", quantize(rotated_input(block.case, "o", attended)))
-    h, act = quantize(block.norm("norm2", x)), ACTIVATIONS[spec["activation"]]
+    mixed = quantize(rotated_input(block.case, "o", attended))
+    x2 = x + block.plain_norm("post1", block.linear("o", mixed))
+    residual = spec.get("residual", "sequential")
+    if residual != "shared":
+        h = quantize(block.norm("norm2", x2 if residual == "sequential" else x))
+    act = ACTIVATIONS[spec["activation"]]
     up = block.linear("up", h)
     u = act(block.linear("gate", h)) * up if spec["mlp"] == "gated" else act(up)
-    return x + block.linear("down", quantize(rotated_input(block.case, "down", u)))
+    return x2 + block.plain_norm(
+        "post2", block.linear("down", quantize(rotated_input(block.case, "down", u)))
+    )
 
 
 def loss(case: Case, learnables: Tensors) -> Tensor:

@@ -67,31 +67,44 @@ static oq_code norm_backward(oq_context *context, const pass *p, int which, cons
     return OQ_OK;
 }
 
-/* dx2 [T, H] += through the MLP. */
-static oq_code mlp_half_backward(oq_context *context, const pass *p, const oq_real *dy, oq_real *dx2)
+/* *d [rows, width], the gradient of a norm behind a linear, becomes that of the linear; without a norm it stays. */
+static oq_code back_to_linear(oq_context *context, const pass *p, int norm, int64_t rows, const oq_real **d)
+{
+    const oq_block_spec *spec = p->run->spec;
+    if (!oq_has_norm(spec, norm)) return OQ_OK;
+    const oq_norm_shape shape = {spec->norm, spec->norm_eps, rows, oq_norm_width(spec, norm)};
+    oq_real *draw;
+    OQ_NEW_ZERO(context, draw, rows * shape.width);
+    OQ_TRY(oq_norm_backward(context, shape, p->saved->raw[norm], p->weights->gain[norm], p->saved->stats[norm], *d,
+                            draw, NULL, NULL));
+    *d = draw;
+    return OQ_OK;
+}
+
+/* dh [T, H] = gradient of what the MLP reads; NULL: not wanted. */
+static oq_code mlp_half_backward(oq_context *context, const pass *p, const oq_real *dy, oq_real *dh)
 {
     const oq_saved *s = p->saved;
     const oq_block_spec *spec = p->run->spec;
-    const int64_t T = p->run->tokens, H = spec->hidden, F = spec->ffn;
-    oq_real *du, *dup, *dh;
+    const int64_t T = p->run->tokens, F = spec->ffn;
+    const oq_forms *h = &s->h_hat[oq_mlp_norm(spec)];
+    oq_real *du, *dup;
     OQ_NEW(context, du, T * F);
     OQ_NEW(context, dup, spec->gated ? T * F : 0);
-    OQ_NEW(context, dh, T * H);
+    OQ_TRY(back_to_linear(context, p, OQ_POST2, T, &dy));
     OQ_TRY(linear_backward(context, p, OQ_DOWN, &s->u_hat, dy, du, false));
     OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->u, s->u_ranges, du, T, F));
     OQ_TRY(oq_rotate_input(context, spec, OQ_DOWN, du, T));
-    if (spec->gated) {
-        oq_activation_backward(context, spec->activation, s->gate, s->up, du, du, dup, T * F);
-        OQ_TRY(linear_backward(context, p, OQ_GATE, &s->h_hat[OQ_NORM2], du, dh, false));
-        OQ_TRY(linear_backward(context, p, OQ_UP, &s->h_hat[OQ_NORM2], dup, dh, true));
-    } else {
+    if (!spec->gated) {
         oq_activation_backward(context, spec->activation, s->up, NULL, du, du, NULL, T * F);
-        OQ_TRY(linear_backward(context, p, OQ_UP, &s->h_hat[OQ_NORM2], du, dh, false));
+        return linear_backward(context, p, OQ_UP, h, du, dh, false);
     }
-    return norm_backward(context, p, OQ_NORM2, s->x2, dh, dx2);
+    oq_activation_backward(context, spec->activation, s->gate, s->up, du, du, dup, T * F);
+    OQ_TRY(linear_backward(context, p, OQ_GATE, h, du, dh, false));
+    return linear_backward(context, p, OQ_UP, h, dup, dh, true);
 }
 
-/* Back from attention to q, k, v as their linears gave them: quantizers, then RoPE. */
+/* Back from attention to q, k, v as RoPE, or without it their linears and norms, gave them. */
 static oq_code heads_backward(oq_context *context, const pass *p, const oq_real *dattended, oq_real *dq,
                               oq_real *dk, oq_real *dv)
 {
@@ -99,7 +112,7 @@ static oq_code heads_backward(oq_context *context, const pass *p, const oq_real 
     const oq_block_spec *spec = p->run->spec;
     const oq_activation_quantizers *quant = p->run->quantizers;
     const int64_t T = p->run->tokens, d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
-    const oq_attention_shape shape = {T, n, m, d};
+    const oq_attention_shape shape = {T, n, m, d, spec->scores};
     OQ_TRY(oq_attention_backward(context, shape, s->q_hat, s->k_hat, s->v_hat, s->attended, s->log_sum, dattended,
                                  dq, dk, dv));
     OQ_TRY(oq_act_quant_backward(context, quant->q, s->q, s->q_ranges, dq, T * n, d));
@@ -113,33 +126,45 @@ static oq_code heads_backward(oq_context *context, const pass *p, const oq_real 
     return OQ_OK;
 }
 
-/* Nothing before norm1 is learned, so its input gradient is needed for its own parameters alone. */
-static bool norm1_is_learned(const oq_block_gradients *g)
+/* Nothing before the block is learned: the gradient of a norm that reads x is needed for its own parameters alone. */
+static bool is_learned(const oq_block_gradients *g, int norm)
 {
-    return g->gain[OQ_NORM1] || g->norm_bias[OQ_NORM1] || g->map_inverse[OQ_NORM1];
+    return g->gain[norm] || g->norm_bias[norm] || g->map_inverse[norm];
 }
 
-static oq_code attention_half_backward(oq_context *context, const pass *p, const oq_real *dx2)
+/* dh [T, H] = gradient of what q, k and v read, added where the MLP left its own; NULL: not wanted. */
+static oq_code attention_half_backward(oq_context *context, const pass *p, const oq_real *dx2, oq_real *dh,
+                                       bool accumulate)
 {
     const oq_saved *s = p->saved;
     const oq_block_spec *spec = p->run->spec;
-    const int64_t T = p->run->tokens, H = spec->hidden, d = spec->head_dim;
-    const int64_t q_width = spec->heads * d, kv_width = spec->kv_heads * d;
-    oq_real *dattended, *dq, *dk, *dv, *dh = NULL;
-    OQ_NEW(context, dattended, T * q_width);
-    OQ_NEW(context, dq, T * q_width);
-    OQ_NEW(context, dk, T * kv_width);
-    OQ_NEW(context, dv, T * kv_width);
-    if (norm1_is_learned(p->gradients)) OQ_NEW(context, dh, T * H);
+    const int64_t T = p->run->tokens, d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
+    oq_real *dattended, *dq, *dk, *dv;
+    OQ_NEW(context, dattended, T * n * d);
+    OQ_NEW(context, dq, T * n * d);
+    OQ_NEW(context, dk, T * m * d);
+    OQ_NEW(context, dv, T * m * d);
+    OQ_TRY(back_to_linear(context, p, OQ_POST1, T, &dx2));
     OQ_TRY(linear_backward(context, p, OQ_O, &s->attended_hat, dx2, dattended, false));
-    OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->mixed, s->attended_ranges, dattended, T,
-                                 q_width));
+    OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->mixed, s->attended_ranges, dattended, T, n * d));
     OQ_TRY(oq_rotate_input(context, spec, OQ_O, dattended, T));
     OQ_TRY(heads_backward(context, p, dattended, dq, dk, dv));
-    OQ_TRY(linear_backward(context, p, OQ_Q, &s->h_hat[OQ_NORM1], dq, dh, false));
-    OQ_TRY(linear_backward(context, p, OQ_K, &s->h_hat[OQ_NORM1], dk, dh, true));
-    OQ_TRY(linear_backward(context, p, OQ_V, &s->h_hat[OQ_NORM1], dv, dh, true));
-    return dh ? norm_backward(context, p, OQ_NORM1, s->x, dh, NULL) : OQ_OK;
+    const oq_real *dq_linear = dq, *dk_linear = dk;
+    OQ_TRY(back_to_linear(context, p, OQ_NORM_Q, T * n, &dq_linear));
+    OQ_TRY(back_to_linear(context, p, OQ_NORM_K, T * m, &dk_linear));
+    OQ_TRY(linear_backward(context, p, OQ_Q, &s->h_hat[OQ_NORM1], dq_linear, dh, accumulate));
+    OQ_TRY(linear_backward(context, p, OQ_K, &s->h_hat[OQ_NORM1], dk_linear, dh, true));
+    return linear_backward(context, p, OQ_V, &s->h_hat[OQ_NORM1], dv, dh, true);
+}
+
+/* dx2 [T, H], the gradient of the attention's sum: that of y, and what comes through norm2 where it reads x2. */
+static oq_code mlp_to_x2(oq_context *context, const pass *p, const oq_real *dy, oq_real *dh, oq_real **dx2)
+{
+    const int64_t count = p->run->tokens * p->run->spec->hidden;
+    OQ_NEW(context, *dx2, count);
+    memcpy(*dx2, dy, sizeof **dx2 * (size_t)count);
+    OQ_TRY(mlp_half_backward(context, p, dy, dh));
+    return norm_backward(context, p, OQ_NORM2, p->saved->x2, dh, *dx2);
 }
 
 oq_code oq_block_backward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
@@ -147,12 +172,18 @@ oq_code oq_block_backward(oq_context *context, const oq_block_run *run, const oq
 {
     const pass p = {run, weights, saved, gradients};
     const int64_t count = run->tokens * run->spec->hidden;
+    const oq_residual residual = run->spec->residual;
     const oq_mark mark = oq_arena_mark(context->arena);
-    oq_real *dx2;
-    OQ_NEW(context, dx2, count);
-    memcpy(dx2, dy, sizeof *dx2 * (size_t)count);
-    OQ_TRY(mlp_half_backward(context, &p, dy, dx2));
-    OQ_TRY(attention_half_backward(context, &p, dx2));
+    oq_real *dx2 = NULL, *dh1 = NULL, *dh2 = NULL; /* of x2, of what norm1 and norm2 give */
+    if (is_learned(gradients, OQ_NORM1)) OQ_NEW(context, dh1, count);
+    if (residual == OQ_SEQUENTIAL || is_learned(gradients, OQ_NORM2)) OQ_NEW(context, dh2, count);
+    if (residual == OQ_SEQUENTIAL)
+        OQ_TRY(mlp_to_x2(context, &p, dy, dh2, &dx2));
+    else
+        OQ_TRY(mlp_half_backward(context, &p, dy, residual == OQ_SHARED ? dh1 : dh2));
+    if (residual == OQ_PARALLEL && dh2) OQ_TRY(norm_backward(context, &p, OQ_NORM2, saved->x, dh2, NULL));
+    OQ_TRY(attention_half_backward(context, &p, dx2 ? dx2 : dy, dh1, residual == OQ_SHARED));
+    if (dh1) OQ_TRY(norm_backward(context, &p, OQ_NORM1, saved->x, dh1, NULL));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

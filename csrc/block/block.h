@@ -5,6 +5,9 @@
  *   h2 = norm2(x2) [A2^-1]    u = act(h2 Wg^T) * (h2 Wu^T)   (plain: act(h2 Wu^T))
  *   y  = x2 + u Wd^T + bd
  *
+ * A parallel block's MLP reads x in place of x2 (y stays the sum of all three), and may share norm1.  There may be
+ * norms of every head of q and k before RoPE, and of what Wo and Wd give.
+ *
  * Online rotations stand where block/rotation.h says, in a network made with them.
  * Every linear's input, and q, k, v, pass their quantizer on the way.
  * T tokens, H hidden, F ffn, n heads, m key/value heads, d head_dim. */
@@ -15,8 +18,15 @@
 #include "math/activation.h"
 #include "math/norm.h"
 #include "math/rope.h"
+#include "math/scores.h"
 #include "quant/forms.h"
 #include "quant/quantizer.h"
+
+typedef enum {
+    OQ_SEQUENTIAL, /* the MLP reads norm2(x + attention) */
+    OQ_PARALLEL,   /* the MLP reads norm2(x) */
+    OQ_SHARED      /* the MLP reads norm1(x), as q, k and v do */
+} oq_residual;
 
 typedef struct {
     int64_t hidden, ffn, heads, kv_heads, head_dim;
@@ -24,14 +34,19 @@ typedef struct {
     double norm_eps;
     bool rope, gated;
     oq_activation activation;
+    int64_t rotary_dim; /* of each head; 0: all */
+    oq_residual residual;
+    bool head_norms, post_norms;
+    oq_score_rule scores;
     bool rotate_qk, rotate_heads, rotate_down; /* see block/rotation.h */
 } oq_block_spec;
 
 /* Linears of a block, in the order of the forward pass. */
 enum { OQ_Q, OQ_K, OQ_V, OQ_O, OQ_GATE, OQ_UP, OQ_DOWN, OQ_LINEARS };
-enum { OQ_NORM1, OQ_NORM2, OQ_NORMS };
+/* Those in front of linears, which maps stand behind; then those behind linears. */
+enum { OQ_NORM1, OQ_NORM2, OQ_INPUT_NORMS, OQ_POST1 = OQ_INPUT_NORMS, OQ_POST2, OQ_NORM_Q, OQ_NORM_K, OQ_NORMS };
 
-/* "q", "k", ... and "norm1", "norm2": the names Python uses. */
+/* "q", "k", ... and "norm1", "post1", "q_norm", ...: the names Python uses. */
 extern const char *const oq_linear_names[OQ_LINEARS];
 extern const char *const oq_norm_names[OQ_NORMS];
 
@@ -41,22 +56,28 @@ typedef struct {
 
 bool oq_has_linear(const oq_block_spec *spec, int linear);
 oq_linear_shape oq_shape_of(const oq_block_spec *spec, int linear);
+bool oq_has_norm(const oq_block_spec *spec, int norm);
+int64_t oq_norm_width(const oq_block_spec *spec, int norm);
+/* The norm whose output the MLP reads. */
+int oq_mlp_norm(const oq_block_spec *spec);
+int64_t oq_rotary_dim(const oq_block_spec *spec);
 oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec);
 
-/* Borrowed tensors: weights [out, in], biases [out] or NULL, gains and norm biases [H], and the online map's
+/* Borrowed tensors: weights [out, in], biases [out] or NULL, gains and norm biases [width], and the online map's
  * inverse [H, H] or NULL. Forms hold what faster products take beside the weight itself, which may then be
  * missing. */
 typedef struct {
     const oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_forms forms[OQ_LINEARS];
-    const oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS], *map_inverse[OQ_NORMS];
+    const oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS], *map_inverse[OQ_INPUT_NORMS];
 } oq_block_weights;
 
-/* Gradients of the same; what is NULL is not wanted. All are added to, but weights' are overwritten if fresh. */
+/* Gradients of the same, norms behind linears being constants; what is NULL is not wanted. All are added to, but
+ * weights' are overwritten if fresh. */
 typedef struct {
     bool fresh;
     oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
-    oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS], *map_inverse[OQ_NORMS];
+    oq_real *gain[OQ_INPUT_NORMS], *norm_bias[OQ_INPUT_NORMS], *map_inverse[OQ_INPUT_NORMS];
 } oq_block_gradients;
 
 /* Quantizers of activations: x for every linear's input; 16 bits and more: none. */
@@ -79,17 +100,18 @@ typedef struct {
  * quantizer is off; the input of a linear has the forms its products take. */
 typedef struct {
     const oq_real *x;                           /* [T, H] */
-    oq_norm_stats *stats[OQ_NORMS];             /* [T] */
-    oq_real *normed[OQ_NORMS];                  /* [T, H] before the online map */
-    oq_real *h[OQ_NORMS];                       /* [T, H] */
+    oq_norm_stats *stats[OQ_NORMS];             /* [T], of heads [T n] and [T m] */
+    oq_real *raw[OQ_NORMS];                     /* what a norm behind a linear reads */
+    oq_real *normed[OQ_INPUT_NORMS];            /* [T, H] before the online map */
+    oq_real *h[OQ_INPUT_NORMS];                 /* [T, H] */
     oq_real *q, *k, *v, *q_hat, *k_hat, *v_hat; /* [T, n d] or [T, m d], after RoPE */
     oq_real *attended, *mixed;                  /* [T, n d], behind the rotation of heads where there is one */
     oq_real *log_sum;                           /* [n, T] */
     oq_real *x2;                                /* [T, H] */
     oq_real *gate, *up;                         /* [T, F]; plain: gate is NULL */
     oq_real *activated, *u;                     /* [T, F], behind the rotation where there is one */
-    oq_forms h_hat[OQ_NORMS], attended_hat, u_hat;
-    oq_range *h_ranges[OQ_NORMS], *q_ranges, *k_ranges, *v_ranges, *attended_ranges, *u_ranges;
+    oq_forms h_hat[OQ_INPUT_NORMS], attended_hat, u_hat;
+    oq_range *h_ranges[OQ_INPUT_NORMS], *q_ranges, *k_ranges, *v_ranges, *attended_ranges, *u_ranges;
 } oq_saved;
 
 /* Allocate what a run keeps from the context's arena. */

@@ -44,6 +44,15 @@ static oq_code create_input(oq_context *context, const oq_block_run *run, int64_
     return OQ_OK;
 }
 
+/* A norm behind a linear: its input and its statistics. */
+static oq_code create_norm(oq_context *context, const oq_block_spec *spec, int norm, int64_t rows, oq_saved *s)
+{
+    if (!oq_has_norm(spec, norm)) return OQ_OK;
+    OQ_NEW(context, s->stats[norm], rows);
+    OQ_NEW(context, s->raw[norm], rows * oq_norm_width(spec, norm));
+    return OQ_OK;
+}
+
 static oq_code create_attention(oq_context *context, const oq_block_run *run, oq_saved *s)
 {
     const oq_block_spec *spec = run->spec;
@@ -52,6 +61,8 @@ static oq_code create_attention(oq_context *context, const oq_block_run *run, oq
     OQ_TRY(create_pair(context, quant->q, T * n, d, &s->q, &s->q_hat, &s->q_ranges));
     OQ_TRY(create_pair(context, quant->k, T * m, d, &s->k, &s->k_hat, &s->k_ranges));
     OQ_TRY(create_pair(context, quant->v, T * m, d, &s->v, &s->v_hat, &s->v_ranges));
+    OQ_TRY(create_norm(context, spec, OQ_NORM_Q, T * n, s));
+    OQ_TRY(create_norm(context, spec, OQ_NORM_K, T * m, s));
     OQ_NEW(context, s->log_sum, n * T);
     OQ_TRY(create_input(context, run, n * d, &s->mixed, &s->attended_hat, &s->attended_ranges));
     s->attended = s->mixed;
@@ -64,12 +75,15 @@ oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *
     const oq_block_spec *spec = run->spec;
     const int64_t T = run->tokens, H = spec->hidden, F = spec->ffn;
     memset(saved, 0, sizeof *saved);
-    for (int i = 0; i < OQ_NORMS; i++) {
+    for (int i = 0; i < OQ_INPUT_NORMS; i++) {
+        if (!oq_has_norm(spec, i)) continue;
         OQ_NEW(context, saved->stats[i], T);
         OQ_NEW(context, saved->normed[i], T * H);
         OQ_TRY(create_input(context, run, H, &saved->h[i], &saved->h_hat[i], &saved->h_ranges[i]));
     }
     OQ_TRY(create_attention(context, run, saved));
+    OQ_TRY(create_norm(context, spec, OQ_POST1, T, saved));
+    OQ_TRY(create_norm(context, spec, OQ_POST2, T, saved));
     OQ_NEW(context, saved->x2, T * H);
     if (spec->gated) OQ_NEW(context, saved->gate, T * F);
     OQ_NEW(context, saved->up, T * F);
@@ -110,11 +124,22 @@ static oq_code attend(oq_context *context, const oq_block_run *run, oq_saved *s)
     const int64_t texts = run->lengths ? run->texts : 1;
     for (int64_t i = 0, t = 0; i < texts; i++) {
         const int64_t length = run->lengths ? run->lengths[i] : run->tokens;
-        const oq_attention_shape shape = {length, n, m, d};
+        const oq_attention_shape shape = {length, n, m, d, spec->scores};
         OQ_TRY(oq_attention_forward(context, shape, s->q_hat + t * n * d, s->k_hat + t * m * d,
                                     s->v_hat + t * m * d, s->attended + t * n * d, s->log_sum + t * n));
         t += length;
     }
+    return OQ_OK;
+}
+
+/* y [rows, width] = a linear of x, behind its norm where it has one. */
+static oq_code linear_and_norm(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
+                               int linear, int norm, const oq_forms *x, int64_t rows, oq_saved *s, oq_real *y)
+{
+    if (!oq_has_norm(run->spec, norm)) return oq_block_linear_forward(context, run, weights, linear, x, y);
+    const oq_norm_shape shape = {run->spec->norm, run->spec->norm_eps, rows, oq_norm_width(run->spec, norm)};
+    OQ_TRY(oq_block_linear_forward(context, run, weights, linear, x, s->raw[norm]));
+    oq_norm_forward(context, shape, s->raw[norm], weights->gain[norm], weights->norm_bias[norm], y, s->stats[norm]);
     return OQ_OK;
 }
 
@@ -124,9 +149,10 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
     const oq_block_spec *spec = run->spec;
     const oq_activation_quantizers *quant = run->quantizers;
     const int64_t T = run->tokens, d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
-    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_Q, &s->h_hat[OQ_NORM1], s->q));
-    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_K, &s->h_hat[OQ_NORM1], s->k));
-    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_V, &s->h_hat[OQ_NORM1], s->v));
+    const oq_forms *h = &s->h_hat[OQ_NORM1];
+    OQ_TRY(linear_and_norm(context, run, weights, OQ_Q, OQ_NORM_Q, h, T * n, s, s->q));
+    OQ_TRY(linear_and_norm(context, run, weights, OQ_K, OQ_NORM_K, h, T * m, s, s->k));
+    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_V, h, s->v));
     if (spec->rope) {
         oq_rope_forward(context, run->rope, s->q, T, n, d);
         oq_rope_forward(context, run->rope, s->k, T, m, d);
@@ -143,9 +169,9 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
 static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, oq_saved *s)
 {
     const int64_t T = run->tokens, F = run->spec->ffn;
-    if (run->spec->gated)
-        OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_GATE, &s->h_hat[OQ_NORM2], s->gate));
-    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_UP, &s->h_hat[OQ_NORM2], s->up));
+    const oq_forms *h = &s->h_hat[oq_mlp_norm(run->spec)];
+    if (run->spec->gated) OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_GATE, h, s->gate));
+    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_UP, h, s->up));
     oq_activation_forward(context, run->spec->activation, s->gate ? s->gate : s->up, s->gate ? s->up : NULL,
                           s->activated, T * F);
     OQ_TRY(oq_rotated_input(context, run->spec, OQ_DOWN, s->activated, s->u, T));
@@ -155,15 +181,17 @@ static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_b
 oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                          const oq_real *x, oq_saved *saved, oq_real *y)
 {
-    const int64_t count = run->tokens * run->spec->hidden;
+    const int64_t T = run->tokens, count = T * run->spec->hidden;
+    const oq_residual residual = run->spec->residual;
     saved->x = x;
     OQ_TRY(normalize(context, run, weights, OQ_NORM1, x, saved));
     OQ_TRY(attention_half(context, run, weights, saved));
-    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_O, &saved->attended_hat, saved->x2));
+    OQ_TRY(linear_and_norm(context, run, weights, OQ_O, OQ_POST1, &saved->attended_hat, T, saved, saved->x2));
     oq_add(saved->x2, x, count);
-    OQ_TRY(normalize(context, run, weights, OQ_NORM2, saved->x2, saved));
+    if (residual != OQ_SHARED)
+        OQ_TRY(normalize(context, run, weights, OQ_NORM2, residual == OQ_PARALLEL ? x : saved->x2, saved));
     OQ_TRY(mlp_half(context, run, weights, saved));
-    OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_DOWN, &saved->u_hat, y));
+    OQ_TRY(linear_and_norm(context, run, weights, OQ_DOWN, OQ_POST2, &saved->u_hat, T, saved, y));
     oq_add(y, saved->x2, count);
     return OQ_OK;
 }

@@ -12,6 +12,8 @@ typedef struct {
     const oq_real *hidden;      /* [M, H] */
     const oq_real *gain, *bias; /* [H]; bias may be NULL */
     const oq_real *head;        /* [V, H] */
+    const oq_real *head_bias;   /* [V] or NULL */
+    double logit_cap;           /* 0: none */
     const int32_t *targets;     /* [M] */
 } oq_head;
 

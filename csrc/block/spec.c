@@ -1,7 +1,7 @@
 #include "block/block.h"
 
 const char *const oq_linear_names[OQ_LINEARS] = {"q", "k", "v", "o", "gate", "up", "down"};
-const char *const oq_norm_names[OQ_NORMS] = {"norm1", "norm2"};
+const char *const oq_norm_names[OQ_NORMS] = {"norm1", "norm2", "post1", "post2", "q_norm", "k_norm"};
 
 bool oq_has_linear(const oq_block_spec *spec, int linear) { return linear != OQ_GATE || spec->gated; }
 
@@ -16,6 +16,36 @@ oq_linear_shape oq_shape_of(const oq_block_spec *spec, int linear)
     case OQ_DOWN: return (oq_linear_shape){spec->hidden, spec->ffn};
     default: return (oq_linear_shape){spec->ffn, spec->hidden};
     }
+}
+
+bool oq_has_norm(const oq_block_spec *spec, int norm)
+{
+    switch (norm) {
+    case OQ_NORM1: return true;
+    case OQ_NORM2: return spec->residual != OQ_SHARED;
+    case OQ_NORM_Q:
+    case OQ_NORM_K: return spec->head_norms;
+    default: return spec->post_norms;
+    }
+}
+
+int64_t oq_norm_width(const oq_block_spec *spec, int norm)
+{
+    return norm == OQ_NORM_Q || norm == OQ_NORM_K ? spec->head_dim : spec->hidden;
+}
+
+int oq_mlp_norm(const oq_block_spec *spec) { return spec->residual == OQ_SHARED ? OQ_NORM1 : OQ_NORM2; }
+
+int64_t oq_rotary_dim(const oq_block_spec *spec) { return spec->rotary_dim ? spec->rotary_dim : spec->head_dim; }
+
+static oq_code check_scores(oq_context *context, const oq_score_rule *rule)
+{
+    if (rule->window < 0)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: window must be >= 0, got %lld", (long long)rule->window);
+    if (!(rule->scale >= 0) || !(rule->cap >= 0) || !isfinite(rule->scale) || !isfinite(rule->cap))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: attention_scale and score_cap must be finite and >= 0, "
+                       "got %g and %g", rule->scale, rule->cap);
+    return OQ_OK;
 }
 
 oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec)
@@ -36,10 +66,12 @@ oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec)
     if (spec->heads % spec->kv_heads)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: num_heads %lld is no multiple of num_kv_heads %lld",
                        (long long)spec->heads, (long long)spec->kv_heads);
-    if (spec->rope && spec->head_dim % 2)
-        return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: rotary embedding needs an even head_dim, got %lld",
-                       (long long)spec->head_dim);
+    const int64_t rotary = oq_rotary_dim(spec);
+    if (spec->rope && (rotary % 2 || rotary < 0 || rotary > spec->head_dim))
+        return oq_fail(context, OQ_INVALID_ARGUMENT,
+                       "spec: rotary embedding needs an even number of dims of head_dim %lld, got %lld",
+                       (long long)spec->head_dim, (long long)rotary);
     if (!(spec->norm_eps >= 0))
         return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: norm_eps must be >= 0, got %g", spec->norm_eps);
-    return OQ_OK;
+    return check_scores(context, &spec->scores);
 }

@@ -70,7 +70,8 @@ static oq_code create(oq_context *context, session *s)
 {
     const oq_layer *l = s->layer;
     const oq_options *o = s->options;
-    const oq_affine affine = {o->parametrization, {l->in - 1, o->stability}, 1, l->in};
+    const oq_affine affine = {
+        .parametrization = o->parametrization, .mask = {l->in - 1, o->stability}, .blocks = 1, .width = l->in};
     oq_learnables_of_layer(l->out, l->in, o, &s->list);
     OQ_TRY(oq_map_create(context, &s->map, o->map[OQ_SITE_NORM1], affine, o->dominance == OQ_DOMINANCE_MONITOR));
     s->groups = (oq_groups){l->out, l->in, oq_group_of(o, l->in), o->weight};

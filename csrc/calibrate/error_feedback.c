@@ -54,7 +54,7 @@ static oq_code round_site(oq_context *context, rounding *r, const oq_grams *gram
     snprintf(what, sizeof what, "block %lld %s: Gram matrix", (long long)s->options->block, oq_site_names[site]);
     OQ_TRY(oq_feedback_create(context, &feedback, &s->options->gptq, grams->gram[site], grams->width[site], what));
     for (int i = 0; i < OQ_LINEARS; i++) {
-        if (oq_sites_of[i].columns != site || !oq_has_linear(s->spec, i)) continue;
+        if (oq_sites_of(s->spec, i).columns != site || !oq_has_linear(s->spec, i)) continue;
         const oq_groups groups = oq_weight_groups(s->spec, s->options, i);
         oq_real *rounded = s->transformed.quantized[i].real;
         OQ_TRY(oq_gptq(context, &groups, &feedback, oq_transformed_weight(&s->transformed, i), r->folded->scale[i],
@@ -77,6 +77,7 @@ static oq_code round_block(oq_context *context, rounding *r)
         OQ_TRY(gather(context, r, &grams));
     }
     for (int k = 0; k < STAGES; k++) {
+        if (stages[k] == OQ_SITE_NORM2 && !oq_has_norm(spec, OQ_NORM2)) continue; /* its linears read norm1 */
         const oq_mark mark = oq_arena_mark(context->arena);
         if (sequential) {
             OQ_TRY(oq_grams_create(context, &grams, spec, stages[k]));

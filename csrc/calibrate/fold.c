@@ -36,9 +36,10 @@ oq_code oq_fold_block(oq_context *context, const oq_block_spec *spec, const oq_b
         if (oq_has_linear(spec, i)) OQ_TRY(fold_linear(context, &t, theta, i, folded));
     const oq_block_weights folded_weights = oq_transformed_weights(&t);
     for (int i = 0; i < OQ_NORMS; i++) {
-        copy(folded->gain[i], folded_weights.gain[i], spec->hidden);
-        copy(folded->norm_bias[i], folded_weights.norm_bias[i], spec->hidden);
-        copy(folded->map_inverse[i], folded_weights.map_inverse[i], spec->hidden * spec->hidden);
+        copy(folded->gain[i], folded_weights.gain[i], oq_norm_width(spec, i));
+        copy(folded->norm_bias[i], folded_weights.norm_bias[i], oq_norm_width(spec, i));
     }
+    for (int i = 0; i < OQ_INPUT_NORMS; i++)
+        copy(folded->map_inverse[i], folded_weights.map_inverse[i], spec->hidden * spec->hidden);
     return OQ_OK;
 }

@@ -11,7 +11,7 @@ typedef struct {
     oq_real *scale[OQ_LINEARS];                          /* [out, groups] */
     oq_real *weight[OQ_LINEARS];                         /* [out, in], instead of codes when not quantized */
     oq_real *bias[OQ_LINEARS], *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
-    oq_real *map_inverse[OQ_NORMS]; /* [H, H] */
+    oq_real *map_inverse[OQ_INPUT_NORMS]; /* [H, H] */
 } oq_folded;
 
 oq_code oq_fold_block(oq_context *context, const oq_block_spec *spec, const oq_block_weights *weights,

@@ -8,7 +8,7 @@ oq_code oq_grams_create(oq_context *context, oq_grams *grams, const oq_block_spe
 {
     memset(grams, 0, sizeof *grams);
     for (int i = 0; i < OQ_LINEARS; i++)
-        if (oq_has_linear(spec, i)) grams->width[oq_sites_of[i].columns] = oq_shape_of(spec, i).in;
+        if (oq_has_linear(spec, i)) grams->width[oq_sites_of(spec, i).columns] = oq_shape_of(spec, i).in;
     for (int i = 0; i < OQ_SITES; i++)
         if (grams->width[i] && (site < 0 || site == i))
             OQ_NEW_ZERO(context, grams->gram[i], grams->width[i] * grams->width[i]);

@@ -53,9 +53,9 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
     for (int site = 0; site < OQ_SITES; site++) {
         const oq_affine geometry = oq_site_geometry(spec, site);
         const int64_t size[3] = {geometry.blocks, geometry.width};
-        list->map[site] = add_map(list, site, oq_site_names[site], options->map[site], geometry);
+        list->map[site] = add_map(list, site, oq_site_names[site], oq_map_at(spec, options, site), geometry);
         list->shift[site] = -1;
-        if (oq_site_has_shift(options, weights, site))
+        if (oq_site_has_shift(spec, options, weights, site))
             list->shift[site] = add(list, OQ_SITE_SHIFT, site, oq_site_names[site], "shift", 2, size);
     }
     list->adaptive = list->total;

@@ -2,12 +2,24 @@
 
 const char *const oq_site_names[OQ_SITES] = {"norm1", "norm2", "vo", "qk", "up_down"};
 
-const oq_linear_sites oq_sites_of[OQ_LINEARS] = {
+static const oq_linear_sites sites_of[OQ_LINEARS] = {
     [OQ_Q] = {OQ_SITE_NORM1, OQ_SITE_QK, true}, [OQ_K] = {OQ_SITE_NORM1, OQ_SITE_QK, false},
     [OQ_V] = {OQ_SITE_NORM1, OQ_SITE_VO, true}, [OQ_O] = {OQ_SITE_VO, -1, false},
     [OQ_GATE] = {OQ_SITE_NORM2, -1, false},     [OQ_UP] = {OQ_SITE_NORM2, OQ_SITE_UP_DOWN, true},
     [OQ_DOWN] = {OQ_SITE_UP_DOWN, -1, false},
 };
+
+oq_linear_sites oq_sites_of(const oq_block_spec *spec, int linear)
+{
+    oq_linear_sites sites = sites_of[linear];
+    if (sites.columns == OQ_SITE_NORM2 && spec->residual == OQ_SHARED) sites.columns = OQ_SITE_NORM1;
+    return sites;
+}
+
+oq_map_kind oq_map_at(const oq_block_spec *spec, const oq_options *options, int site)
+{
+    return site == OQ_SITE_NORM2 && !oq_has_norm(spec, OQ_NORM2) ? OQ_MAP_NONE : options->map[site];
+}
 
 int64_t oq_repeat_of(const oq_block_spec *spec, int site, int linear)
 {
@@ -18,25 +30,25 @@ int64_t oq_repeat_of(const oq_block_spec *spec, int site, int linear)
 oq_affine oq_site_geometry(const oq_block_spec *spec, int site)
 {
     switch (site) {
-    case OQ_SITE_VO:
-    case OQ_SITE_QK: return (oq_affine){.blocks = spec->kv_heads, .width = spec->head_dim};
+    case OQ_SITE_VO: return (oq_affine){.blocks = spec->kv_heads, .width = spec->head_dim};
+    case OQ_SITE_QK:
+        return (oq_affine){.blocks = spec->kv_heads, .width = spec->head_dim, .rotary = oq_rotary_dim(spec)};
     case OQ_SITE_UP_DOWN: return (oq_affine){.blocks = 1, .width = spec->ffn};
     default: return (oq_affine){.blocks = 1, .width = spec->hidden};
     }
 }
 
-bool oq_site_has_shift(const oq_options *options, const oq_block_weights *weights, int site)
+bool oq_site_has_shift(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,
+                       int site)
 {
-    if (!options->shift || options->map[site] == OQ_MAP_NONE) return false;
-    switch (site) {
-    case OQ_SITE_NORM1:
-        return weights->norm_bias[OQ_NORM1] && weights->bias[OQ_Q] && weights->bias[OQ_K] && weights->bias[OQ_V];
-    case OQ_SITE_NORM2:
-        return weights->norm_bias[OQ_NORM2] && weights->bias[OQ_UP] &&
-               (weights->bias[OQ_GATE] || !weights->weight[OQ_GATE]);
-    case OQ_SITE_VO: return weights->bias[OQ_V] && weights->bias[OQ_O];
-    default: return false;
-    }
+    if (!options->shift || oq_map_at(spec, options, site) == OQ_MAP_NONE) return false;
+    const oq_real *const producer[OQ_SITES] = {[OQ_SITE_NORM1] = weights->norm_bias[OQ_NORM1],
+                                               [OQ_SITE_NORM2] = weights->norm_bias[OQ_NORM2],
+                                               [OQ_SITE_VO] = weights->bias[OQ_V]};
+    if (!producer[site]) return false;
+    for (int i = 0; i < OQ_LINEARS; i++)
+        if (oq_has_linear(spec, i) && oq_sites_of(spec, i).columns == site && !weights->bias[i]) return false;
+    return true;
 }
 
 static oq_code check_quantizer(oq_context *context, const char *what, oq_quantizer quantizer)
@@ -52,9 +64,11 @@ static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const 
         const oq_map_kind kind = options->map[site];
         const bool per_head = site == OQ_SITE_VO || site == OQ_SITE_QK;
         const bool paired = kind == OQ_MAP_TIED || kind == OQ_MAP_ROTATION;
-        if (paired && (site != OQ_SITE_QK || spec->head_dim % 2))
+        if (paired && (site != OQ_SITE_QK || spec->head_dim % 2 || oq_rotary_dim(spec) % 2))
             return oq_fail(context, OQ_INVALID_ARGUMENT, "%s: paired maps are for q and k with an even head_dim",
                            oq_site_names[site]);
+        if (site == OQ_SITE_QK && kind != OQ_MAP_NONE && spec->head_norms)
+            return oq_fail(context, OQ_UNSUPPORTED, "qk: no map passes the norms of q and k");
         if (kind == OQ_MAP_DENSE && !per_head && site == OQ_SITE_UP_DOWN)
             return oq_fail(context, OQ_INVALID_ARGUMENT, "up_down: the map between up and down is diagonal");
     }

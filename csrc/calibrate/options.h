@@ -58,13 +58,16 @@ typedef struct {
     int columns, rows;
     bool inverse;
 } oq_linear_sites;
-extern const oq_linear_sites oq_sites_of[OQ_LINEARS];
+oq_linear_sites oq_sites_of(const oq_block_spec *spec, int linear);
+/* The map a site of this block takes: none behind a norm it does not have. */
+oq_map_kind oq_map_at(const oq_block_spec *spec, const oq_options *options, int site);
 
 /* Heads that share each block of the site's map on this linear (grouped-query attention). */
 int64_t oq_repeat_of(const oq_block_spec *spec, int site, int linear);
 /* Blocks and width of the site's map. */
 oq_affine oq_site_geometry(const oq_block_spec *spec, int site);
-bool oq_site_has_shift(const oq_options *options, const oq_block_weights *weights, int site);
+bool oq_site_has_shift(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,
+                       int site);
 
 /* Everything that does not depend on a block's spec. */
 oq_code oq_check_training(oq_context *context, const oq_options *options);

@@ -17,7 +17,6 @@ static oq_code check_finite(oq_context *context, const oq_options *options, cons
 
 static oq_code check_weights(oq_context *context, const oq_session *s)
 {
-    const int64_t H = s->spec->hidden;
     for (int i = 0; i < OQ_LINEARS; i++) {
         const oq_linear_shape shape = oq_shape_of(s->spec, i);
         if (!oq_has_linear(s->spec, i)) continue;
@@ -25,8 +24,9 @@ static oq_code check_weights(oq_context *context, const oq_session *s)
         OQ_TRY(check_finite(context, s->options, oq_linear_names[i], s->original->bias[i], 1, shape.out));
     }
     for (int i = 0; i < OQ_NORMS; i++) {
-        OQ_TRY(check_finite(context, s->options, oq_norm_names[i], s->original->gain[i], 1, H));
-        OQ_TRY(check_finite(context, s->options, oq_norm_names[i], s->original->norm_bias[i], 1, H));
+        const int64_t width = oq_norm_width(s->spec, i);
+        OQ_TRY(check_finite(context, s->options, oq_norm_names[i], s->original->gain[i], 1, width));
+        OQ_TRY(check_finite(context, s->options, oq_norm_names[i], s->original->norm_bias[i], 1, width));
     }
     return OQ_OK;
 }

@@ -9,7 +9,7 @@ static int64_t shift_index(const oq_transformed *t, int site, int linear, int64_
 
 void oq_shift_bias_forward(const oq_transformed *t, const oq_real *theta, int linear, oq_real *bias)
 {
-    const int site = oq_sites_of[linear].columns;
+    const int site = oq_sites_of(t->spec, linear).columns;
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const oq_real *in = oq_part_const(t->list, t->list->shift[site], theta);
     const oq_real *out = linear == OQ_V ? oq_part_const(t->list, t->list->shift[OQ_SITE_VO], theta) : NULL;
@@ -24,7 +24,7 @@ void oq_shift_bias_forward(const oq_transformed *t, const oq_real *theta, int li
 
 void oq_shift_bias_backward(const oq_transformed *t, oq_real *dtheta, int linear, const oq_real *dbias)
 {
-    const int site = oq_sites_of[linear].columns;
+    const int site = oq_sites_of(t->spec, linear).columns;
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     oq_real *din = oq_part(t->list, t->list->shift[site], dtheta);
     oq_real *dout = linear == OQ_V ? oq_part(t->list, t->list->shift[OQ_SITE_VO], dtheta) : NULL;

@@ -29,12 +29,13 @@ static oq_clip_gradients clip_gradients(const oq_learnables *list, int linear, o
 
 static bool has_columns_map(const oq_transformed *t, int linear)
 {
-    return t->map[oq_sites_of[linear].columns].kind != OQ_MAP_NONE;
+    return t->map[oq_sites_of(t->spec, linear).columns].kind != OQ_MAP_NONE;
 }
 
 static bool has_rows_map(const oq_transformed *t, int linear)
 {
-    return oq_sites_of[linear].rows >= 0 && t->map[oq_sites_of[linear].rows].kind != OQ_MAP_NONE;
+    const int rows = oq_sites_of(t->spec, linear).rows;
+    return rows >= 0 && t->map[rows].kind != OQ_MAP_NONE;
 }
 
 /* ---- create ------------------------------------------------------------- */
@@ -45,7 +46,7 @@ static oq_code create_maps(oq_context *context, oq_transformed *t)
         oq_affine affine = oq_site_geometry(t->spec, site);
         affine.parametrization = t->options->parametrization;
         affine.mask = (oq_mask){.band = affine.width - 1, .stability = t->options->stability};
-        OQ_TRY(oq_map_create(context, &t->map[site], t->options->map[site], affine,
+        OQ_TRY(oq_map_create(context, &t->map[site], oq_map_at(t->spec, t->options, site), affine,
                              t->options->dominance == OQ_DOMINANCE_MONITOR));
     }
     return OQ_OK;
@@ -124,7 +125,8 @@ oq_code oq_transformed_create(oq_context *context, oq_transformed *t, const oq_b
     OQ_TRY(create_maps(context, t));
     for (int i = 0; i < OQ_LINEARS; i++)
         if (oq_has_linear(spec, i)) OQ_TRY(create_linear(context, t, i));
-    for (int i = 0; i < OQ_NORMS; i++) OQ_TRY(create_norm(context, t, i));
+    for (int i = 0; i < OQ_INPUT_NORMS; i++)
+        if (oq_has_norm(spec, i)) OQ_TRY(create_norm(context, t, i));
     return OQ_OK;
 }
 
@@ -143,7 +145,7 @@ const oq_real *oq_transformed_weight(const oq_transformed *t, int linear)
 
 static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int linear)
 {
-    const oq_linear_sites sites = oq_sites_of[linear];
+    const oq_linear_sites sites = oq_sites_of(t->spec, linear);
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const oq_real *w = t->original->weight[linear];
     if (t->after_columns[linear]) {
@@ -166,12 +168,12 @@ static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_r
 
 static oq_code bias_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int linear)
 {
-    const int rows = oq_sites_of[linear].rows;
+    const int rows = oq_sites_of(t->spec, linear).rows;
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     if (!t->bias[linear]) return OQ_OK;
     oq_shift_bias_forward(t, theta, linear, t->bias_before_rows[linear]);
     if (has_rows_map(t, linear))
-        return oq_map_rows(context, &t->map[rows], oq_sites_of[linear].inverse,
+        return oq_map_rows(context, &t->map[rows], oq_sites_of(t->spec, linear).inverse,
                            oq_repeat_of(t->spec, rows, linear), t->bias_before_rows[linear], t->bias[linear], 1);
     memcpy(t->bias[linear], t->bias_before_rows[linear], sizeof *t->bias[linear] * (size_t)shape.out);
     return OQ_OK;
@@ -200,7 +202,7 @@ static void zero_gradients(oq_transformed *t)
 {
     t->fresh = true;
     for (int i = 0; i < OQ_LINEARS; i++) zero(t->dbias[i], oq_shape_of(t->spec, i).out);
-    for (int i = 0; i < OQ_NORMS; i++) {
+    for (int i = 0; i < OQ_INPUT_NORMS; i++) {
         zero(t->dgain[i], t->spec->hidden);
         zero(t->dnorm_bias[i], t->spec->hidden);
     }
@@ -220,7 +222,8 @@ oq_code oq_transformed_forward(oq_context *context, oq_transformed *t, const oq_
         OQ_TRY(linear_forward(context, t, theta, i));
         OQ_TRY(bias_forward(context, t, theta, i));
     }
-    for (int i = 0; i < OQ_NORMS; i++) norm_forward(t, theta, i);
+    for (int i = 0; i < OQ_INPUT_NORMS; i++)
+        if (oq_has_norm(t->spec, i)) norm_forward(t, theta, i);
     zero_gradients(t);
     return OQ_OK;
 }
@@ -230,7 +233,7 @@ oq_code oq_transformed_forward(oq_context *context, oq_transformed *t, const oq_
 static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta,
                                int linear)
 {
-    const oq_linear_sites sites = oq_sites_of[linear];
+    const oq_linear_sites sites = oq_sites_of(t->spec, linear);
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const bool columns = t->after_columns[linear], rows = t->after_rows[linear];
     oq_real *dw = t->dweight[linear]; /* gradient of W^, then of W~, then of the columns' stage, in place */
@@ -262,7 +265,7 @@ static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_
 
 static oq_code bias_backward(oq_context *context, oq_transformed *t, oq_real *dtheta, int linear)
 {
-    const oq_linear_sites sites = oq_sites_of[linear];
+    const oq_linear_sites sites = oq_sites_of(t->spec, linear);
     oq_real *db = t->dbias[linear];
     if (!db) return OQ_OK;
     const oq_mark mark = oq_arena_mark(context->arena);
@@ -300,7 +303,7 @@ static void norm_backward(oq_transformed *t, const oq_real *theta, oq_real *dthe
 
 oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta)
 {
-    for (int i = 0; i < OQ_NORMS; i++) norm_backward(t, theta, dtheta, i);
+    for (int i = 0; i < OQ_INPUT_NORMS; i++) norm_backward(t, theta, dtheta, i);
     for (int i = 0; i < OQ_LINEARS; i++) {
         if (!oq_has_linear(t->spec, i)) continue;
         OQ_TRY(linear_backward(context, t, theta, dtheta, i));
@@ -324,7 +327,11 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t)
         weights.forms[i] = t->quantized[i];
         weights.bias[i] = t->bias[i];
     }
-    for (int i = 0; i < OQ_NORMS; i++) {
+    for (int i = OQ_INPUT_NORMS; i < OQ_NORMS; i++) { /* they stand behind linears: no map, constants */
+        weights.gain[i] = t->original->gain[i];
+        weights.norm_bias[i] = t->original->norm_bias[i];
+    }
+    for (int i = 0; i < OQ_INPUT_NORMS; i++) {
         const oq_map *map = &t->map[i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2];
         weights.gain[i] = t->gain[i];
         weights.norm_bias[i] = t->norm_bias[i];
@@ -340,7 +347,7 @@ oq_block_gradients oq_transformed_gradients(const oq_transformed *t)
         gradients.weight[i] = t->dweight[i];
         gradients.bias[i] = t->dbias[i];
     }
-    for (int i = 0; i < OQ_NORMS; i++) {
+    for (int i = 0; i < OQ_INPUT_NORMS; i++) {
         const oq_map *map = &t->map[i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2];
         gradients.gain[i] = t->dgain[i];
         gradients.norm_bias[i] = t->dnorm_bias[i];

@@ -22,9 +22,9 @@ typedef struct {
     oq_forms quantized[OQ_LINEARS]; /* W^ in the forms the products take; none where weights stay float */
     oq_range *ranges[OQ_LINEARS];
     oq_real *bias_before_rows[OQ_LINEARS], *bias[OQ_LINEARS];
-    oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
+    oq_real *gain[OQ_INPUT_NORMS], *norm_bias[OQ_INPUT_NORMS];
     oq_real *dweight[OQ_LINEARS], *dbias[OQ_LINEARS]; /* gradients of W^ and b~; NULL where nothing learns */
-    oq_real *dgain[OQ_NORMS], *dnorm_bias[OQ_NORMS];
+    oq_real *dgain[OQ_INPUT_NORMS], *dnorm_bias[OQ_INPUT_NORMS];
     bool fresh; /* no window has been backward yet: the weights' gradients are not zeroed but overwritten */
 } oq_transformed;
 

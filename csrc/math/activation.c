@@ -15,8 +15,6 @@ typedef struct {
     int64_t count;
 } job;
 
-OQ_INLINE oq_real tanh_by_exp(oq_real x) { return 1 - 2 / (oq_exp(2 * x) + 1); }
-
 OQ_INLINE oq_real gelu_inner(oq_real x) { return (oq_real)SQRT_2_OVER_PI * (x + (oq_real)GELU_CUBIC * x * x * x); }
 
 OQ_INLINE oq_real value(oq_activation kind, oq_real x)
@@ -24,7 +22,7 @@ OQ_INLINE oq_real value(oq_activation kind, oq_real x)
     switch (kind) {
     case OQ_SILU: return x * oq_logistic(x);
     case OQ_GELU: return (oq_real)(0.5 * (double)x * (1 + erf((double)x * 0.7071067811865476)));
-    case OQ_GELU_TANH: return (oq_real)0.5 * x * (1 + tanh_by_exp(gelu_inner(x)));
+    case OQ_GELU_TANH: return (oq_real)0.5 * x * (1 + oq_tanh(gelu_inner(x)));
     case OQ_RELU: break;
     }
     return x > 0 ? x : (x != x ? x : 0);
@@ -42,7 +40,7 @@ OQ_INLINE oq_real slope(oq_activation kind, oq_real x)
         return (oq_real)(0.5 * (1 + erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * exp(-0.5 * z * z));
     }
     case OQ_GELU_TANH: {
-        const oq_real t = tanh_by_exp(gelu_inner(x));
+        const oq_real t = oq_tanh(gelu_inner(x));
         const oq_real inner = (oq_real)SQRT_2_OVER_PI * (1 + 3 * (oq_real)GELU_CUBIC * x * x);
         return (oq_real)0.5 * (1 + t) + (oq_real)0.5 * x * (1 - t * t) * inner;
     }

@@ -11,7 +11,7 @@
 
 typedef struct {
     oq_attention_shape shape;
-    oq_real scale; /* 1 / sqrt(d) */
+    oq_real scale; /* of the products of q and k */
     const oq_real *q, *k, *v, *saved_out, *saved_log_sum, *dout;
     oq_real *out, *log_sum, *dq;
     oq_real *dk_heads, *dv_heads; /* [n, T, d], one a query head, summed over groups afterwards */
@@ -22,6 +22,7 @@ typedef struct {
 /* One head's rows [begin, begin + rows) against its keys [0, begin + rows). */
 typedef struct {
     int64_t head, kv_head, begin, rows, keys;
+    oq_real slope;  /* of ALiBi */
     oq_real *p, *dp; /* [rows, keys] */
 } tile;
 
@@ -34,6 +35,7 @@ static tile make_tile(const job *j, int64_t head, int64_t begin, int worker)
                   .begin = begin,
                   .rows = rows,
                   .keys = begin + rows,
+                  .slope = (oq_real)oq_alibi_slope(&j->shape.rule, head, j->shape.heads),
                   .p = scratch,
                   .dp = scratch + TILE * T};
 }
@@ -62,20 +64,32 @@ static void scores(job *j, const tile *t, const oq_real *x, const oq_real *y, oq
                               .ldc = t->keys});
 }
 
-/* Causal softmax in place: row i sees keys 0 .. begin + i. */
-OQ_VECTORIZED static void softmax_tile(const tile *t, oq_real *log_sum)
+/* Products become scores, in place; a rule that only scales leaves them as they are. */
+OQ_VECTORIZED static void shape_scores(const oq_score_rule *rule, const tile *t)
+{
+    if (!oq_has_shaped_scores(rule)) return;
+    for (int64_t i = 0; i < t->rows; i++) {
+        oq_real *row = t->p + i * t->keys, slope;
+        for (int64_t c = 0; c <= t->begin + i; c++)
+            row[c] = oq_shaped_score(rule, t->slope, t->begin + i - c, row[c], &slope);
+    }
+}
+
+/* Causal softmax in place: row i sees keys up to begin + i, from 0 or where its window begins. */
+OQ_VECTORIZED static void softmax_tile(const oq_score_rule *rule, const tile *t, oq_real *log_sum)
 {
     for (int64_t i = 0; i < t->rows; i++) {
-        oq_real *row = t->p + i * t->keys, top = row[0];
-        const int64_t visible = t->begin + i + 1;
-        for (int64_t c = 1; c < visible; c++) top = oq_max(row[c], top);
+        const int64_t first = oq_first_key(rule, t->begin + i), visible = t->begin + i + 1;
+        oq_real *row = t->p + i * t->keys, top = row[first];
+        for (int64_t c = first + 1; c < visible; c++) top = oq_max(row[c], top);
         oq_real sums[LANES] = {0}, sum = 0;
-        for (int64_t c = 0; c < visible; c += LANES) {
+        for (int64_t c = first; c < visible; c += LANES) {
             const int lanes = visible - c < LANES ? (int)(visible - c) : LANES;
             for (int l = 0; l < lanes; l++) sums[l] += row[c + l] = oq_exp(row[c + l] - top);
         }
         for (int l = 0; l < LANES; l++) sum += sums[l];
-        for (int64_t c = 0; c < visible; c++) row[c] /= sum;
+        for (int64_t c = first; c < visible; c++) row[c] /= sum;
+        for (int64_t c = 0; c < first; c++) row[c] = 0;
         for (int64_t c = visible; c < t->keys; c++) row[c] = 0;
         log_sum[t->begin + i] = top + (oq_real)log((double)sum);
     }
@@ -88,7 +102,8 @@ static void forward_head(void *user, int64_t head, int worker)
     for (int64_t begin = 0; begin < T; begin += TILE) {
         const tile t = make_tile(j, head, begin, worker);
         scores(j, &t, j->q, j->k, j->scale, t.p);
-        softmax_tile(&t, j->log_sum + head * T);
+        shape_scores(&j->shape.rule, &t);
+        softmax_tile(&j->shape.rule, &t, j->log_sum + head * T);
         product(j, (oq_gemm_args){.m = t.rows,
                                   .n = d,
                                   .k = t.keys,
@@ -102,21 +117,37 @@ static void forward_head(void *user, int64_t head, int worker)
     }
 }
 
-/* p <- probabilities from scores, dp <- gradient of the scores: p (dp - <dout, out>) / sqrt(d). */
+/* The same as the last loop below where scores are more than products: p enters as products. */
+OQ_INLINE void shaped_row_backward(const job *j, const tile *t, int64_t position, oq_real log_sum, oq_real mean,
+                                   oq_real *p, oq_real *dp)
+{
+    for (int64_t c = oq_first_key(&j->shape.rule, position); c <= position; c++) {
+        oq_real slope;
+        const oq_real score = oq_shaped_score(&j->shape.rule, t->slope, position - c, p[c], &slope);
+        p[c] = oq_exp(score - log_sum);
+        dp[c] = p[c] * (dp[c] - mean) * j->scale * slope;
+    }
+}
+
+/* p <- probabilities from products, dp <- gradient of the products: p (dp - <dout, out>) scale. */
 OQ_VECTORIZED static void softmax_tile_backward(const job *j, const tile *t)
 {
     const int64_t d = j->shape.head_dim, width = j->shape.heads * d;
+    const bool shaped = oq_has_shaped_scores(&j->shape.rule);
     for (int64_t i = 0; i < t->rows; i++) {
         const int64_t offset = (t->begin + i) * width + t->head * d, visible = t->begin + i + 1;
+        const int64_t first = oq_first_key(&j->shape.rule, t->begin + i);
         const oq_real log_sum = j->saved_log_sum[t->head * j->shape.tokens + t->begin + i];
         oq_real *p = t->p + i * t->keys, *dp = t->dp + i * t->keys;
         double along = 0;
         for (int64_t c = 0; c < d; c++) along += (double)j->dout[offset + c] * (double)j->saved_out[offset + c];
         const oq_real mean = (oq_real)along;
-        for (int64_t c = 0; c < visible; c++) {
+        if (shaped) shaped_row_backward(j, t, t->begin + i, log_sum, mean, p, dp);
+        for (int64_t c = first; !shaped && c < visible; c++) {
             p[c] = oq_exp(p[c] - log_sum);
             dp[c] = p[c] * (dp[c] - mean) * j->scale;
         }
+        for (int64_t c = 0; c < first; c++) p[c] = dp[c] = 0;
         for (int64_t c = visible; c < t->keys; c++) p[c] = dp[c] = 0;
     }
 }
@@ -172,7 +203,7 @@ static void backward_head(void *user, int64_t head, int worker)
 static oq_code prepare(oq_context *context, job *j)
 {
     const int64_t T = j->shape.tokens;
-    j->scale = (oq_real)(1 / sqrt((double)j->shape.head_dim));
+    j->scale = (oq_real)oq_score_scale(&j->shape.rule, j->shape.head_dim);
     OQ_NEW(context, j->scratch, (size_t)context->threads * 2 * TILE * (size_t)T);
     return OQ_OK;
 }

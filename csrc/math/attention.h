@@ -1,14 +1,16 @@
 /* Causal attention with grouped key/value heads.  Query rows go tile by tile and
- * probabilities are made again in the backward pass, so memory is T, not T^2. */
+ * probabilities are made again in the backward pass, so memory is T, not T^2.  A window masks, it saves nothing. */
 #ifndef OQ_MATH_ATTENTION_H
 #define OQ_MATH_ATTENTION_H
 
 #include "base/context.h"
 #include "base/real.h"
+#include "math/scores.h"
 
 /* T = tokens, n = heads, m = kv_heads, d = head_dim; head h reads key/value head h / (n / m). */
 typedef struct {
     int64_t tokens, heads, kv_heads, head_dim;
+    oq_score_rule rule;
 } oq_attention_shape;
 
 /* q [T, n d], k, v [T, m d] -> out [T, n d]; log_sum [n, T] = log of each row's softmax denominator. */

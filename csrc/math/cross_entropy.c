@@ -3,6 +3,7 @@
 #include "base/parallel.h"
 #include "math/elementary.h"
 #include "math/gemm.h"
+#include "math/vector.h"
 
 #define CHUNK 128 /* tokens whose logits exist at a time */
 #define LANES 16
@@ -52,9 +53,10 @@ static void one_row(void *user, int64_t item, int worker)
     j->best[item] = row_best(row, j->vocabulary);
 }
 
-oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_real *head, const int32_t *targets,
-                         double *nll, int32_t *best, int64_t tokens, int64_t width, int64_t vocabulary)
+oq_code oq_cross_entropy(oq_context *context, const oq_logits *head, const oq_real *hidden, const int32_t *targets,
+                         double *nll, int32_t *best, int64_t tokens)
 {
+    const int64_t width = head->width, vocabulary = head->vocabulary;
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_real *logits;
     for (int64_t t = 0; t < tokens; t++)
@@ -66,7 +68,9 @@ oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_re
     for (int64_t begin = 0; begin < tokens; begin += CHUNK) {
         const int64_t rows = tokens - begin < CHUNK ? tokens - begin : CHUNK;
         OQ_TRY(oq_check_cancel(context));
-        OQ_TRY(oq_linear_forward(context, hidden + begin * width, head, logits, rows, width, vocabulary));
+        OQ_TRY(oq_linear_forward(context, hidden + begin * width, head->weight, logits, rows, width, vocabulary));
+        if (head->bias) oq_add_to_rows(logits, head->bias, rows, vocabulary);
+        oq_cap(head->cap, logits, rows * vocabulary);
         job j = {logits, targets + begin, nll + begin, best + begin, vocabulary};
         oq_parallel_for(context->threads, rows, one_row, &j);
     }

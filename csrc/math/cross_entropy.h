@@ -5,9 +5,16 @@
 #include "base/context.h"
 #include "base/real.h"
 
-/* hidden [T, H] (already normalised), head [V, H], targets [T] in 0..V-1 -> nll [T], nats; best [T]. */
-oq_code oq_cross_entropy(oq_context *context, const oq_real *hidden, const oq_real *head, const int32_t *targets,
-                         double *nll, int32_t *best, int64_t tokens, int64_t width, int64_t vocabulary);
+/* From hidden states to logits: x W^T + bias, then cap tanh(. / cap). */
+typedef struct {
+    const oq_real *weight, *bias; /* [V, H], [V] or NULL */
+    double cap;                   /* 0: none */
+    int64_t width, vocabulary;
+} oq_logits;
+
+/* hidden [T, H] (already normalised), targets [T] in 0..V-1 -> nll [T], nats; best [T]. */
+oq_code oq_cross_entropy(oq_context *context, const oq_logits *head, const oq_real *hidden, const int32_t *targets,
+                         double *nll, int32_t *best, int64_t tokens);
 /* Of one row of logits [n]: log sum exp(logits) - logits[target]. */
 double oq_row_nll(const oq_real *row, int64_t n, int32_t target);
 

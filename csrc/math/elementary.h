@@ -1,4 +1,4 @@
-/* exp and the logistic function for hot loops: branch-free, so that compilers vectorise them. */
+/* exp, the logistic function and tanh for hot loops: branch-free, so that compilers vectorise them. */
 #ifndef OQ_MATH_ELEMENTARY_H
 #define OQ_MATH_ELEMENTARY_H
 
@@ -33,5 +33,7 @@ OQ_INLINE float oq_exp(float x)
 #endif
 
 OQ_INLINE oq_real oq_logistic(oq_real x) { return 1 / (1 + oq_exp(-x)); }
+
+OQ_INLINE oq_real oq_tanh(oq_real x) { return 1 - 2 / (oq_exp(2 * x) + 1); }
 
 #endif

@@ -13,7 +13,7 @@ typedef struct {
 
 OQ_VECTORIZED static void rotate_rows(const job *j, int64_t begin, int64_t end)
 {
-    const int64_t half = j->head_dim / 2;
+    const int64_t half = j->rope.dims / 2;
     for (int64_t t = begin; t < end; t++) {
         const oq_real *cosine = j->rope.cos + t * half, *sine = j->rope.sin + t * half;
         for (int64_t h = 0; h < j->heads; h++) {

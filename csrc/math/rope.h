@@ -1,5 +1,5 @@
-/* Rotary position embedding, rotate-half convention: the pair (x_i, x_{i + d/2}) turns by the
- * angle of frequency i at the token's position. */
+/* Rotary position embedding, rotate-half convention: the pair (x_i, x_{i + r/2}) of a head's first r dims turns by
+ * the angle of frequency i at the token's position; the other dims stay. */
 #ifndef OQ_MATH_ROPE_H
 #define OQ_MATH_ROPE_H
 
@@ -7,7 +7,8 @@
 #include "base/real.h"
 
 typedef struct {
-    const oq_real *cos, *sin; /* [>= tokens, head_dim / 2] */
+    const oq_real *cos, *sin; /* [>= tokens, dims / 2] */
+    int64_t dims;             /* r */
 } oq_rope;
 
 /* x [tokens, heads * head_dim], in place. The backward is the rotation back. */

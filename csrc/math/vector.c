@@ -1,5 +1,7 @@
 #include "math/vector.h"
 
+#include "math/elementary.h"
+
 OQ_VECTORIZED void oq_add(oq_real *to, const oq_real *x, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) to[i] += x[i];
@@ -9,6 +11,16 @@ OQ_VECTORIZED void oq_add_to_rows(oq_real *rows, const oq_real *bias, int64_t co
 {
     for (int64_t r = 0; r < count; r++)
         for (int64_t i = 0; i < width; i++) rows[r * width + i] += bias[i];
+}
+
+OQ_VECTORIZED static void cap_all(oq_real cap, oq_real *x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) x[i] = cap * oq_tanh(x[i] / cap);
+}
+
+void oq_cap(double cap, oq_real *x, int64_t count)
+{
+    if (cap != 0) cap_all((oq_real)cap, x, count);
 }
 
 OQ_VECTORIZED static void sum_rows(const oq_real *x, double *sums, int64_t rows, int64_t width)

@@ -13,4 +13,7 @@ oq_code oq_column_sums(oq_context *context, const oq_real *x, oq_real *sums, int
 /* The first value that is not finite, or -1. */
 int64_t oq_find_not_finite(const oq_real *x, int64_t count);
 
+/* x [count] = cap tanh(x / cap); cap 0: it stays. */
+void oq_cap(double cap, oq_real *x, int64_t count);
+
 #endif

@@ -3,6 +3,7 @@
 /* ---- fields ---------------------------------------------------------------- */
 
 static const char *const norms[] = {"rms", "layer", NULL}, *const mlps[] = {"plain", "gated", NULL};
+static const char *const residuals[] = {"sequential", "parallel", "shared", NULL};
 static const char *const activations[] = {"silu", "gelu", "gelu_tanh", "relu", NULL};
 const oq_argument oq_spec_fields[] = {
     OQ_FIELD("hidden_size", oq_block_spec, hidden),
@@ -18,6 +19,14 @@ const oq_argument oq_spec_fields[] = {
     OQ_FIELD("rotate_qk", oq_block_spec, rotate_qk, .flags = OQ_OPTIONAL),
     OQ_FIELD("rotate_heads", oq_block_spec, rotate_heads, .flags = OQ_OPTIONAL),
     OQ_FIELD("rotate_down", oq_block_spec, rotate_down, .flags = OQ_OPTIONAL),
+    OQ_FIELD("rotary_dim", oq_block_spec, rotary_dim, .flags = OQ_OPTIONAL),
+    OQ_FIELD("residual", oq_block_spec, residual, .flags = OQ_OPTIONAL, .choices = residuals),
+    OQ_FIELD("head_norms", oq_block_spec, head_norms, .flags = OQ_OPTIONAL),
+    OQ_FIELD("post_norms", oq_block_spec, post_norms, .flags = OQ_OPTIONAL),
+    OQ_FIELD("attention_scale", oq_block_spec, scores.scale, .flags = OQ_OPTIONAL),
+    OQ_FIELD("score_cap", oq_block_spec, scores.cap, .flags = OQ_OPTIONAL),
+    OQ_FIELD("window", oq_block_spec, scores.window, .flags = OQ_OPTIONAL),
+    OQ_FIELD("alibi", oq_block_spec, scores.alibi, .flags = OQ_OPTIONAL),
     {.name = NULL},
 };
 
@@ -117,18 +126,20 @@ int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bo
     }
     for (int i = 0; !failed && i < OQ_NORMS; i++) {
         const char *name = oq_norm_names[i];
-        failed = take_tensor(call, dict, name, "weight", true, "H", &w->gain[i]) ||
-                 take_tensor(call, dict, name, "bias", false, "H", &w->norm_bias[i]) ||
-                 take_tensor(call, dict, name, "inverse", false, "HH", &w->map_inverse[i]);
+        if (!oq_has_norm(spec, i)) continue;
+        call->size['i'] = oq_norm_width(spec, i);
+        failed = take_tensor(call, dict, name, "weight", true, "i", &w->gain[i]) ||
+                 take_tensor(call, dict, name, "bias", false, "i", &w->norm_bias[i]) ||
+                 (i < OQ_INPUT_NORMS && take_tensor(call, dict, name, "inverse", false, "HH", &w->map_inverse[i]));
     }
     return failed ? -1 : 0;
 }
 
-/* One table [>= T, d / 2]. */
-static const oq_real *take_table(oq_call *call, PyObject *object, const char *name, int64_t head_dim)
+/* One table [>= T, r / 2]. */
+static const oq_real *take_table(oq_call *call, PyObject *object, const char *name, int64_t rotary_dim)
 {
     call->size['p'] = -1;
-    call->size['f'] = head_dim / 2;
+    call->size['f'] = rotary_dim / 2;
     PyArrayObject *table = oq_take_array(call, object, name, OQ_REALS, "pf");
     if (!table) return NULL;
     if (oq_size(call, 'p') >= oq_size(call, 'T')) return oq_data(table);
@@ -140,7 +151,8 @@ static const oq_real *take_table(oq_call *call, PyObject *object, const char *na
 int oq_take_rope(oq_call *call, PyObject *cosine, PyObject *sine, const oq_block_spec *spec, oq_rope *rope)
 {
     if (!spec->rope) return 0;
-    rope->cos = take_table(call, cosine, "cos", spec->head_dim);
-    rope->sin = rope->cos ? take_table(call, sine, "sin", spec->head_dim) : NULL;
+    rope->dims = oq_rotary_dim(spec);
+    rope->cos = take_table(call, cosine, "cos", rope->dims);
+    rope->sin = rope->cos ? take_table(call, sine, "sin", rope->dims) : NULL;
     return rope->sin ? 0 : -1;
 }

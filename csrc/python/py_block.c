@@ -84,12 +84,14 @@ static int make_linear(oq_call *call, values *v, int i)
 
 static int make_norm(oq_call *call, values *v, int i)
 {
-    const bool online = v->options.map[i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2] == OQ_MAP_DENSE;
+    const int site = i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
+    const bool online = i < OQ_INPUT_NORMS && oq_map_at(&v->spec, &v->options, site) == OQ_MAP_DENSE;
     const oq_tensor tensors[] = {
-        {"weight", true, OQ_REALS, "H", &v->folded.gain[i]},
-        {"bias", v->tensors.norm_bias[i], OQ_REALS, "H", &v->folded.norm_bias[i]},
-        {"inverse", online, OQ_REALS, "HH", &v->folded.map_inverse[i]},
+        {"weight", true, OQ_REALS, "i", &v->folded.gain[i]},
+        {"bias", v->tensors.norm_bias[i], OQ_REALS, "i", &v->folded.norm_bias[i]},
+        {"inverse", online, OQ_REALS, "HH", online ? &v->folded.map_inverse[i] : NULL},
     };
+    call->size['i'] = oq_norm_width(&v->spec, i);
     return oq_put_tensors(call, v->folded_tensors, oq_norm_names[i], tensors, OQ_COUNT(tensors));
 }
 
@@ -99,7 +101,7 @@ static int make_folded(oq_call *call, values *v)
     int failed = !v->folded_tensors;
     for (int i = 0; !failed && i < OQ_LINEARS; i++)
         failed = oq_has_linear(&v->spec, i) && make_linear(call, v, i) < 0;
-    for (int i = 0; !failed && i < OQ_NORMS; i++) failed = make_norm(call, v, i);
+    for (int i = 0; !failed && i < OQ_NORMS; i++) failed = oq_has_norm(&v->spec, i) && make_norm(call, v, i) < 0;
     return failed ? -1 : 0;
 }
 

@@ -29,11 +29,13 @@ typedef struct {
 struct values {
     oq_block_spec spec;
     oq_activation_quantizers activation;
-    PyObject *embedding, *lm_head, *kernel, *model, *decoder, *tensors, *cos, *sin;
+    PyObject *embedding, *lm_head, *kernel, *model, *decoder, *tensors;
     oq_dense matrix[2];
-    const float *norm, *norm_bias;
+    const float *norm, *norm_bias, *lm_head_bias, *cos, *sin;
+    oq_runtime_entry entry;
+    double logit_cap;
     const char *kernel_name;
-    int64_t layers, index, bits, group_size, capacity, length;
+    int64_t layers, index, bits, group_size, capacity, length, rope_table;
     bool symmetric;
     unsigned want;
     const int32_t *tokens;
@@ -161,6 +163,12 @@ static const oq_argument model_create_arguments[] = {
     OQ_ARRAY(norm_bias, "H", .flags = OQ_NULLABLE),
     OQ_SCALAR(layers, .range = "[1, inf)"),
     OQ_SCALAR(kernel, .flags = OQ_NULLABLE, .then = find_kernel),
+    OQ_FIELD("embedding_scale", values, entry.scale, .flags = OQ_KEYWORD),
+    OQ_FIELD("embedding_norm", values, entry.gain, .shape = "H", .flags = OQ_NULLABLE | OQ_KEYWORD),
+    OQ_FIELD("embedding_norm_bias", values, entry.bias, .shape = "H", .flags = OQ_NULLABLE | OQ_KEYWORD),
+    OQ_FIELD("positions", values, entry.positions, .shape = "PH", .flags = OQ_NULLABLE | OQ_KEYWORD),
+    OQ_ARRAY(lm_head_bias, "V", .flags = OQ_NULLABLE | OQ_KEYWORD),
+    OQ_SCALAR(logit_cap, .flags = OQ_KEYWORD, .range = "[0, inf)"),
     OQ_DERIVED(make_model),
 };
 
@@ -173,7 +181,11 @@ static oq_code model_create_run(oq_call *call, values *v)
                             .kernel = v->kernel_name,
                             .embedding = v->matrix[0],
                             .final_gain = v->norm,
-                            .final_bias = v->norm_bias};
+                            .final_bias = v->norm_bias,
+                            .entry = v->entry,
+                            .logit_cap = v->logit_cap};
+    m->entry.position_count = v->entry.positions ? oq_size(call, 'P') : 0;
+    v->matrix[1].bias = v->lm_head_bias;
     return oq_runtime_create(&call->context, m, &v->matrix[1]);
 }
 
@@ -225,6 +237,8 @@ static int take_block(oq_call *call, values *v)
     v->source.bits = (int)v->bits;
     v->source.symmetric = v->symmetric;
     v->source.group = v->group_size;
+    v->source.spec = v->spec;
+    v->source.rope_table = v->rope_table;
     if (oq_take_tensors(call, v->tensors, &v->spec, floats, &v->source.floats) < 0) return -1;
     for (int i = 0; !floats && i < OQ_LINEARS; i++)
         if (oq_has_linear(&v->spec, i) && take_codes(call, v, i) < 0) return -1;
@@ -234,6 +248,8 @@ static int take_block(oq_call *call, values *v)
 static const oq_argument model_set_block_arguments[] = {
     OQ_SCALAR(model, .then = find_model),
     OQ_SCALAR(index),
+    OQ_STRUCT(spec, oq_spec_fields, .then = check_block),
+    OQ_SCALAR(rope_table, .range = "[0, inf)"),
     OQ_SCALAR(tensors),
     OQ_SCALAR(bits, .range = "bits"),
     OQ_SCALAR(symmetric),
@@ -253,29 +269,30 @@ OQ_FUNCTION(model_set_block);
 static int size_decoder(oq_call *call, values *v)
 {
     call->size['T'] = v->capacity;
+    call->size['f'] = oq_rotary_dim(&v->spec) / 2;
     return 0;
 }
 
 static int make_decoder(oq_call *call, values *v)
 {
-    oq_rope rope = {0};
-    if (oq_take_rope(call, v->cos, v->sin, &v->spec, &rope) < 0 ||
-        new_capsule(call, sizeof *v->held_decoder, DECODER, free_decoder, (void **)&v->held_decoder, &v->capsule) <
-            0)
+    const oq_rope rope = {v->cos, v->sin, oq_rotary_dim(&v->spec)};
+    const int64_t tables = v->cos && v->sin ? oq_size(call, 'R') : 0;
+    if (new_capsule(call, sizeof *v->held_decoder, DECODER, free_decoder, (void **)&v->held_decoder, &v->capsule) < 0)
         return -1;
     held_decoder *held = v->held_decoder;
     atomic_flag_clear(&held->busy);
     held->model = Py_NewRef(v->model);
     held->keep = arrays_of(call);
-    held->decoder = (oq_decoder){.model = &v->held_model->model, .rope = rope, .capacity = v->capacity};
+    held->decoder = (oq_decoder){
+        .model = &v->held_model->model, .rope = rope, .rope_tables = tables, .capacity = v->capacity};
     return held->keep ? 0 : -1;
 }
 
 static const oq_argument decoder_create_arguments[] = {
     OQ_SCALAR(model, .then = find_model),
     OQ_SCALAR(capacity, .range = "[1, 1073741824]", .then = size_decoder),
-    OQ_SCALAR(cos),
-    OQ_SCALAR(sin),
+    OQ_ARRAY(cos, "RTf", .flags = OQ_NULLABLE),
+    OQ_ARRAY(sin, "RTf", .flags = OQ_NULLABLE),
     OQ_DERIVED(make_decoder),
 };
 

@@ -21,6 +21,8 @@ static const oq_argument token_nll_arguments[] = {
     OQ_FIELD("norm_bias", values, head.bias, .shape = "H", .flags = OQ_NULLABLE),
     OQ_FIELD("lm_head", values, head.head, .shape = "VH"),
     OQ_FIELD("targets", values, head.targets, .shape = "M"),
+    OQ_FIELD("lm_head_bias", values, head.head_bias, .shape = "V", .flags = OQ_NULLABLE | OQ_KEYWORD),
+    OQ_FIELD("logit_cap", values, head.logit_cap, .flags = OQ_KEYWORD, .range = "[0, inf)"),
     OQ_THREADS,
     OQ_RESULT(nll, "M"),
     OQ_RESULT(best, "M"),

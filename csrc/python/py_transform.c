@@ -108,7 +108,10 @@ static const char *const parametrizations[] = {"relative", "absolute", NULL};
 static oq_affine affine_of(const oq_call *call, const values *v)
 {
     const int64_t n = oq_size(call, 'n');
-    return (oq_affine){v->parametrization, {v->band < 0 ? n : v->band, v->stability}, oq_size(call, '*'), n};
+    return (oq_affine){.parametrization = v->parametrization,
+                       .mask = {v->band < 0 ? n : v->band, v->stability},
+                       .blocks = oq_size(call, '*'),
+                       .width = n};
 }
 
 static const oq_argument affine_forward_arguments[] = {

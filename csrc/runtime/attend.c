@@ -16,6 +16,7 @@ typedef struct {
     const oq_lanes_kernels *kernels;
     const oq_cache_shape *shape;
     const oq_cache *cache;
+    const oq_score_rule *rule;
     int64_t heads, group, position, tokens;
     int64_t tile_tokens, tiles, most_rows, most_keys;
     const float *q;
@@ -54,7 +55,7 @@ static int64_t place(const job *j, const tile *t, int64_t r)
 static void find_scores(const job *j, const tile *t)
 {
     const oq_cache_shape *s = j->shape;
-    const float alpha = (float)(1 / sqrt((double)s->head_dim));
+    const float alpha = (float)oq_score_scale(j->rule, s->head_dim);
     for (int64_t r = 0; r < t->rows; r++)
         memcpy(t->q + r * s->head_dim, j->q + place(j, t, r), (size_t)s->head_dim * sizeof *t->q);
     for (int64_t key = 0; key < t->keys; key += OQ_KEY_BLOCK) {
@@ -65,6 +66,17 @@ static void find_scores(const job *j, const tile *t)
                          t->panel);
         j->kernels->scores(t->q, t->rows, s->head_dim, t->panel, alpha, t->p + key, t->keys);
     }
+}
+
+/* Products of row r, whose token stands at `position`, become scores; those it does not see fall out. */
+OQ_VECTORIZED static void shape_row(const job *j, const tile *t, int64_t r, int64_t position)
+{
+    const int64_t head = t->head * j->group + r % j->group, first = oq_first_key(j->rule, position);
+    const float alibi = (float)oq_alibi_slope(j->rule, head, j->heads);
+    float *p = t->p + r * t->keys, slope;
+    for (int64_t c = 0; c < first; c++) p[c] = -FLT_MAX;
+    if (!oq_has_shaped_scores(j->rule)) return;
+    for (int64_t c = first; c <= position; c++) p[c] = oq_shaped_score(j->rule, alibi, position - c, p[c], &slope);
 }
 
 /* p <- exp(p - max) of what row r may see, 0 beyond; returns the sum. Token i is always in lane i mod 16. */
@@ -106,8 +118,11 @@ static void attend_item(void *user, int64_t item, int worker)
     const int64_t d = j->shape->head_dim;
     const tile t = make_tile(j, item, worker);
     find_scores(j, &t);
-    for (int64_t r = 0; r < t.rows; r++)
-        t.sums[r] = softmax_row(t.p + r * t.keys, j->position + t.first + r / j->group + 1, t.keys);
+    for (int64_t r = 0; r < t.rows; r++) {
+        const int64_t position = j->position + t.first + r / j->group;
+        shape_row(j, &t, r, position);
+        t.sums[r] = softmax_row(t.p + r * t.keys, position + 1, t.keys);
+    }
     add_values(j, &t);
     for (int64_t r = 0; r < t.rows; r++) {
         const float *from = t.out + r * j->shape->value.dims;
@@ -117,13 +132,14 @@ static void attend_item(void *user, int64_t item, int worker)
 }
 
 oq_code oq_attend(oq_context *context, const oq_lanes_kernels *kernels, const oq_cache_shape *shape,
-                  const oq_cache *cache, int64_t heads, int64_t position, const float *q, int64_t tokens,
-                  float *out)
+                  const oq_cache *cache, const oq_score_rule *rule, int64_t heads, int64_t position,
+                  const float *q, int64_t tokens, float *out)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
     job j = {.kernels = kernels,
              .shape = shape,
              .cache = cache,
+             .rule = rule,
              .heads = heads,
              .group = heads / shape->heads,
              .position = position,

@@ -4,6 +4,7 @@
 #ifndef OQ_RUNTIME_ATTEND_H
 #define OQ_RUNTIME_ATTEND_H
 
+#include "math/scores.h"
 #include "runtime/cache.h"
 
 #ifndef OQ_DOUBLE
@@ -11,8 +12,8 @@ struct oq_lanes_kernels;
 
 /* q, out [tokens, heads d]; token i stands at position + i and sees the cache up to there. */
 oq_code oq_attend(oq_context *context, const struct oq_lanes_kernels *kernels, const oq_cache_shape *shape,
-                  const oq_cache *cache, int64_t heads, int64_t position, const float *q, int64_t tokens,
-                  float *out);
+                  const oq_cache *cache, const oq_score_rule *rule, int64_t heads, int64_t position,
+                  const float *q, int64_t tokens, float *out);
 #endif
 
 #endif

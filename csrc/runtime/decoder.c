@@ -8,6 +8,7 @@
 #include "base/parallel.h"
 #include "base/size.h"
 #include "math/cross_entropy.h"
+#include "math/vector.h"
 #include "runtime/step.h"
 
 enum {
@@ -26,7 +27,11 @@ oq_code oq_decoder_create(oq_context *context, oq_decoder *decoder)
 {
     const oq_runtime_model *model = decoder->model;
     const size_t layers = (size_t)model->layers;
+    const oq_runtime_entry *entry = &model->entry;
     size_t one, all, views;
+    if (entry->positions && decoder->capacity > entry->position_count)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "%lld tokens: the model has %lld positions",
+                       (long long)decoder->capacity, (long long)entry->position_count);
     decoder->shape = oq_cache_shape_of(model->spec.kv_heads, model->spec.head_dim, decoder->capacity,
                                        stored(model, model->quantizers.k), stored(model, model->quantizers.v));
     OQ_TRY(oq_cache_bytes(context, &decoder->shape, &one));
@@ -63,9 +68,13 @@ typedef struct {
 static oq_code check(oq_context *context, const oq_decoder *s, const int32_t *ids, int64_t tokens)
 {
     const int64_t vocabulary = s->model->embedding.out;
-    for (int64_t i = 0; i < s->model->layers; i++)
-        if (!s->model->blocks[i].set)
-            return oq_fail(context, OQ_INVALID_ARGUMENT, "block %lld is not set", (long long)i);
+    for (int64_t i = 0; i < s->model->layers; i++) {
+        const oq_runtime_block *block = &s->model->blocks[i];
+        if (!block->set) return oq_fail(context, OQ_INVALID_ARGUMENT, "block %lld is not set", (long long)i);
+        if (block->spec.rope && block->rope_table >= s->rope_tables)
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "block %lld takes rotary table %lld of %lld", (long long)i,
+                           (long long)block->rope_table, (long long)s->rope_tables);
+    }
     if (tokens < 1 || tokens > s->capacity - s->length)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "%lld tokens do not fit: the decoder holds %lld of %lld",
                        (long long)tokens, (long long)s->length, (long long)s->capacity);
@@ -74,6 +83,30 @@ static oq_code check(oq_context *context, const oq_decoder *s, const int32_t *id
             return oq_fail(context, OQ_INVALID_ARGUMENT,
                            "token %d at position %lld is outside the vocabulary of %lld", (int)ids[i],
                            (long long)i, (long long)vocabulary);
+    return OQ_OK;
+}
+
+/* x [rows, H] = what the first block reads of ids at `position` onwards. */
+static oq_code enter(oq_context *context, const oq_runtime_model *model, const int32_t *ids, int64_t rows,
+                     int64_t position, float *x)
+{
+    const oq_runtime_entry *entry = &model->entry;
+    const int64_t H = model->spec.hidden;
+    const oq_norm_shape shape = {model->spec.norm, model->spec.norm_eps, rows, H};
+    for (int64_t t = 0; t < rows; t++) oq_dense_row(&model->embedding, ids[t], x + t * H);
+    if (entry->scale != 0)
+        for (int64_t i = 0; i < rows * H; i++) x[i] *= (float)entry->scale;
+    if (entry->gain) {
+        const oq_mark mark = oq_arena_mark(context->arena);
+        oq_norm_stats *stats;
+        float *raw;
+        OQ_NEW(context, stats, rows);
+        OQ_NEW(context, raw, rows * H);
+        memcpy(raw, x, sizeof *x * (size_t)(rows * H));
+        oq_norm_forward(context, shape, raw, entry->gain, entry->bias, x, stats);
+        oq_arena_rewind(context->arena, mark);
+    }
+    if (entry->positions) oq_add(x, entry->positions + position * H, rows * H);
     return OQ_OK;
 }
 
@@ -92,6 +125,7 @@ static oq_code head(oq_context *context, const oq_runtime_model *model, const fl
         OQ_TRY(oq_qlinear_run(context, &model->head.integers, normed, rows, logits));
     else
         OQ_TRY(oq_dense_run(context, model->lanes, &model->head.floats, normed, rows, logits));
+    oq_cap(model->logit_cap, logits, rows * model->embedding.out);
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
@@ -154,7 +188,7 @@ static oq_code run_feed(const feed *f)
     OQ_NEW(f->context, x, most * H);
     for (int64_t begin = 0; begin < f->tokens; begin += STEP_ROWS) {
         const int64_t rows = f->tokens - begin < STEP_ROWS ? f->tokens - begin : STEP_ROWS;
-        for (int64_t t = 0; t < rows; t++) oq_dense_row(&model->embedding, f->ids[begin + t], x + t * H);
+        OQ_TRY(enter(f->context, model, f->ids + begin, rows, f->decoder->length + begin, x));
         OQ_TRY(oq_step(f->context, f->decoder, f->decoder->length + begin, rows, x));
         OQ_TRY(answer(f, begin, rows, x));
     }

@@ -9,7 +9,8 @@
 
 typedef struct {
     const oq_runtime_model *model;
-    oq_rope rope;             /* borrowed, [>= capacity, d / 2] */
+    oq_rope rope;             /* borrowed, [tables, capacity, dims / 2] */
+    int64_t rope_tables;
     int64_t capacity, length; /* tokens that fit, tokens that are in */
     size_t bytes;
     oq_cache_shape shape;
@@ -32,7 +33,7 @@ typedef struct {
     double *nll;
 } oq_feed_result;
 
-/* model, rope and capacity are set by the caller. */
+/* model, rope, rope_tables and capacity are set by the caller; capacity is at most the learned positions'. */
 oq_code oq_decoder_create(oq_context *context, oq_decoder *decoder);
 void oq_decoder_destroy(oq_decoder *decoder);
 

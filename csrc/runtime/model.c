@@ -16,7 +16,7 @@ static oq_code copy_head(oq_context *context, oq_runtime_model *model, const oq_
     const size_t bytes = (size_t)(head->out * head->in) * (head->kind == OQ_DENSE_FLOAT ? 4 : 2); /* an array's */
     if (!(model->head_memory = oq_malloc(bytes))) return oq_fail_memory(context, bytes, 1);
     memcpy(model->head_memory, head->values, bytes);
-    model->head.floats = *head;
+    model->head.floats = *head; /* its bias stays borrowed */
     model->head.floats.values = model->head_memory;
     return OQ_OK;
 }
@@ -30,6 +30,7 @@ static oq_code pack_head(oq_context *context, oq_runtime_model *model, const oq_
                                   .group = head->in < OQ_DENSE_GROUP ? head->in : OQ_DENSE_GROUP,
                                   .bits = 8,
                                   .symmetric = true,
+                                  .bias = head->bias != NULL,
                                   .activation = {.bits = 16}};
     const oq_mark mark = oq_arena_mark(context->arena);
     uint8_t *codes;
@@ -41,7 +42,7 @@ static oq_code pack_head(oq_context *context, oq_runtime_model *model, const oq_
     for (int64_t i = 0; i < head->out * groups; i++) scales[i] = oq_float_of_half(head->scales[i]);
     OQ_TRY(oq_qlinear_bytes(context, &spec, &bytes));
     if (!(model->head_memory = oq_malloc(bytes))) return oq_fail_memory(context, bytes, 1);
-    const oq_qlinear_source source = {.codes = codes, .scales = scales};
+    const oq_qlinear_source source = {.codes = codes, .scales = scales, .bias = head->bias};
     OQ_TRY(oq_qlinear_pack(context, &spec, &source, model->head_memory, &model->head.integers));
     model->head.packed = true;
     oq_arena_rewind(context->arena, mark);
@@ -169,15 +170,15 @@ static oq_code place_map(builder *b, const float *inverse, oq_dense *map)
 
 static oq_code place_block(builder *b)
 {
-    const int64_t H = b->model->spec.hidden;
     const oq_block_weights *w = &b->source->floats;
     for (int i = 0; i < OQ_LINEARS; i++)
         if (oq_has_linear(&b->model->spec, i)) OQ_TRY(place_linear(b, i));
     for (int i = 0; i < OQ_NORMS; i++) {
-        OQ_TRY(keep(b, w->gain[i], H, &b->block->gain[i]));
-        OQ_TRY(keep(b, w->norm_bias[i], H, &b->block->norm_bias[i]));
-        OQ_TRY(place_map(b, w->map_inverse[i], &b->block->map[i]));
+        const int64_t width = oq_norm_width(&b->model->spec, i);
+        OQ_TRY(keep(b, w->gain[i], width, &b->block->gain[i]));
+        OQ_TRY(keep(b, w->norm_bias[i], width, &b->block->norm_bias[i]));
     }
+    for (int i = 0; i < OQ_INPUT_NORMS; i++) OQ_TRY(place_map(b, w->map_inverse[i], &b->block->map[i]));
     return OQ_OK;
 }
 
@@ -197,15 +198,28 @@ static oq_code find_memory(builder *b, int64_t index)
     return b->memory ? OQ_OK : oq_fail_memory(b->context, b->used, 1);
 }
 
+/* The memory of decoders is that of the model's own spec. */
+static bool same_shape(const oq_block_spec *a, const oq_block_spec *b)
+{
+    return a->hidden == b->hidden && a->ffn == b->ffn && a->heads == b->heads && a->kv_heads == b->kv_heads &&
+           a->head_dim == b->head_dim && a->gated == b->gated && a->residual == b->residual &&
+           oq_rotary_dim(a) == oq_rotary_dim(b) && a->head_norms == b->head_norms && a->post_norms == b->post_norms;
+}
+
 oq_code oq_runtime_set_block(oq_context *context, oq_runtime_model *model, int64_t index,
                              const oq_runtime_source *source)
 {
     if (index < 0 || index >= model->layers || model->blocks[index].set)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "block %lld of %lld cannot be set", (long long)index,
                        (long long)model->layers);
+    if (!same_shape(&source->spec, &model->spec) || source->rope_table < 0)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "block %lld: spec: another shape than the model's",
+                       (long long)index);
     oq_runtime_block block;
     builder b = {.context = context, .model = model, .source = source, .block = &block};
     memset(&block, 0, sizeof block);
+    block.spec = source->spec;
+    block.rope_table = source->rope_table;
     OQ_TRY(place_block(&b));
     OQ_TRY(find_memory(&b, index));
     b.used = 0;

@@ -18,12 +18,22 @@ typedef struct {
 } oq_runtime_linear;
 
 typedef struct {
+    oq_block_spec spec; /* of the model's shape; windows and rotary positions may differ */
+    int64_t rope_table; /* which of a decoder's */
     oq_runtime_linear linear[OQ_LINEARS];
     const float *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
-    oq_dense map[OQ_NORMS]; /* online: the inverse, transposed; values NULL: none */
+    oq_dense map[OQ_INPUT_NORMS]; /* online: the inverse, transposed; values NULL: none */
     bool set;
     void *own; /* memory of a block that does not fit its slot */
 } oq_runtime_block;
+
+/* What happens before the first block; NULL and 0: nothing. Borrowed. */
+typedef struct {
+    double scale;             /* of the embedding's rows */
+    const float *gain, *bias; /* [H] of a norm */
+    const float *positions;   /* [position_count, H], added */
+    int64_t position_count;
+} oq_runtime_entry;
 
 typedef struct {
     oq_block_spec spec;
@@ -37,11 +47,15 @@ typedef struct {
     oq_runtime_linear head; /* [V, H], copied or packed: it is read for every token */
     void *head_memory;
     const float *final_gain, *final_bias; /* [H], borrowed */
+    oq_runtime_entry entry;
+    double logit_cap; /* logits become cap tanh(logit / cap); 0: they stay */
     oq_runtime_block *blocks;
 } oq_runtime_model;
 
 /* What a block is made of, in the result directory's own layout; not needed after oq_runtime_set_block. */
 typedef struct {
+    oq_block_spec spec;
+    int64_t rope_table;
     int bits; /* of the weights; 16: floats */
     bool symmetric;
     int64_t group;                          /* 0: whole rows */

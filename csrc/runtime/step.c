@@ -2,6 +2,8 @@
 
 #ifndef OQ_DOUBLE
 
+#include <string.h>
+
 #include "block/act_quant.h"
 #include "block/rotation.h"
 #include "math/vector.h"
@@ -15,8 +17,9 @@ typedef struct {
     const oq_runtime_block *block;
     const oq_cache *cache;
     int64_t position, T;
-    oq_norm_stats *stats;        /* [T] */
-    float *h, *mapped;           /* [T, H] */
+    oq_norm_stats *stats;        /* [T n] */
+    float *h, *mapped, *mlp;     /* [T, H]; mlp: what a parallel MLP adds */
+    float *raw;                  /* [T, max(H, n d)]: what a norm behind a linear reads */
     float *q, *k, *v, *attended; /* [T, n d], [T, m d] */
     float *gate, *up;            /* [T, F]; plain: gate is up */
 } step;
@@ -25,9 +28,12 @@ static oq_code create(oq_context *context, step *s)
 {
     const oq_block_spec *spec = &s->decoder->model->spec;
     const int64_t T = s->T, d = spec->head_dim;
-    OQ_NEW(context, s->stats, T);
+    const int64_t widest = spec->hidden > spec->heads * d ? spec->hidden : spec->heads * d;
+    OQ_NEW(context, s->stats, T * spec->heads);
     OQ_NEW(context, s->h, T * spec->hidden);
     OQ_NEW(context, s->mapped, T * spec->hidden);
+    if (spec->head_norms || spec->post_norms) OQ_NEW(context, s->raw, T * widest);
+    if (spec->residual != OQ_SEQUENTIAL) OQ_NEW(context, s->mlp, T * spec->hidden);
     OQ_NEW(context, s->q, T * spec->heads * d);
     OQ_NEW(context, s->k, T * spec->kv_heads * d);
     OQ_NEW(context, s->v, T * spec->kv_heads * d);
@@ -80,7 +86,7 @@ static oq_code linears(oq_context *context, const step *s, float *x, const outpu
 /* norm(x), behind the online map where there is one. */
 static oq_code normalize(oq_context *context, const step *s, int which, const float *x, float **h)
 {
-    const oq_block_spec *spec = &s->decoder->model->spec;
+    const oq_block_spec *spec = &s->block->spec;
     const oq_norm_shape shape = {spec->norm, spec->norm_eps, s->T, spec->hidden};
     oq_norm_forward(context, shape, x, s->block->gain[which], s->block->norm_bias[which], s->h, s->stats);
     *h = s->h;
@@ -89,42 +95,82 @@ static oq_code normalize(oq_context *context, const step *s, int which, const fl
     return oq_dense_run(context, s->decoder->model->lanes, &s->block->map[which], s->h, s->T, s->mapped);
 }
 
-static oq_code attention_half(oq_context *context, const step *s, float *x)
+/* A norm behind a linear, in place; x [rows, width] stays where the block has none. */
+static void norm_behind(oq_context *context, const step *s, int which, int64_t rows, float *x)
+{
+    const oq_block_spec *spec = &s->block->spec;
+    if (!oq_has_norm(spec, which)) return;
+    const oq_norm_shape shape = {spec->norm, spec->norm_eps, rows, oq_norm_width(spec, which)};
+    memcpy(s->raw, x, sizeof *x * (size_t)(rows * shape.width));
+    oq_norm_forward(context, shape, s->raw, s->block->gain[which], s->block->norm_bias[which], x, s->stats);
+}
+
+static void rotate(oq_context *context, const step *s)
 {
     const oq_decoder *decoder = s->decoder;
-    const oq_block_spec *spec = &decoder->model->spec;
-    const int64_t T = s->T, d = spec->head_dim, n = spec->heads, m = spec->kv_heads, at = s->position * (d / 2);
-    float *h;
-    OQ_TRY(normalize(context, s, OQ_NORM1, x, &h));
+    const oq_block_spec *spec = &s->block->spec;
+    const int64_t half = oq_rotary_dim(spec) / 2;
+    const int64_t at = (s->block->rope_table * decoder->capacity + s->position) * half;
+    if (!spec->rope) return;
+    const oq_rope rope = {decoder->rope.cos + at, decoder->rope.sin + at, 2 * half};
+    oq_rope_forward(context, rope, s->q, s->T, spec->heads, spec->head_dim);
+    oq_rope_forward(context, rope, s->k, s->T, spec->kv_heads, spec->head_dim);
+}
+
+/* h [T, H] in: the normed input; s->h: what the attention adds. */
+static oq_code attention_half(oq_context *context, const step *s, float *h)
+{
+    const oq_decoder *decoder = s->decoder;
+    const oq_block_spec *spec = &s->block->spec;
+    const int64_t T = s->T, d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
     OQ_TRY(linears(context, s, h, (output[]){{OQ_Q, s->q}, {OQ_K, s->k}, {OQ_V, s->v}}, 3));
-    if (spec->rope) {
-        const oq_rope rope = {decoder->rope.cos + at, decoder->rope.sin + at};
-        oq_rope_forward(context, rope, s->q, T, n, d);
-        oq_rope_forward(context, rope, s->k, T, m, d);
-    }
+    norm_behind(context, s, OQ_NORM_Q, T * n, s->q);
+    norm_behind(context, s, OQ_NORM_K, T * m, s->k);
+    rotate(context, s);
     OQ_TRY(oq_rotate_qk(context, spec, s->q, s->k, T));
     OQ_TRY(fake_quantize(context, decoder->model->quantizers.q, s->q, T * n, d));
     OQ_TRY(oq_cache_append(context, &decoder->shape, s->cache, s->position, s->k, s->v, T));
-    OQ_TRY(oq_attend(context, decoder->model->lanes, &decoder->shape, s->cache, n, s->position, s->q, T,
-                     s->attended));
+    OQ_TRY(oq_attend(context, decoder->model->lanes, &decoder->shape, s->cache, &spec->scores, n, s->position, s->q,
+                     T, s->attended));
     OQ_TRY(oq_rotate_input(context, spec, OQ_O, s->attended, T));
     OQ_TRY(linears(context, s, s->attended, &(output){OQ_O, s->h}, 1));
-    oq_add(x, s->h, T * spec->hidden);
+    norm_behind(context, s, OQ_POST1, T, s->h);
     return OQ_OK;
 }
 
-static oq_code mlp_half(oq_context *context, const step *s, float *x)
+/* h [T, H] in: the normed input; s->h: what the MLP adds. */
+static oq_code mlp_half(oq_context *context, const step *s, float *h)
 {
-    const oq_block_spec *spec = &s->decoder->model->spec;
+    const oq_block_spec *spec = &s->block->spec;
     const int64_t T = s->T;
-    float *h;
-    OQ_TRY(normalize(context, s, OQ_NORM2, x, &h));
     const output both[] = {{OQ_UP, s->up}, {OQ_GATE, s->gate}};
     OQ_TRY(linears(context, s, h, both, spec->gated ? 2 : 1));
     oq_activation_forward(context, spec->activation, s->gate, spec->gated ? s->up : NULL, s->gate, T * spec->ffn);
     OQ_TRY(oq_rotate_input(context, spec, OQ_DOWN, s->gate, T));
     OQ_TRY(linears(context, s, s->gate, &(output){OQ_DOWN, s->h}, 1));
-    oq_add(x, s->h, T * spec->hidden);
+    norm_behind(context, s, OQ_POST2, T, s->h);
+    return OQ_OK;
+}
+
+/* x [T, H] through one block, in place. */
+static oq_code block(oq_context *context, const step *s, float *x)
+{
+    const oq_residual residual = s->block->spec.residual;
+    const int64_t count = s->T * s->block->spec.hidden;
+    float *h;
+    if (residual != OQ_SEQUENTIAL) { /* the MLP reads x before the attention is added to it */
+        OQ_TRY(normalize(context, s, oq_mlp_norm(&s->block->spec), x, &h));
+        OQ_TRY(mlp_half(context, s, h));
+        memcpy(s->mlp, s->h, sizeof *h * (size_t)count);
+    }
+    OQ_TRY(normalize(context, s, OQ_NORM1, x, &h)); /* again where it is shared: linears may round h in place */
+    OQ_TRY(attention_half(context, s, h));
+    oq_add(x, s->h, count);
+    if (residual == OQ_SEQUENTIAL) {
+        OQ_TRY(normalize(context, s, OQ_NORM2, x, &h));
+        OQ_TRY(mlp_half(context, s, h));
+    }
+    oq_add(x, residual == OQ_SEQUENTIAL ? s->h : s->mlp, count);
     return OQ_OK;
 }
 
@@ -137,8 +183,7 @@ oq_code oq_step(oq_context *context, const oq_decoder *decoder, int64_t position
         if (i == 0 || tokens > FEW_ROWS) OQ_TRY(oq_check_cancel(context));
         s.block = &decoder->model->blocks[i];
         s.cache = &decoder->layers[i];
-        OQ_TRY(attention_half(context, &s, x));
-        OQ_TRY(mlp_half(context, &s, x));
+        OQ_TRY(block(context, &s, x));
     }
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;

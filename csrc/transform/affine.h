@@ -14,6 +14,7 @@ typedef struct {
     oq_parametrization parametrization;
     oq_mask mask;
     int64_t blocks, width; /* n = width */
+    int64_t rotary;        /* dims of a block that RoPE rotates, for paired maps */
 } oq_affine;
 
 /* a [blocks, n, n] in double. */

@@ -17,6 +17,21 @@ int64_t oq_map_parameter_count(oq_map_kind kind, int64_t blocks, int64_t width)
     return blocks * width * width;
 }
 
+/* The channels of pair p of a block: *first and what is returned. */
+static int64_t pair_of(const oq_affine *affine, int64_t p, int64_t *first)
+{
+    const int64_t rotated = affine->rotary / 2, half = affine->width / 2;
+    *first = p < rotated ? p : p + rotated;
+    return *first + (p < rotated ? rotated : half - rotated);
+}
+
+/* The pair of channel c of a block. */
+static int64_t pair_with(const oq_affine *affine, int64_t c)
+{
+    const int64_t r = affine->rotary, rest = affine->width - r;
+    return c < r ? c % (r / 2) : r / 2 + (c - r) % (rest / 2);
+}
+
 static int64_t stored_count(const oq_map *map)
 {
     return map->affine.blocks * map->affine.width * (map->square ? map->affine.width : 1);
@@ -47,9 +62,13 @@ void oq_map_from_diagonal(const oq_map *map, const oq_real *s, oq_real *paramete
             const oq_real value = s ? s[b * n + i] : 1;
             if (map->kind == OQ_MAP_DIAGONAL) parameters[b * n + i] = value;
             if (map->kind == OQ_MAP_DENSE) parameters[(b * n + i) * n + i] = value;
-            if (i < half && (map->kind == OQ_MAP_TIED || map->kind == OQ_MAP_ROTATION))
-                parameters[b * half + i] = s ? oq_sqrt(value * s[b * n + i + half]) : 1;
         }
+    if (map->kind != OQ_MAP_TIED && map->kind != OQ_MAP_ROTATION) return;
+    for (int64_t p = 0; p < map->affine.blocks * half; p++) {
+        int64_t first;
+        const int64_t second = pair_of(&map->affine, p % half, &first), base = p / half * n;
+        parameters[p] = s ? oq_sqrt(s[base + first] * s[base + second]) : 1;
+    }
 }
 
 void oq_map_identity(const oq_map *map, oq_real *parameters) { oq_map_from_diagonal(map, NULL, parameters); }
@@ -60,7 +79,7 @@ static void diagonal_forward(oq_map *map, const oq_real *parameters)
 {
     const int64_t n = map->affine.width, half = n / 2;
     for (int64_t i = 0; i < map->affine.blocks * n; i++) {
-        const int64_t from = map->kind == OQ_MAP_TIED ? i / n * half + i % n % half : i;
+        const int64_t from = map->kind == OQ_MAP_TIED ? i / n * half + pair_with(&map->affine, i % n) : i;
         map->a[i] = parameters[from];
         map->inverse[i] = 1 / parameters[from];
     }
@@ -70,7 +89,7 @@ static void diagonal_backward(const oq_map *map, oq_real *dparameters)
 {
     const int64_t n = map->affine.width, half = n / 2;
     for (int64_t i = 0; i < map->affine.blocks * n; i++) {
-        const int64_t to = map->kind == OQ_MAP_TIED ? i / n * half + i % n % half : i;
+        const int64_t to = map->kind == OQ_MAP_TIED ? i / n * half + pair_with(&map->affine, i % n) : i;
         dparameters[to] += map->da[i] - map->dinverse[i] * map->inverse[i] * map->inverse[i];
     }
 }
@@ -83,9 +102,9 @@ static void rotation_forward(oq_map *map, const oq_real *parameters)
     memset(map->exact_inverse, 0, sizeof *map->exact_inverse * (size_t)stored_count(map));
     for (int64_t p = 0; p < pairs; p++) {
         const double a = (double)parameters[p], b = (double)parameters[pairs + p], det = a * a + b * b;
-        const int64_t i = p % half, base = p / half * n * n;
-        const int64_t at[4] = {base + i * n + i, base + i * n + i + half, base + (i + half) * n + i,
-                               base + (i + half) * n + i + half};
+        int64_t i;
+        const int64_t j = pair_of(&map->affine, p % half, &i), base = p / half * n * n;
+        const int64_t at[4] = {base + i * n + i, base + i * n + j, base + j * n + i, base + j * n + j};
         const double forward[4] = {a, -b, b, a};
         for (int c = 0; c < 4; c++) {
             map->exact[at[c]] = forward[c];
@@ -98,10 +117,11 @@ static void rotation_backward(const oq_map *map, const double *da, oq_real *dpar
 {
     const int64_t n = map->affine.width, half = n / 2, pairs = map->affine.blocks * half;
     for (int64_t p = 0; p < pairs; p++) {
-        const int64_t i = p % half;
-        const double *top = da + p / half * n * n + i * n, *bottom = top + half * n;
-        dparameters[p] += (oq_real)(top[i] + bottom[i + half]);
-        dparameters[pairs + p] += (oq_real)(bottom[i] - top[i + half]);
+        int64_t i;
+        const int64_t j = pair_of(&map->affine, p % half, &i);
+        const double *block = da + p / half * n * n;
+        dparameters[p] += (oq_real)(block[i * n + i] + block[j * n + j]);
+        dparameters[pairs + p] += (oq_real)(block[j * n + i] - block[i * n + j]);
     }
 }
 

@@ -3,9 +3,11 @@
  *
  *   kind        parameters           A
  *   diagonal    [blocks n]           diag(s)                       LET
- *   tied        [blocks n/2]         diag(s), s_i = s_{i + n/2}    LET at q <-> k, exact under RoPE
+ *   tied        [blocks n/2]         diag(s), both of a pair s_p   LET at q <-> k, exact under RoPE
  *   rotation    [2, blocks n/2]      [[a, -b], [b, a]] a pair      commutes with RoPE; det a^2 + b^2
- *   dense       [blocks, n, n]       see affine.h                  AffineQuant                          */
+ *   dense       [blocks, n, n]       see affine.h                  AffineQuant
+ *
+ * Pairs are those of RoPE, (i, i + r/2) of the r rotary dims, then the same of the dims that stay. */
 #ifndef OQ_TRANSFORM_MAP_H
 #define OQ_TRANSFORM_MAP_H
 

@@ -312,12 +312,15 @@ def _default_stability(scheme: QuantConfig, parametrization: str) -> float:
     return 0.01 if scheme.weight_only else 0.1
 
 
-def core_qk_map(options: CalibrationOptions, rope: bool) -> str:
+def core_qk_map(options: CalibrationOptions, rope: bool, head_norms: bool = False) -> str:
     """Name the q-k map as the core does: "none", "tied", "rotation", "scale" or "full".
 
     "exact" is what commutes with the rotations of RoPE: one scale a frequency pair for LET, a 2 x 2 block
     [[a, -b], [b, a]] a pair for AffineQuant. Without RoPE every map is exact, so the freest one is taken.
+    Norms of the heads of q and k stand in the way of every map: there is none then.
     """
+    if head_norms:
+        return "none"
     if options.qk_map != "exact":
         return options.qk_map
     if options.method == "affinequant":
@@ -326,7 +329,13 @@ def core_qk_map(options: CalibrationOptions, rope: bool) -> str:
 
 
 def core_options(
-    scheme: QuantConfig, options: CalibrationOptions, *, block: int, rope: bool, gated: bool = True
+    scheme: QuantConfig,
+    options: CalibrationOptions,
+    *,
+    block: int,
+    rope: bool,
+    gated: bool = True,
+    head_norms: bool = False,
 ) -> dict[str, int | float | bool | str | dict[str, int | bool]]:
     """Return the option dict of ``_core.calibrate_block`` and ``_core.fold_block``.
 
@@ -340,6 +349,8 @@ def core_options(
         Whether the model rotates Q and K.
     gated : bool
         Whether the MLP is gated: only then is it linear between `up` and `down`, so that scales fold there.
+    head_norms : bool
+        Whether norms stand between the linears of Q and K and their product.
 
     Returns
     -------
@@ -358,7 +369,7 @@ def core_options(
         "rounding": options.rounding,
         "norm_map": options.norm_map,
         "vo_map": options.vo_map,
-        "qk_map": core_qk_map(options, rope),
+        "qk_map": core_qk_map(options, rope, head_norms),
         "up_down": options.up_down and gated,
         "shift": options.shift,
         "parametrization": options.parametrization,

@@ -19,6 +19,7 @@ from omniquant.errors import CheckpointError, UnsupportedError
 from omniquant.forward import F32
 from omniquant.models.adapter import FamilyAdapter
 from omniquant.models.registry import adapter_for_model_type
+from omniquant.models.tensors import TensorRef, stored_tensors
 from omniquant.quantized import CalibrationResult
 
 U8 = npt.NDArray[np.uint8]
@@ -141,11 +142,9 @@ class Content:
         }
         return Block(linears, tensors, online_maps(folded))
 
-    def block_names(self, index: int) -> dict[str, str]:
-        """Map our names of a block's tensors ("q.weight", "norm1.weight") to those of Hugging Face."""
-        architecture = self.result.architecture
-        refs = self._adapter.block_tensors(architecture, index, "safetensors")
-        return {ours: ref.key for ours, ref in refs.items()}
+    def refs(self, index: int) -> dict[str, TensorRef]:
+        """Map our names of a block's tensors ("q.weight", "norm1.weight") to Hugging Face's tensors."""
+        return dict(self._adapter.block_tensors(self.result.architecture, index, "safetensors"))
 
     def gguf_names(self, index: int) -> dict[str, Place]:
         """Map our names of a block's tensors to those of GGUF and the order of rows there."""
@@ -153,11 +152,21 @@ class Content:
         names: dict[str, Place] = {}
         for ours, ref in self._adapter.block_tensors(architecture, index, "gguf").items():
             order = None
-            if ref.convert is not None:
-                # convert() brings stored rows into our order; where it puts row numbers is its inverse.
-                order = np.argsort(ref.convert(np.arange(ref.shape[0], dtype=np.float32))).astype(np.intp)
+            if ref.view is not None:
+                # A view brings stored rows into our order; where it puts row numbers is its inverse.
+                order = np.argsort(ref.view(np.arange(ref.shape[0])).reshape(-1)).astype(np.intp)
             names[ours] = (ref.key, order)
         return names
+
+    @property
+    def gguf_architecture(self) -> str:
+        """The general.architecture llama.cpp knows the family by."""
+        return (*self._adapter.gguf_architectures, "llama")[0]
+
+    @property
+    def class_name(self) -> str:
+        """The class of transformers that reads the model."""
+        return self._adapter.classes[str(self.result.fold().config["model_type"])]
 
     def slot(self, places: Mapping[str, Place], name: str, index: int) -> Place:
         """Return the place of one of our tensors; UnsupportedError where there is no slot for a bias."""
@@ -174,15 +183,20 @@ class Content:
         return {ours: ref.key for ours, ref in refs.items()}
 
     def outer_tensors(self) -> dict[str, F32]:
-        """Return embedding, last norm and, if untied, head, by their Hugging Face names."""
+        """Return what lies outside the blocks as Hugging Face stores it."""
         model, architecture = self.result.fold(), self.result.architecture
-        names = self.outer_names("safetensors")
-        tensors = {names["embedding.weight"]: model.embed(np.arange(architecture.vocab_size))}
-        for name, values in model.final_norm().items():
-            tensors[names[f"final_norm.{name}"]] = values
-        if "lm_head.weight" in names:
-            tensors[names["lm_head.weight"]] = model.lm_head()
-        return tensors
+        refs = self._adapter.outer_tensors(architecture, "safetensors")
+        ends = model.ends()
+        tensors = {"embedding.weight": model.embedding(np.arange(architecture.vocab_size))}
+        tensors |= {f"final_norm.{kind}": values for kind, values in ends.final_norm.items()}
+        tensors |= {f"embedding_norm.{kind}": values for kind, values in ends.embedding_norm.items()}
+        if ends.positions is not None:
+            tensors["positions.weight"] = ends.positions
+        if ends.lm_head_bias is not None:
+            tensors["lm_head.bias"] = ends.lm_head_bias
+        if "lm_head.weight" in refs:
+            tensors["lm_head.weight"] = model.lm_head()
+        return stored_tensors(refs, tensors)
 
     def tokenizer_json(self) -> str | None:
         """Return the tokenizer's text, None where the result holds none."""

@@ -94,7 +94,7 @@ class _Decoder:
         x = ops.gather(table, ids)
         for index in range(model.num_layers):
             x = self.block(x, index)
-        x = self.norm(x, model.final_norm()["weight"])
+        x = self.norm(x, model.ends().final_norm["weight"])
         weight = table if model.architecture.tied_embeddings else ops.table(head, "lm_head")
         logits = ops.apply("matmul", x, ops.transpose(weight, [1, 0]))
         ops.output("logits", logits, np.float32, ["batch", "length", model.vocab_size])

@@ -41,7 +41,7 @@ def write(content: Content, folder: Path) -> None:
     """Write the folder."""
     library = importlib.import_module("gguf")
     write_common(content, folder)
-    writer = library.GGUFWriter(folder / FILE_NAME, "llama")
+    writer = library.GGUFWriter(folder / FILE_NAME, content.gguf_architecture)
     _add_model(writer, library, content)
     add_tokenizer(writer, content)
     _add_tensors(writer, library, content)
@@ -128,7 +128,7 @@ def _add_tensors(writer: Any, library: Any, content: Content) -> None:
     embedding, head = content.result.fold().matrices()
     names = content.outer_names("gguf")
     _add_matrix(writer, library, names["embedding.weight"], embedding)
-    writer.add_tensor(names["final_norm.weight"], content.result.fold().final_norm()["weight"])
+    writer.add_tensor(names["final_norm.weight"], content.result.fold().ends().final_norm["weight"])
     if "lm_head.weight" in names:
         _add_matrix(writer, library, names["lm_head.weight"], head)
     for index in range(content.result.header.num_layers):

@@ -7,18 +7,23 @@ that reads the original model reads this one and computes what the calibration s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.checkpoint.text_settings import TextSettings
+from omniquant.errors import UnsupportedError
 from omniquant.export.card import model_card
 from omniquant.export.content import Block, Content, Linear
 from omniquant.export.folder import Shards, Tensors, compact, write_json
+from omniquant.forward import F32
+from omniquant.models.tensors import TensorRef, grouped, stored_tensors
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM"}
 _LOAD = """\
 ```python
 from transformers import AutoModelForCausalLM
@@ -30,7 +35,11 @@ model = AutoModelForCausalLM.from_pretrained(".", dtype="auto")
 def write(content: Content, folder: Path) -> None:
     """Write the plain folder."""
     write_common(content, folder)
-    write_tensors(content, folder, lambda linear, _: {"weight": compact(linear.weight())})
+    shards = Shards(folder)
+    for index in range(content.result.header.num_layers):
+        shards.add(folded_tensors(content, index))
+    shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
+    shards.close()
     card = model_card(content, "a plain Hugging Face folder, weights dequantized", "transformers", _LOAD)
     atomic_write_bytes(folder / "README.md", card.encode())
 
@@ -38,59 +47,84 @@ def write(content: Content, folder: Path) -> None:
 def write_tensors(content: Content, folder: Path, tensors_of: Callable[[Linear, int], Tensors]) -> None:
     """Write all tensors as safetensors, a block at a time.
 
-    `tensors_of` gives those of one linear and the index of its block, by what follows the linear's name.
+    `tensors_of` gives those of one linear, as it is stored, and the index of its block, by what follows its
+    name.
     """
     shards = Shards(folder)
     for index in range(content.result.header.num_layers):
         block = content.block(index)
-        shards.add(
-            named(content, index, {**linear_tensors(block, index, tensors_of), **float_tensors(block)})
-        )
+        shards.add(_stored(content, index, _floats(block)))
+        for weight, linear in stored_linears(content, block, index).items():
+            stem = weight.removesuffix("weight")
+            shards.add({stem + kind: values for kind, values in tensors_of(linear, index).items()})
     shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
     shards.close()
 
 
-def linear_tensors(block: Block, index: int, tensors_of: Callable[[Linear, int], Tensors]) -> Tensors:
-    """Return what `tensors_of` gives for each linear of a block, by our names."""
-    return {
-        f"{name}.{kind}": values
-        for name, linear in block.linears.items()
-        for kind, values in tensors_of(linear, index).items()
-    }
-
-
 def float_tensors(block: Block) -> Tensors:
     """Return norms, biases and weights that stay in float, by our names."""
+    return {name: compact(values) for name, values in _floats(block).items()}
+
+
+def _floats(block: Block) -> dict[str, F32]:
     biases = {f"{n}.bias": linear.bias for n, linear in block.linears.items() if linear.bias is not None}
-    return {name: compact(values) for name, values in (block.tensors | biases).items()}
+    return block.tensors | biases
 
 
-def named(content: Content, index: int, tensors: Tensors) -> Tensors:
-    """Return tensors of a block under their Hugging Face names.
+def folded_tensors(content: Content, index: int) -> dict[str, npt.NDArray[np.floating]]:
+    """Return a block's tensors as Hugging Face stores them, weights dequantized."""
+    block = content.block(index)
+    weights = {f"{name}.weight": linear.weight() for name, linear in block.linears.items()}
+    return _stored(content, index, {**weights, **_floats(block)})
 
-    "q.scales" becomes the name of "q.weight" with its last part replaced.
+
+def _stored(content: Content, index: int, tensors: Tensors) -> dict[str, npt.NDArray[np.floating]]:
+    refs = content.refs(index)
+    for name in tensors:
+        content.slot({known: (ref.key, None) for known, ref in refs.items()}, name, index)
+    return {name: compact(values) for name, values in stored_tensors(refs, tensors).items()}
+
+
+def stored_linears(content: Content, block: Block, index: int) -> dict[str, Linear]:
+    """Return the quantized linears of a block as Hugging Face stores them, by the name of their weight.
 
     Raises
     ------
     UnsupportedError
-        If the architecture has no slot for a bias.
+        If they are stored transposed: groups and scales go along the inputs.
     """
-    names = content.block_names(index)
-    out = {}
-    for name, values in tensors.items():
-        part, _, kind = name.partition(".")
-        weight = names[f"{part}.weight"]
-        if kind == "bias":
-            content.slot({known: (key, None) for known, key in names.items()}, name, index)
-        out[weight.removesuffix("weight") + kind] = values
-    return out
+    refs = content.refs(index)
+    weights = {f"{name}.weight": linear for name, linear in block.linears.items()}
+    return {
+        key: _fused([refs[name] for name in names], [weights[name] for name in names], index)
+        for key, names in grouped(refs, weights).items()
+    }
 
 
-def folded_tensors(content: Content, index: int) -> Tensors:
-    """Return a block's tensors under their Hugging Face names, weights dequantized."""
-    block = content.block(index)
-    weights = linear_tensors(block, index, lambda linear, _: {"weight": linear.weight()})
-    return named(content, index, {**weights, **float_tensors(block)})
+def _fused(refs: list[TensorRef], linears: list[Linear], index: int) -> Linear:
+    first, linear = refs[0], linears[0]
+    if not first.keeps_rows:
+        raise UnsupportedError(
+            f"block {index}: {first.key} is stored transposed, so packed weights have no place there; "
+            "nearest: huggingface"
+        )
+    if first.view is None:
+        return linear
+
+    def fuse(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        whole = np.empty((first.shape[0], parts[0].shape[1]), parts[0].dtype)
+        for ref, part in zip(refs, parts, strict=True):
+            ref.write(part, whole)
+        return whole
+
+    return replace(
+        linear,
+        name=" ".join(each.name for each in linears),
+        codes=fuse([each.codes for each in linears]),
+        scale=fuse([each.scale for each in linears]),
+        zero_point=fuse([each.zero_point for each in linears]),
+        bias=None,
+    )
 
 
 def write_common(content: Content, folder: Path, quantization: dict[str, Any] | None = None) -> None:
@@ -117,9 +151,9 @@ def model_config(content: Content) -> dict[str, Any]:
     config: dict[str, Any] = dict(content.result.fold().config)
     config.pop("torch_dtype", None)
     config |= {"dtype": "float32", "torch_dtype": "float32"}  # new and old readers
-    config.setdefault("architectures", [_ARCHITECTURES[str(config["model_type"])]])
+    config.setdefault("architectures", [content.class_name])
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict):
+    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
         rope = {"rope_type": "default"} | rope
         config["rope_parameters"] = rope
         config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))

@@ -25,6 +25,8 @@ class Wish:
     spec : BlockSpec
     weights_only : bool
         The quantizers of activations may be left out.
+    unusual : tuple of str
+        What the model has outside its blocks beyond LLaMA's kind.
     """
 
     format: str
@@ -33,6 +35,7 @@ class Wish:
     options: CalibrationOptions
     spec: BlockSpec
     weights_only: bool = False
+    unusual: tuple[str, ...] = ()
 
     def fail(self, cannot: str, nearest: str) -> UnsupportedError:
         """Return the error."""
@@ -155,6 +158,9 @@ def rms_norm(wish: Wish) -> None:
             f"a block of {spec.norm} norm, {spec.mlp} MLP{'' if spec.rope else ' and no rotary positions'}",
             "huggingface",
         )
+    beyond = [*spec.extras(), *wish.unusual]
+    if beyond:
+        raise wish.fail(f"a model with {', '.join(beyond)}", "huggingface")
 
 
 def symmetric(*of: int) -> Check:

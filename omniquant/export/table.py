@@ -11,7 +11,7 @@ from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import ConfigError, UnsupportedError
 from omniquant.export import refusals as may
 from omniquant.export.content import Content
-from omniquant.models.spec import BlockSpec
+from omniquant.models.adapter import Architecture
 
 Writer = Callable[[Content, Path], None]
 
@@ -132,6 +132,7 @@ def refuse(wish: may.Wish) -> None:
         check(wish)
 
 
-def refuse_target(scheme: QuantConfig, options: CalibrationOptions, spec: BlockSpec) -> None:
+def refuse_target(scheme: QuantConfig, options: CalibrationOptions, architecture: Architecture) -> None:
     """Raise UnsupportedError if the target of a calibration could not hold its result, before it begins."""
-    refuse(may.Wish(options.target, "", scheme, options, spec, weights_only=True))
+    spec, unusual = architecture.spec, architecture.unusual()
+    refuse(may.Wish(options.target, "", scheme, options, spec, weights_only=True, unusual=unusual))

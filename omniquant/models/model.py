@@ -18,13 +18,14 @@ from omniquant.checkpoint.source import F32, TensorSource
 from omniquant.checkpoint.text import shown
 from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
 from omniquant.errors import CheckpointError, ConfigError, DataError
-from omniquant.models.adapter import Architecture, FamilyAdapter, TensorRef
-from omniquant.models.rope import rope_tables
-from omniquant.models.spec import BlockSpec
+from omniquant.models.adapter import Architecture, FamilyAdapter
+from omniquant.models.ends import Ends, ends_of
+from omniquant.models.layered import Layered
+from omniquant.models.tensors import TensorRef
 from omniquant.runtime.matrix import Matrix
 
 
-class Model:
+class Model(Layered):
     """A language model on disk. Made by :func:`omniquant.models.load.load_model`; never changed.
 
     Parameters
@@ -78,26 +79,6 @@ class Model:
         return self._adapter.name
 
     @property
-    def spec(self) -> BlockSpec:
-        """The shape of every block."""
-        return self.architecture.spec
-
-    @property
-    def num_layers(self) -> int:
-        """The number of blocks."""
-        return self.architecture.num_layers
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of rows of the embedding, V."""
-        return self.architecture.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence the model was made for."""
-        return self.architecture.max_positions
-
-    @property
     def source(self) -> str:
         """Where the numbers come from, as in "safetensors float32" or "GGUF, dequantized (linears Q4_1)"."""
         return self._source.description
@@ -124,8 +105,8 @@ class Model:
         """Return the files the weights are read from, sorted; none where they are arrays in memory."""
         return self._source.files()
 
-    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
-        """Return the embeddings of token ids.
+    def embedding(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embedding's rows of token ids.
 
         Parameters
         ----------
@@ -145,17 +126,27 @@ class Model:
         check_token_ids(ids, self.vocab_size, "tokens")
         # Each row once: quantized embeddings are costly to read.
         distinct, where = np.unique(ids, return_inverse=True)
+        return self._rows(distinct.astype(np.int64))[where.reshape(ids.shape)]
+
+    def _rows(self, ids: npt.NDArray[np.int64]) -> F32:
         ref = self._outer["embedding.weight"]
-        rows = self._source.load_rows(ref.key, distinct.astype(np.int64))
-        converted = rows if ref.convert is None else ref.convert(rows)
-        return converted[where.reshape(ids.shape)]
+        return self._source.load_rows(ref.key, ids)
+
+    def embed(self, tokens: npt.NDArray[np.integer], positions: npt.NDArray[np.integer] | None = None) -> F32:
+        """Return what the first block reads of token ids [.., T] at positions [T], from 0 on by default.
+
+        That is :meth:`embedding`, and whatever the family does to it: a scale, a norm, positions. float32
+        [.., T, H]; errors as there.
+        """
+        return self.ends().enter(self.embedding(tokens), positions)
 
     def block(self, index: int) -> dict[str, F32]:
         """Return the tensors of one block, float32 and C-contiguous; views of the file are read-only.
 
         Keys: "norm1.weight" [H], "q.weight" [n d, H], "k.weight" and "v.weight" [n_kv d, H],
         "o.weight" [H, n d], "norm2.weight" [H], "gate.weight" and "up.weight" [F, H],
-        "down.weight" [H, F], and "*.bias" where the family has them; no "gate" in a plain MLP.
+        "down.weight" [H, F], and "*.bias" where the family has them; no "gate" in a plain MLP, and whatever
+        other norms the spec has.
 
         Raises
         ------
@@ -172,14 +163,19 @@ class Model:
         self._source.drop_pages()
         return tensors
 
-    def final_norm(self) -> dict[str, F32]:
-        """Return the last norm: "weight" [H] and, for LayerNorm, "bias" [H]."""
-        prefix = "final_norm."
-        return {
-            ours.removeprefix(prefix): self._load(r)
-            for ours, r in self._outer.items()
-            if ours.startswith(prefix)
+    def outer(self, part: str) -> dict[str, F32]:
+        """Return "weight" and "bias", as far as it has them, of a part outside the blocks.
+
+        Those are "final_norm", "embedding_norm", "positions" and, of "lm_head", the bias alone.
+        """
+        found = {
+            ours.rpartition(".")[2]: ref for ours, ref in self._outer.items() if ours.startswith(f"{part}.")
         }
+        return {k: self._load(ref) for k, ref in found.items() if part != "lm_head" or k == "bias"}
+
+    def ends(self) -> Ends:
+        """Return what stands before the first block and behind the last one."""
+        return ends_of(self)
 
     def lm_head(self) -> F32:
         """Return the output matrix, float32 [V, H]; of tied models the embedding.
@@ -190,32 +186,12 @@ class Model:
 
     def matrices(self) -> tuple[Matrix, Matrix]:
         """Return embedding and head; the same object where they are tied."""
-        embedding = Matrix.exact(self.embed(np.arange(self.vocab_size)))
+        embedding = Matrix.exact(self.embedding(np.arange(self.vocab_size)))
         return embedding, embedding if self.architecture.tied_embeddings else Matrix.exact(self.lm_head())
 
     def drop_pages(self) -> None:
         """Let the system take back what was read of the files; it is read again where it is needed."""
         self._source.drop_pages()
-
-    def rope_tables(self, positions: int) -> tuple[F32, F32]:
-        """Return cos and sin for positions 0 to positions - 1, float32 [positions, head_dim / 2] each.
-
-        Raises
-        ------
-        DataError
-            If that is more positions than the model was made for.
-        ConfigError
-            If the family has no rotary positions.
-        """
-        if self.architecture.rope is None:
-            raise ConfigError(f"{self.name} has no rotary positions")
-        self.check_seqlen(positions)
-        return rope_tables(self.architecture.rope.inverse_frequencies(self.spec.head_dim), positions)
-
-    def check_seqlen(self, seqlen: int) -> None:
-        """Raise DataError unless sequences of this many tokens fit the model."""
-        if not 1 <= seqlen <= self.max_positions:
-            raise DataError(f"{seqlen} tokens in a sequence: {self.name} takes 1 to {self.max_positions}")
 
     def fingerprint(self) -> str:
         """Return a sha256 of the configuration, every tensor's name, type and shape, and the files' content.
@@ -235,8 +211,7 @@ class Model:
         return digest.hexdigest()
 
     def _load(self, ref: TensorRef) -> F32:
-        values = self._source.load(ref.key)
-        return values if ref.convert is None else ref.convert(values)
+        return ref.read(self._source.load(ref.key))
 
 
 def _check_ref(source: TensorSource, ref: TensorRef) -> None:

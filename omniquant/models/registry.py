@@ -19,9 +19,9 @@ def adapter_for_model_type(model_type: str, where: str) -> FamilyAdapter:
         Naming the type, the file it came from and the types that are supported.
     """
     for adapter in ADAPTERS:
-        if model_type in adapter.model_types:
+        if model_type in adapter.classes:
             return adapter
-    known = ", ".join(kind for adapter in ADAPTERS for kind in adapter.model_types)
+    known = ", ".join(kind for adapter in ADAPTERS for kind in adapter.classes)
     raise UnsupportedCheckpointError(f"{where}: model_type is {shown(model_type)}, supported are {known}")
 
 

@@ -52,9 +52,9 @@ class Rope:
     theta: float = _DEFAULT_THETA
     scaling: float | Llama3Scaling | FrequencyFactors | None = None
 
-    def inverse_frequencies(self, head_dim: int) -> F64:
-        """Return the angle a position advances each of the d/2 pairs by: float64 [head_dim / 2]."""
-        plain = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    def inverse_frequencies(self, rotary_dim: int) -> F64:
+        """Return the angle a position advances each of the r/2 pairs by: float64 [rotary_dim / 2]."""
+        plain = self.theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
         if self.scaling is None:
             return plain
         if isinstance(self.scaling, Llama3Scaling):
@@ -149,7 +149,16 @@ def _scaling(
     )
 
 
-def rope_from_config(config: Fields, max_positions: int, head_dim: int) -> Rope:
+def partial_rotary_factor(config: Fields, default: float = 1.0) -> float:
+    """Return the share of each head that rotates."""
+    for place in (config.section("rope_parameters"), config, config.section("rope_scaling")):
+        for name in ("partial_rotary_factor", "rotary_pct"):
+            if place is not None and place.has(name):
+                return place.positive(name)
+    return default
+
+
+def rope_from_config(config: Fields, max_positions: int, rotary_dim: int) -> Rope:
     """Read the rotary positions of a config.json.
 
     Newer ones hold everything in ``rope_parameters``, older ones ``rope_theta`` at the top and the rest
@@ -158,7 +167,7 @@ def rope_from_config(config: Fields, max_positions: int, head_dim: int) -> Rope:
     Raises
     ------
     UnsupportedCheckpointError
-        If the scaling is of another kind than linear or llama3, or covers a part of each head.
+        If the scaling is of another kind than linear or llama3.
     CheckpointError
         If a field is missing or impossible, or the two places name different bases.
     """
@@ -169,9 +178,4 @@ def rope_from_config(config: Fields, max_positions: int, head_dim: int) -> Rope:
         raise CheckpointError(
             f"{config.where}: rope_theta is {thetas[0]} at the top but {thetas[1]} in rope_parameters"
         )
-    for place in (config, section):
-        if place.positive("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedCheckpointError(
-                f"{place.where}: partial_rotary_factor other than 1 is not supported"
-            )
-    return Rope(thetas[0] if thetas else _DEFAULT_THETA, _scaling(section, max_positions, head_dim))
+    return Rope(thetas[0] if thetas else _DEFAULT_THETA, _scaling(section, max_positions, rotary_dim))

@@ -77,8 +77,16 @@ class Rotation:
                 "rotation: a LayerNorm subtracts the mean over channels, which no rotation keeps; "
                 "nearest: rotation none"
             )
-        spec = replace(original.spec, rotate_qk=self.qk, rotate_heads=self.online, rotate_down=self.online)
-        return replace(original, spec=spec, tied_embeddings=False)
+        if original.spec.post_norms or original.embedding_norm or original.learned_positions:
+            raise UnsupportedError(
+                "rotation: what norms or a table of positions add to the residual stream cannot be turned; "
+                "nearest: rotation none"
+            )
+        other = original.other and replace(original.other, spec=self._spec(original.other.spec))
+        return replace(original, spec=self._spec(original.spec), other=other, tied_embeddings=False)
+
+    def _spec(self, spec: BlockSpec) -> BlockSpec:
+        return replace(spec, rotate_qk=self.qk, rotate_heads=self.online, rotate_down=self.online)
 
 
 class RotatedModel(Model):
@@ -134,31 +142,36 @@ class RotatedModel(Model):
         """Return the original's; the rotation is among the options of a calibration."""
         return self._model.fingerprint()
 
-    def embed(self, tokens: npt.NDArray[np.integer]) -> F32:
-        """Return the embeddings [N, T, H] of tokens [N, T]."""
-        return self._reader(self._model.embed(tokens), None)
+    def embedding(self, tokens: npt.NDArray[np.integer]) -> F32:
+        """Return the embedding's rows [.., H] of tokens."""
+        return self._reader(self._model.embedding(tokens), None)
 
-    def final_norm(self) -> dict[str, F32]:
-        """Return the last norm: its gain is in the head."""
-        return {"weight": np.ones(self.spec.hidden_size, np.float32)}
+    def outer(self, part: str) -> dict[str, F32]:
+        """Return a small part outside the blocks: the gain of the last norm is in the head."""
+        if part == "final_norm":
+            return {"weight": np.ones(self.spec.hidden_size, np.float32)}
+        return self._model.outer(part)
 
     def lm_head(self) -> F32:
         """Return the output matrix [V, H]."""
-        return self._reader(self._model.lm_head(), self._model.final_norm()["weight"])
+        return self._reader(self._model.lm_head(), self._model.outer("final_norm")["weight"])
 
     def block(self, index: int) -> dict[str, F32]:
         """Return the tensors of one block in the rotated basis; see :meth:`Model.block`."""
         tensors = self._model.block(index)
         for name, norm in _READERS.items():
             if f"{name}.weight" in tensors:
-                tensors[f"{name}.weight"] = self._reader(tensors[f"{name}.weight"], tensors[f"{norm}.weight"])
+                gain = tensors.get(
+                    f"{norm}.weight", tensors["norm1.weight"]
+                )  # one norm may serve both halves
+                tensors[f"{name}.weight"] = self._reader(tensors[f"{name}.weight"], gain)
         for name in _WRITERS:
             columns = self._reader(tensors[f"{name}.weight"].T, None)
             tensors[f"{name}.weight"] = np.ascontiguousarray(columns.T)
             if f"{name}.bias" in tensors:
                 tensors[f"{name}.bias"] = self._reader(tensors[f"{name}.bias"], None)
-        for norm in ("norm1", "norm2"):
-            tensors[f"{norm}.weight"] = np.ones(self.spec.hidden_size, np.float32)
+        for norm in tensors.keys() & {"norm1.weight", "norm2.weight"}:
+            tensors[norm] = np.ones(self.spec.hidden_size, np.float32)
         _rotate_heads(tensors, self.spec)
         if self.spec.rotate_down:
             tensors["down.weight"] = _turned(tensors["down.weight"], (self.spec.ffn_size, 1))

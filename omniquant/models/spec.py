@@ -11,9 +11,10 @@ from omniquant.errors import ConfigError
 Norm = Literal["rms", "layer"]
 Mlp = Literal["gated", "plain"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Residual = Literal["sequential", "parallel", "shared"]
 
 _SIZES = ("hidden_size", "ffn_size", "num_heads", "num_kv_heads", "head_dim")
-_CHOICES = {"norm": Norm, "mlp": Mlp, "activation": Activation}
+_CHOICES = {"norm": Norm, "mlp": Mlp, "activation": Activation, "residual": Residual}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,23 @@ class BlockSpec:
         Rotary positions on q and k, in halves as Hugging Face stores them; d must then be even.
     mlp, activation
         ``down(act(gate(x)) * up(x))`` or ``down(act(up(x)))``; gelu is the exact one, by erf.
+    rotary_dim
+        Dims of each head that rotate, the first ones; 0: all.
+    residual
+        What the MLP reads: "sequential", norm2 of x plus the attention; "parallel", norm2 of x; "shared",
+        norm1 of x, as q, k and v do.
+    head_norms
+        A norm of every head of q and k, behind the linear and before the rotation: "q_norm" and "k_norm" [d].
+    post_norms
+        A norm of what the attention and the MLP add: "post1" and "post2" [H].
+    attention_scale
+        Of the products of q and k; 0: 1 / sqrt(d).
+    score_cap
+        Scores become cap tanh(score / cap); 0: they stay.
+    window
+        Tokens a token sees, itself included; 0: all before it.
+    alibi
+        Scores fall with the distance, by a slope a head (Press et al. 2022, arXiv 2108.12409).
     rotate_qk, rotate_heads, rotate_down
         Online rotations (``csrc/block/rotation.h``): of q and k behind their positions, over the heads before
         `o`, of the input of `down`. No checkpoint has them, a rotated model does.
@@ -52,6 +70,14 @@ class BlockSpec:
     rope: bool = True
     mlp: Mlp = "gated"
     activation: Activation = "silu"
+    rotary_dim: int = 0
+    residual: Residual = "sequential"
+    head_norms: bool = False
+    post_norms: bool = False
+    attention_scale: float = 0.0
+    score_cap: float = 0.0
+    window: int = 0
+    alibi: bool = False
     rotate_qk: bool = False
     rotate_heads: bool = False
     rotate_down: bool = False
@@ -71,9 +97,57 @@ class BlockSpec:
             raise ConfigError(
                 f"num_heads is {self.num_heads}, no multiple of num_kv_heads {self.num_kv_heads}"
             )
-        if self.rope and self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}, rotary positions need an even one")
+        if self.rope and (self.rotary % 2 or not 0 < self.rotary <= self.head_dim):
+            name = "rotary_dim" if self.rotary_dim else "head_dim"
+            raise ConfigError(f"{name} is {self.rotary}, rotary positions need an even one within the head")
+        for field in ("attention_scale", "score_cap", "window"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not (0 <= value < 2**31):
+                raise ConfigError(f"{field} is {value!r}, expected a number of at least 0")
+
+    @property
+    def rotary(self) -> int:
+        """Dims of each head that rotate."""
+        return self.rotary_dim or self.head_dim
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return (out, in) of every linear, in the order of the forward pass."""
+        hidden, ffn = self.hidden_size, self.ffn_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        shapes = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
+        gate = {"gate": (ffn, hidden)} if self.mlp == "gated" else {}
+        return shapes | gate | {"up": (ffn, hidden), "down": (hidden, ffn)}
+
+    def norm_widths(self) -> dict[str, int]:
+        """Return the width of every norm."""
+        names = ["norm1"] if self.residual == "shared" else ["norm1", "norm2"]
+        names += ["post1", "post2"] if self.post_norms else []
+        heads = ("q_norm", "k_norm") if self.head_norms else ()
+        return dict.fromkeys(names, self.hidden_size) | dict.fromkeys(heads, self.head_dim)
+
+    def map_facts(self) -> dict[str, bool]:
+        """Return what decides which maps a block permits, as :func:`omniquant.config.core_options` asks."""
+        return {"rope": self.rope, "gated": self.mlp == "gated", "head_norms": self.head_norms}
+
+    def extras(self) -> dict[str, object]:
+        """Return the fields in which the block differs from LLaMA's kind."""
+        return {k: v for k, v in asdict(self).items() if k in _EXTRAS and v != _EXTRAS[k]}
 
     def to_core(self) -> dict[str, int | float | bool | str]:
-        """Return the fields as the plain dict the C core takes."""
-        return asdict(self)
+        """Return the fields as the plain dict the C core takes; what a block does without is left out."""
+        off = _EXTRAS | dict.fromkeys(_ROTATIONS, False)
+        return {k: v for k, v in asdict(self).items() if k not in off or v != off[k]}
+
+
+_ROTATIONS = ("rotate_qk", "rotate_heads", "rotate_down")
+# Fields of blocks beyond LLaMA's kind, and what they are in one of that kind.
+_EXTRAS = {
+    "rotary_dim": 0,
+    "residual": "sequential",
+    "head_norms": False,
+    "post_norms": False,
+    "attention_scale": 0.0,
+    "score_cap": 0.0,
+    "window": 0,
+    "alibi": False,
+}

@@ -11,7 +11,8 @@ from omniquant import _core
 from omniquant.blockfile import Array
 from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError, DataError
-from omniquant.forward import F32, Activation, Weights, rope_or_empty
+from omniquant.forward import F32, Activation
+from omniquant.models.ends import Ends
 from omniquant.models.model import check_token_ids
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.matrix import Matrix
@@ -28,6 +29,12 @@ class Runnable(Protocol):
     @property
     def spec(self) -> BlockSpec:
         """Sizes and kinds of a block."""
+
+    def spec_of(self, layer: int) -> BlockSpec:
+        """Return the spec of one block."""
+
+    def layer_kind(self, layer: int) -> int:
+        """Return which of the model's kinds of blocks one is: 0 or 1."""
 
     @property
     def scheme(self) -> QuantConfig:
@@ -51,11 +58,11 @@ class Runnable(Protocol):
     def matrices(self) -> tuple[Matrix, Matrix]:
         """Return embedding and head."""
 
-    def final_norm(self) -> Weights:
-        """Return the last norm."""
+    def ends(self) -> Ends:
+        """Return what stands before the first block and behind the last one."""
 
-    def rope_tables(self, length: int) -> tuple[F32, F32]:
-        """Return cos and sin."""
+    def rope_tables(self, length: int, layer: int, /) -> tuple[F32, F32]:
+        """Return cos and sin of one block."""
 
 
 class Engine:
@@ -84,7 +91,9 @@ class Engine:
         how = (scheme.w_bits, scheme.w_symmetric, scheme.group_size or 0)
         for index in range(model.num_layers):
             try:
-                _core.model_set_block(self._core, index, model.tensors(index), *how, threads=self.threads)
+                spec, kind = model.spec_of(index).to_core(), model.layer_kind(index)
+                tensors = model.tensors(index)
+                _core.model_set_block(self._core, index, spec, kind, tensors, *how, threads=self.threads)
             except CheckpointError:
                 raise
             except ValueError as error:
@@ -93,7 +102,7 @@ class Engine:
     def _create(self, kernel: str | None) -> object:
         model = self._model
         embedding, head = model.matrices()
-        norm = model.final_norm()
+        ends = model.ends()
         self.vocab_size = len(head.values)
         self.head_bytes = head.nbytes
         return _core.model_create(
@@ -101,10 +110,16 @@ class Engine:
             model.activation,
             embedding.to_core(),
             head.to_core(),
-            norm["weight"],
-            norm.get("bias"),
+            ends.final_norm["weight"],
+            ends.final_norm.get("bias"),
             model.num_layers,
             kernel,
+            embedding_scale=ends.embedding_scale,
+            embedding_norm=ends.embedding_norm.get("weight"),
+            embedding_norm_bias=ends.embedding_norm.get("bias"),
+            positions=ends.positions,
+            lm_head_bias=ends.lm_head_bias,
+            logit_cap=ends.logit_cap,
         )
 
     @property
@@ -119,9 +134,20 @@ class Engine:
         """
         if not 1 <= capacity <= self._model.max_positions:
             raise DataError(f"{capacity} tokens: {self._model.name} takes 1 to {self._model.max_positions}")
-        cos, sin = rope_or_empty(self._model, capacity)
-        core = _core.decoder_create(self._core, capacity, cos, sin)
+        core = _core.decoder_create(self._core, capacity, *self._rope_tables(capacity))
         return Decoder(core, self.threads if threads is None else resolve_threads(threads))
+
+    def _rope_tables(self, capacity: int) -> tuple[F32 | None, F32 | None]:
+        """Return cos and sin of every kind of block [kinds, capacity, r / 2], None where none rotates."""
+        model, first = self._model, dict[int, int]()
+        for layer in range(model.num_layers):
+            first.setdefault(model.layer_kind(layer), layer)
+        half = model.spec.rotary // 2
+        tables = np.zeros((2, max(first) + 1, capacity, half), np.float32)
+        rotate = [(kind, layer) for kind, layer in first.items() if model.spec_of(layer).rope]
+        for kind, layer in rotate:
+            tables[:, kind] = model.rope_tables(capacity, layer)
+        return (tables[0], tables[1]) if rotate else (None, None)
 
     def facts(self) -> dict[str, Any]:
         """Return what it runs on: bytes of packed blocks, bytes of the head, names of the kernels."""

@@ -160,10 +160,11 @@ def _run(
 ) -> F32:
     """Return the hidden states [tokens, H] of all texts behind the last block."""
     lengths = np.array([len(text) for text in texts], np.int32)
-    x = model.embed(np.concatenate([np.array(text, np.int32) for text in texts]))
+    positions = np.concatenate([np.arange(len(text)) for text in texts])
+    x = model.embed(np.concatenate([np.array(text, np.int32) for text in texts]), positions)
     activation = getattr(model, "activation", None)  # a full-precision model quantizes none
     for index in range(model.num_layers):
-        x = run_texts(model, model.block(index), x, lengths, activation=activation, threads=threads)
+        x = run_texts(model, index, model.block(index), x, lengths, activation=activation, threads=threads)
         advance(index + 1)
     return x
 

@@ -72,13 +72,13 @@ def test_streams_are_those_of_the_papers(model, monkeypatch):
     (x_fp, x_q, targets, aug, folded), (next_fp, next_q, next_targets, next_aug, _) = seen
     np.testing.assert_array_equal(x_fp, model.embed(small_tokens()))
     np.testing.assert_array_equal(x_q, x_fp)
-    np.testing.assert_array_equal(targets, run_block(model, model.block(0), x_fp))
+    np.testing.assert_array_equal(targets, run_block(model, 0, model.block(0), x_fp))
     np.testing.assert_array_equal(aug, targets)
     np.testing.assert_array_equal(next_fp, targets)
-    quantized = run_block(model, dequantized(folded, scheme), x_q, activation=scheme.activation())
+    quantized = run_block(model, 0, dequantized(folded, scheme), x_q, activation=scheme.activation())
     np.testing.assert_array_equal(next_q, quantized)
-    np.testing.assert_array_equal(next_targets, run_block(model, model.block(1), targets))
-    np.testing.assert_array_equal(next_aug, run_block(model, model.block(1), quantized))
+    np.testing.assert_array_equal(next_targets, run_block(model, 1, model.block(1), targets))
+    np.testing.assert_array_equal(next_aug, run_block(model, 1, model.block(1), quantized))
 
 
 def test_same_seed_same_bits_whatever_the_threads(model, tmp_path):

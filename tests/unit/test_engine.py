@@ -25,6 +25,12 @@ SPECS = {
     "layer norm, plain": replace(SPEC, norm="layer", mlp="plain", activation="gelu", rope=False),
     "rotations": replace(SPEC, rotate_qk=True, rotate_heads=True, rotate_down=True),
     "odd sizes": replace(SPEC, hidden_size=19, ffn_size=23, head_dim=6),
+    "partly rotated, parallel": replace(SPEC, rotary_dim=4, residual="parallel", norm="layer"),
+    "one shared norm": replace(SPEC, residual="shared", mlp="plain", activation="gelu"),
+    "norms of heads": replace(SPEC, head_norms=True),
+    "norms behind the halves": replace(SPEC, post_norms=True),
+    "shaped scores": replace(SPEC, score_cap=1.5, attention_scale=0.3, window=20),
+    "alibi": replace(SPEC, alibi=True, rope=False, num_heads=6, window=1),
 }
 TOKENS = np.random.default_rng(1).integers(0, 37, 75)
 KERNELS = _core.kernel_names()
@@ -151,17 +157,23 @@ def test_a_model_that_is_not_whole_does_not_run():
     embedding, head = (matrix.to_core() for matrix in model.matrices())
     arguments = [SPEC.to_core(), model.activation, embedding, head, model.norm["weight"], None, 2, None]
     core = _core.model_create(*arguments)
-    _core.model_set_block(core, 0, model.tensors(0), 4, False, 0)
-    decoder = _core.decoder_create(core, 8, *model.rope_tables(8))
+    _core.model_set_block(core, 0, model.spec.to_core(), 0, model.tensors(0), 4, False, 0)
+    decoder = _core.decoder_create(core, 8, *(table[None] for table in model.rope_tables(8)))
     with pytest.raises(ValueError, match="block 1 is not set"):
         _core.decoder_feed(decoder, [1], "last")
     for index in (0, 2, -1):
         with pytest.raises(ValueError, match=f"block {index} of 2 cannot be set"):
-            _core.model_set_block(core, index, model.tensors(0), 4, False, 0)
+            _core.model_set_block(core, index, model.spec.to_core(), 0, model.tensors(0), 4, False, 0)
     with pytest.raises(ValueError, match="kernel 'abacus' cannot run here"):
         _core.model_create(*arguments[:-1], "abacus")
-    with pytest.raises(ValueError, match="cos: expected at least 8 rows"):
-        _core.decoder_create(core, 8, *model.rope_tables(7))
+    with pytest.raises(ValueError, match="cos"):
+        _core.decoder_create(core, 8, *(table[None] for table in model.rope_tables(7)))
+    other = replace(SPEC, residual="parallel").to_core()
+    with pytest.raises(ValueError, match="another shape than the model's"):
+        _core.model_set_block(core, 1, other, 0, model.tensors(0), 4, False, 0)
+    _core.model_set_block(core, 1, model.spec.to_core(), 1, model.tensors(1), 4, False, 0)
+    with pytest.raises(ValueError, match="block 1 takes rotary table 1 of 1"):
+        _core.decoder_feed(decoder, [1], "last")
     with pytest.raises(ValueError, match=r"PyCapsule"):
         _core.decoder_feed(core, [1], "last")
 

@@ -76,7 +76,7 @@ def test_values_and_row_order_of_a_folder(tmp_path: Path, kind: str, error: floa
             assert found[name].dtype == np.float32
             np.testing.assert_allclose(found[name], values, atol=error * np.abs(values).max(), rtol=0)
     np.testing.assert_allclose(file.lm_head(), folder.lm_head(), atol=error * 6, rtol=0)
-    np.testing.assert_array_equal(file.final_norm()["weight"], folder.final_norm()["weight"])
+    np.testing.assert_array_equal(file.ends().final_norm["weight"], folder.ends().final_norm["weight"])
     tokens = np.array([[5, 299, 0], [5, 5, 7]])
     np.testing.assert_array_equal(file.embed(tokens), file.lm_head()[tokens])
     # GGUF keeps the constant of the norm as a float32.

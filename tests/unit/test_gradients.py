@@ -65,7 +65,7 @@ def kinds_of(case: Case) -> set[tuple[str, Any]]:
     kinds |= {(key, spec[key]) for key in ("rotate_qk", "rotate_heads", "rotate_down")}
     kinds |= {(key, options[key]) for key in ("w_bits", "w_symmetric", "loss", "parametrization")}
     kinds |= {(key, options["activation"][key]) for key in ("bits", "q_bits", "symmetric", "full_range")}
-    kinds |= set(map_kinds(options).items())
+    kinds |= set(map_kinds(case).items())
     kinds |= {("learned", name) for name in case.learnables}
     kinds.add(("aug", case.aug_targets is not None))
     kinds.add(("mask", case.epoch))

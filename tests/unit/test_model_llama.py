@@ -210,7 +210,7 @@ def test_tensors_arrive_under_our_names(tmp_path: Path, shards: int) -> None:
         np.testing.assert_array_equal(values, stored[f"model.layers.1.{theirs[part]}.{kind}"])
         assert values.dtype == np.float32
         assert values.flags.c_contiguous
-    np.testing.assert_array_equal(model.final_norm()["weight"], stored["model.norm.weight"])
+    np.testing.assert_array_equal(model.ends().final_norm["weight"], stored["model.norm.weight"])
     np.testing.assert_array_equal(model.lm_head(), stored["lm_head.weight"])
 
 
@@ -421,7 +421,7 @@ def test_models_that_are_not_supported(tmp_path: Path, config: dict[str, Any], r
 
 
 def test_no_two_adapters_claim_the_same_model() -> None:
-    for claims in ("model_types", "gguf_architectures"):
+    for claims in ("classes", "gguf_architectures"):
         claimed = [name for adapter in ADAPTERS for name in getattr(adapter, claims)]
         assert len(set(claimed)) == len(claimed)
 

@@ -129,7 +129,7 @@ def test_integer_runtime_equals_its_own_logits_whatever_is_shared(quantized):
 def test_texts_that_requests_share_run_once(model, monkeypatch):
     seen = []
     embed = model.embed
-    monkeypatch.setattr(model, "embed", lambda tokens: seen.append(len(tokens)) or embed(tokens))
+    monkeypatch.setattr(model, "embed", lambda tokens, at: seen.append(len(tokens)) or embed(tokens, at))
     context = (5, 6, 7)
     log_likelihoods(model, [Request(context, (1,)), Request(context, (2,)), Request((5, 6), (7, 9))])
     assert seen == [3]
@@ -166,9 +166,9 @@ def test_of_a_text_too_long_the_end_counts(model):
 def test_packed_texts_equal_texts_alone(model):
     lengths = np.array([7, 1, 12, 3], np.int32)
     x = np.random.default_rng(0).standard_normal((lengths.sum(), model.spec.hidden_size)).astype(np.float32)
-    packed = run_texts(model, model.block(0), x, lengths)
+    packed = run_texts(model, 0, model.block(0), x, lengths)
     for start, length in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
-        alone = run_block(model, model.block(0), x[None, start : start + length])
+        alone = run_block(model, 0, model.block(0), x[None, start : start + length])
         np.testing.assert_allclose(packed[start : start + length], alone[0], rtol=1e-5, atol=1e-6)
 
 

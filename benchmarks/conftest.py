@@ -1,4 +1,4 @@
-"""Options, and the table of ratios at the end."""
+"""Options, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from omniquant.threads import resolve_threads
 
 RESULTS: list[str] = []
+TABLES = {"times of the others over ours": RESULTS}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,7 +38,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if RESULTS:
-        terminalreporter.section("times of the others over ours")
-        for line in RESULTS:
-            terminalreporter.write_line(line)
+    for title, lines in TABLES.items():
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)

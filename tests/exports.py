@@ -63,3 +63,12 @@ def nll(logits: npt.NDArray[np.floating], tokens: I32) -> float:
     wide -= wide.max(axis=-1, keepdims=True)
     logp = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     return float(-np.take_along_axis(logp, tokens[:, 1:, None].astype(np.int64), axis=-1).mean())
+
+
+def greedy_ties(result: CalibrationResult, prompt: I32, written: list[int]) -> list[float]:
+    """Return how far ahead our likeliest token was wherever an engine, kept from ending, wrote another."""
+    tokens = np.concatenate([prompt, np.array(written, np.int32)])[None]
+    logits = our_logits(result, tokens)[0, len(prompt) - 1 : -1]
+    logits[:, list(result.fold().text.eos)] = -np.inf
+    behind = logits.max(axis=-1) - logits[np.arange(len(written)), written]
+    return [float(margin) for margin in behind if margin > 0]

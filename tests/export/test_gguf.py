@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from exports import embedded_result, model_named, nll, our_logits, tokens_of
+from exports import embedded_result, greedy_ties, model_named, nll, our_logits, tokens_of
 from synthetic import byte_level_tokenizer
+from third_party import LlamaCpp
 from tokenizers import Regex, pre_tokenizers
 
 import omniquant
@@ -15,32 +16,6 @@ from omniquant.export.gguf_tokenizer import pre_tokenizer_of
 from omniquant.models.load import load_model
 
 gguf = pytest.importorskip("gguf")
-
-
-@pytest.fixture(scope="session")
-def llama_cpp():
-    return pytest.importorskip("xllamacpp")
-
-
-class Server:
-    """llama.cpp over one file, asked for the next token's log probabilities."""
-
-    def __init__(self, library, path, context=256):
-        parameters = library.CommonParams()
-        parameters.model.path, parameters.n_ctx = str(path), context
-        parameters.cpuparams.n_threads, parameters.warmup = 1, False
-        self._server = library.Server(parameters)
-
-    def logp(self, tokens, vocab):
-        request = {"prompt": [int(t) for t in tokens], "n_predict": 1, "temperature": 0, "n_probs": vocab}
-        answer = self._server.handle_completions(request | {"cache_prompt": True})
-        found = np.full(vocab, -np.inf)
-        for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-            found[entry["id"]] = entry["logprob"]
-        return found
-
-    def all_logp(self, window, vocab):
-        return np.stack([self.logp(window[: n + 1], vocab) for n in range(len(window))])
 
 
 @pytest.mark.parametrize(
@@ -149,37 +124,27 @@ def test_an_unknown_way_to_cut_words_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["W4A16g32", "W4sA16g32", "W8sA16"])
-def test_llama_cpp_agrees(scheme, tmp_path, llama_cpp):
+def test_llama_cpp_agrees(scheme, tmp_path):
     result = embedded_result(scheme, "omniquant", target="gguf")
-    server = Server(llama_cpp, result.export(tmp_path / "out", "gguf") / "model.gguf")
-    model = result.fold()
-    windows = omniquant.evaluation_windows(None, model, 64, 128)
-    logp = np.stack([server.all_logp(window, model.vocab_size) for window in windows])
-    ours, theirs = nll(our_logits(result, windows), windows), nll(logp, windows)
-    assert abs(np.expm1(theirs - ours)) < 5e-3
+    server = LlamaCpp(result.export(tmp_path / "out", "gguf") / "model.gguf")
+    windows = omniquant.evaluation_windows(None, result.fold(), 64, 128)
+    theirs = np.mean([server.nll(window) for window in windows])
+    assert abs(np.expm1(theirs - nll(our_logits(result, windows), windows))) < 5e-3
     # llama.cpp rounds activations to 8 bits, so a near tie of ours may fall the other way.
-    tokens, ties = list(windows[0][:16]), []
-    for _ in range(64):
-        mine = our_logits(result, np.array([tokens], np.int32))[0, -1]
-        best = int(np.argmax(mine))
-        theirs = int(np.argmax(server.logp(tokens, model.vocab_size)))
-        if theirs != best:
-            ties.append(float(mine[best] - mine[theirs]))
-        tokens.append(best)
+    ties = greedy_ties(result, windows[0][:16], server.greedy(windows[0][:16], 64))
     assert len(ties) <= (1 if scheme == "W4sA16g32" else 0), ties
     assert max(ties, default=0.0) < 0.2, ties
 
 
 @pytest.mark.slow
-def test_llama_cpp_runs_stories_in_float_and_tokenizes_alike(shared, tmp_path, llama_cpp):
+def test_llama_cpp_runs_stories_in_float_and_tokenizes_alike(shared, tmp_path):
     model = model_named("stories260K", shared)
     result = omniquant.calibrate(model, tokens_of(model), "W16A16", method="rtn", progress=False)
-    server = Server(llama_cpp, result.export(tmp_path / "out", "gguf") / "model.gguf")
+    server = LlamaCpp(result.export(tmp_path / "out", "gguf") / "model.gguf")
     text = "Once upon a time, there was a girl named Lily."
     ids = np.array([model.tokenizer.encode(text).ids], np.int32)
     expected = our_logits(result, ids)[0, -1]
     expected -= expected.max() + np.log(np.exp(expected - expected.max()).sum())
     found = server.logp(ids[0], model.vocab_size)
     assert np.abs(found - expected).max() < 0.02
-    request = {"prompt": text, "n_predict": 1, "temperature": 0}
-    assert server._server.handle_completions(request)["usage"]["prompt_tokens"] == ids.size
+    assert server.complete(text)["usage"]["prompt_tokens"] == ids.size

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from exports import embedded_result, our_logits, tokens_of
+from third_party import gptq_model, torch_logits
 
 from omniquant.errors import UnsupportedError
 
@@ -126,30 +127,12 @@ def test_scales_are_rounded_where_nobody_calibrated_for_them(tmp_path):
 @pytest.mark.parametrize("scheme", ["W2A16g64", "W3A16g32", "W4A16g32", "W4sA16", "W8A16"])
 def test_a_real_loader_reads_gptq(scheme, tmp_path):
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("auto_round")
     result = embedded_result(scheme, "omniquant", target="gptq")
     path = result.export(tmp_path / "out", "gptq")
-    # auto-round calls zero points that are stored as they are its own packing.
-    config = json.loads((path / "config.json").read_text())
-    config["quantization_config"] |= {"quant_method": "auto-round", "packing_format": "auto_round"}
-    (path / "config.json").write_text(json.dumps(config))
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, device_map="cpu", output_loading_info=True
-    )
-    unexpected = info.pop("unexpected_keys")
-    assert all(key.endswith(".g_idx") for key in unexpected)  # its own packing has none
-    assert not any(info.values()), info
-    # It loads in float16, whatever it is told: what is no integer comes back from the file and configuration.
-    torch.nn.Module.float(model)
-    tensors = safetensors.numpy.load_file(path / "model.safetensors")
-    floats = {k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items() if k.endswith(".weight")}
-    model.load_state_dict(floats, strict=False)
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    model = gptq_model(path)
     with torch.no_grad():
         weight = model.model.layers[2].mlp.down_proj(torch.eye(384)).numpy().T
     np.testing.assert_array_equal(weight, result.fold().block(2)["down.weight"])
     tokens = tokens_of(result)
-    with torch.no_grad():
-        found = model(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
+    found = torch_logits(model, tokens)
     assert np.abs(found - our_logits(result, tokens)).max() < 1e-3

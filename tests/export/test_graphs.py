@@ -6,39 +6,11 @@ import numpy as np
 import pytest
 from exports import embedded_result, model_named, our_logits, tokens_of
 from small_run import small_model, small_tokens
+from third_party import OnnxSession, OpenvinoSession, difference, feed
 
 import omniquant
 
 SCHEMES = ["W2A16g64", "W4A16", "W4sA16g16", "W8A16g128"]
-
-
-class OnnxSession:
-    def __init__(self, folder):
-        runtime = pytest.importorskip("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = runtime.InferenceSession(folder / "model.onnx", options)
-        self.names = [entry.name for entry in self._session.get_outputs()]
-
-    def run(self, inputs):
-        return dict(zip(self.names, self._session.run(None, inputs), strict=True))
-
-
-class OpenvinoSession:
-    def __init__(self, folder):
-        openvino = pytest.importorskip("openvino")
-        exact = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-            "KV_CACHE_PRECISION": "f32",
-            "INFERENCE_NUM_THREADS": 1,
-        }
-        self._model = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", exact)
-        self.names = [output.any_name for output in self._model.outputs]
-
-    def run(self, inputs):
-        found = self._model(inputs)
-        return {name: np.array(found[name]) for name in self.names}
 
 
 SESSIONS = {"onnx": OnnxSession, "openvino": OpenvinoSession}
@@ -47,29 +19,6 @@ SESSIONS = {"onnx": OnnxSession, "openvino": OpenvinoSession}
 def session_of(result, format, path, variant=None):
     pytest.importorskip("onnx" if format == "onnx" else "openvino")
     return SESSIONS[format](result.export(path, format, variant=variant))
-
-
-def feed(result, tokens, past=None, mask=None):
-    spec, layers = result.architecture.spec, result.architecture.num_layers
-    before = 0 if past is None else past["present.0.key"].shape[2]
-    count, length = tokens.shape
-    mask = np.ones((count, before + length), np.int64) if mask is None else mask
-    inputs = {
-        "input_ids": tokens.astype(np.int64),
-        "attention_mask": mask,
-        "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, before:],
-    }
-    empty = np.zeros((count, spec.num_kv_heads, 0, spec.head_dim), np.float32)
-    for index in range(layers):
-        for kind in ("key", "value"):
-            value = empty if past is None else past[f"present.{index}.{kind}"]
-            inputs[f"past_key_values.{index}.{kind}"] = value
-    return inputs
-
-
-def difference(found, expected):
-    """Largest difference relative to the largest logit: float32 sums in another order."""
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +34,7 @@ def test_logits(format, variant, scheme, tmp_path):
     result = embedded_result(scheme)
     session = session_of(result, format, tmp_path / "out", variant)
     tokens = tokens_of(result)
-    found = session.run(feed(result, tokens))["logits"]
+    found = session.run(feed(result.architecture, tokens))["logits"]
     assert difference(found, our_logits(result, tokens)) < 1e-5
 
 
@@ -94,7 +43,7 @@ def test_online_maps_run_in_graphs(format, tmp_path):
     result = embedded_result("W4A16g32", "affinequant", norm_map="online")
     session = session_of(result, format, tmp_path / "out")
     tokens = tokens_of(result)
-    found = session.run(feed(result, tokens))["logits"]
+    found = session.run(feed(result.architecture, tokens))["logits"]
     assert difference(found, our_logits(result, tokens)) < 1e-5
     assert "163,840 multiply-adds a token added" in (tmp_path / "out" / "README.md").read_text()
 
@@ -104,15 +53,15 @@ def test_a_past_and_a_padded_batch_change_nothing(format, tmp_path):
     result = embedded_result("W4A16g32")
     session = session_of(result, format, tmp_path / "out")
     tokens = tokens_of(result, 2, 24)
-    whole = session.run(feed(result, tokens))["logits"]
-    first = session.run(feed(result, tokens[:, :16]))
-    second = session.run(feed(result, tokens[:, 16:], first))
+    whole = session.run(feed(result.architecture, tokens))["logits"]
+    first = session.run(feed(result.architecture, tokens[:, :16]))
+    second = session.run(feed(result.architecture, tokens[:, 16:], first))
     parts = np.concatenate([first["logits"], second["logits"]], axis=1)
     assert difference(parts, whole) < 1e-5
     assert second["present.4.value"].shape == (2, 4, 24, 16)
     padded = np.concatenate([np.zeros((2, 3), tokens.dtype), tokens], axis=1)
     mask = np.concatenate([np.zeros((2, 3), np.int64), np.ones((2, 24), np.int64)], axis=1)
-    shifted = session.run(feed(result, padded, mask=mask))["logits"][:, 3:]
+    shifted = session.run(feed(result.architecture, padded, mask=mask))["logits"][:, 3:]
     assert difference(shifted, whole) < 1e-5
 
 
@@ -126,7 +75,7 @@ def test_biases_activations_and_float_weights(format, activation, tmp_path):
         variant = "dequantize-linear" if format == "onnx" else None
         session = session_of(result, format, tmp_path / scheme, variant)
         tokens = tokens_of(result, 2, 12)
-        found = session.run(feed(result, tokens))["logits"]
+        found = session.run(feed(result.architecture, tokens))["logits"]
         assert difference(found, our_logits(result, tokens)) < 1e-5
 
 
@@ -138,7 +87,7 @@ def test_stories(format, shared, tmp_path):
         result = omniquant.calibrate(model, tokens_of(model), scheme, method="rtn", progress=False)
         session = session_of(result, format, tmp_path / scheme, variant)
         tokens = tokens_of(result)
-        found = session.run(feed(result, tokens))["logits"]
+        found = session.run(feed(result.architecture, tokens))["logits"]
         assert difference(found, our_logits(result, tokens)) < 1e-5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from exports import embedded_result, our_logits, tokens_of
+from third_party import torch_logits
 
 from omniquant.embedded import embedded_model_path
 from omniquant.errors import ConfigError, UnsupportedError
@@ -19,20 +20,15 @@ def module():
     return transformers.AutoModelForCausalLM.from_pretrained(embedded_model_path(), dtype=torch.float32)
 
 
-def logits_of(model, tokens):
-    with torch.no_grad():
-        return model(torch.from_numpy(tokens.astype(np.int64)), use_cache=False).logits.numpy()
-
-
 def test_weights_are_written_in_place():
     from omniquant.torch import write_weights
 
     result, model = embedded_result("W3A16", "affinequant"), module()
     tokens, places = tokens_of(result), {n: p.data_ptr() for n, p in model.named_parameters()}
-    before = logits_of(model, tokens)
+    before = torch_logits(model, tokens)
     write_weights(result, model)
     assert places == {name: values.data_ptr() for name, values in model.named_parameters()}
-    after = logits_of(model, tokens)
+    after = torch_logits(model, tokens)
     assert np.abs(after - our_logits(result, tokens)).max() < 1e-4
     assert np.abs(after - before).max() > 0.1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from exports import embedded_result, our_logits, tokens_of
+from third_party import torch_logits
 
 import omniquant
 from omniquant import _core
@@ -22,11 +23,6 @@ UP = "model.layers.2.mlp.up_proj"
 
 def module(dtype=torch.float32):
     return transformers.AutoModelForCausalLM.from_pretrained(embedded_model_path(), dtype=dtype)
-
-
-def logits_of(model, tokens):
-    with torch.no_grad():
-        return model(torch.from_numpy(tokens.astype(np.int64)), use_cache=False).logits.float().numpy()
 
 
 def test_float32_and_bfloat16_are_looked_at_in_place():
@@ -95,7 +91,7 @@ def test_swapped_linears_compute_with_integers(scheme):
             layer = model.get_submodule(f"model.layers.{index}.{name}")
             assert isinstance(layer, PackedLinear)
             layer.register_forward_hook(lambda m, x, y, at=(index, name): seen.update({at: (x[0], y)}))
-    logits_of(model, tokens_of(result))
+    torch_logits(model, tokens_of(result))
     assert len(seen) == 15
     for (index, name), (x, y) in seen.items():
         ours = {"self_attn.q_proj": "q", "self_attn.o_proj": "o", "mlp.down_proj": "down"}[name]
@@ -115,7 +111,7 @@ def test_a_swapped_module_computes_our_logits(dtype):
     result, model = embedded_result("W4A16g32", "affinequant"), module(dtype)
     swap_linears(result.fold(), model, threads=1)
     tokens = tokens_of(result)
-    found, expected = logits_of(model, tokens), our_logits(result, tokens)
+    found, expected = torch_logits(model, tokens), our_logits(result, tokens)
     assert np.abs(found - expected).max() < (1e-4 if dtype == torch.float32 else 0.5)  # of 22
     assert model.model.layers[0].mlp.up_proj(torch.zeros(1, 3, 128, dtype=dtype)).dtype == dtype
     assert "in_features=128, out_features=384, kernel=" in repr(model)
@@ -137,6 +133,9 @@ def test_what_linears_cannot_do_is_refused():
         swap_linears(online, model)
     with pytest.raises(UnsupportedError, match=r"weights in float \(W16A16\) have no packed linears"):
         swap_linears(embedded_result("W16A16"), model)
+    rotated = embedded_result("W4A16", "omniquant", rotation="folded")
+    with pytest.raises(UnsupportedError, match="the module's embedding and head are not rotated; nearest"):
+        swap_linears(rotated, model)
     result = embedded_result("W4A4")
     with pytest.raises(ConfigError, match=r"the module has no model\.layers\.0\.self_attn\.q_proj"):
         swap_linears(result, torch.nn.Linear(2, 2), linears_only=True)

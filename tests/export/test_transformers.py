@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from exports import embedded_result, model_named, our_logits, tokens_of
+from third_party import torch_logits, transformers_model
 
 import omniquant
 from omniquant import _core
@@ -15,27 +16,13 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
 
-def loaded(path, dequantize=False):
-    options = {"dtype": torch.float32, "output_loading_info": True}
-    if dequantize:
-        options["quantization_config"] = transformers.CompressedTensorsConfig(dequantize=True)
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
-    assert not any(info.values()), info
-    return model.eval()
-
-
-def logits_of(model, tokens):
-    with torch.no_grad():
-        return model(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
-
-
 @pytest.mark.parametrize("name", ["embedded", "stories260K"])
 def test_a_plain_folder(name, tmp_path, request):
     shared = request.getfixturevalue("shared") if name == "stories260K" else None
     model = model_named(name, shared)
     result = omniquant.calibrate(model, tokens_of(model), "W4A16", method="rtn", progress=False)
     tokens = tokens_of(result)
-    found = logits_of(loaded(result.export(tmp_path / "out", "huggingface")), tokens)
+    found = torch_logits(transformers_model(result.export(tmp_path / "out", "huggingface")), tokens)
     assert np.abs(found - our_logits(result, tokens)).max() < 1e-4
 
 
@@ -46,11 +33,11 @@ def test_packed_weights_are_the_dequantized_ones(scheme, tmp_path):
     pytest.importorskip("compressed_tensors")
     result = embedded_result(scheme, "omniquant")
     tokens = tokens_of(result)
-    plain = logits_of(loaded(result.export(tmp_path / "plain", "huggingface")), tokens)
+    plain = torch_logits(transformers_model(result.export(tmp_path / "plain", "huggingface")), tokens)
     path = result.export(tmp_path / "packed", "compressed-tensors")
-    assert np.array_equal(logits_of(loaded(path, dequantize=True), tokens), plain)
+    assert np.array_equal(torch_logits(transformers_model(path, dequantize=True), tokens), plain)
     if result.scheme.w_symmetric:
-        assert np.array_equal(logits_of(loaded(path), tokens), plain)
+        assert np.array_equal(torch_logits(transformers_model(path), tokens), plain)
 
 
 @pytest.mark.parametrize("scheme", ["W4A16", "W4A16g4"])
@@ -59,9 +46,9 @@ def test_packed_stories(scheme, shared, tmp_path):
     model = model_named("stories260K", shared)
     result = omniquant.calibrate(model, tokens_of(model), scheme, method="rtn", progress=False)
     tokens = tokens_of(result)
-    plain = logits_of(loaded(result.export(tmp_path / "plain", "huggingface")), tokens)
+    plain = torch_logits(transformers_model(result.export(tmp_path / "plain", "huggingface")), tokens)
     path = result.export(tmp_path / "packed", "compressed-tensors")
-    assert np.array_equal(logits_of(loaded(path, dequantize=True), tokens), plain)
+    assert np.array_equal(torch_logits(transformers_model(path, dequantize=True), tokens), plain)
 
 
 @pytest.mark.parametrize("scheme", ["W8sA8sfKV16", "W8A8sfKV16", "W4sA4sfKV16", "W4A8sfKV16g32"])
@@ -69,7 +56,7 @@ def test_linears_with_integer_activations(scheme, tmp_path):
     """Each linear alone: behind a rounding, what differs by one bit may come out a step apart."""
     pytest.importorskip("compressed_tensors")
     result = embedded_result(scheme)
-    model = loaded(result.export(tmp_path / "out", "compressed-tensors"))
+    model = transformers_model(result.export(tmp_path / "out", "compressed-tensors"))
     seen = {}
 
     def keep(module, inputs, output):
@@ -77,7 +64,7 @@ def test_linears_with_integer_activations(scheme, tmp_path):
 
     part = model.model.layers[3].mlp.down_proj
     part.register_forward_hook(keep)
-    logits_of(model, tokens_of(result))
+    torch_logits(model, tokens_of(result))
     bits = result.scheme.a_bits
     rounded = _core.fake_quantize(seen["x"], bits=bits, symmetric=True, full_range=True)
     expected = rounded.astype(np.float64) @ result.fold().block(3)["down.weight"].T.astype(np.float64)

@@ -84,7 +84,8 @@ def calibrate(
     callbacks : iterable of Callback
         Told of every step and block. An exception of theirs stops the calibration; finished blocks are kept.
     **options
-        Fields of :class:`CalibrationOptions` other than their defaults: epochs, seed, loss, norm_map, ...
+        Fields of :class:`CalibrationOptions` other than their defaults: epochs, seed, loss, norm_map, ...;
+        and preset, "fast" for few epochs at high rates.
 
     Returns
     -------

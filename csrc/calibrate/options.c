@@ -90,6 +90,8 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
     if (o->epochs < 0 || o->batch_size < 1)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "epochs must be >= 0 and batch_size >= 1, got %lld and %lld",
                        (long long)o->epochs, (long long)o->batch_size);
+    if (o->patience < 0)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "patience must be >= 0, got %lld", (long long)o->patience);
     if (!(o->margin > 0 && o->margin < 1))
         return oq_fail(context, OQ_INVALID_ARGUMENT, "margin must be in (0, 1), got %g", o->margin);
     if (!(o->stability > 0) || !isfinite(o->stability))

@@ -15,6 +15,8 @@ typedef struct {
     oq_guard guard;
     oq_real *theta, *dtheta, *best; /* [total] */
     double best_loss;
+    double lowest;  /* training loss of an epoch that made progress */
+    int64_t idle;   /* epochs since then */
     int64_t *order; /* [items] */
     int64_t steps;
 } training;
@@ -77,6 +79,20 @@ static void keep_best(training *t, double loss)
     memcpy(t->best, t->theta, sizeof *t->best * (size_t)t->guarded->list->total);
 }
 
+/* Less than this part of the loss won by an epoch is a plateau. */
+#define PROGRESS 1e-3
+
+static bool stalls(training *t, double loss)
+{
+    const int64_t patience = t->guarded->options->patience;
+    t->idle++;
+    if (loss < t->lowest * (1 - PROGRESS)) {
+        t->lowest = loss;
+        t->idle = 0;
+    }
+    return patience && t->idle >= patience;
+}
+
 static oq_code train(oq_context *context, training *t, oq_calibration_result *result)
 {
     const oq_options *o = t->guarded->options;
@@ -95,9 +111,11 @@ static oq_code train(oq_context *context, training *t, oq_calibration_result *re
         }
         result->trace[epoch] = sum / (double)per_epoch;
         keep_best(t, result->trace[epoch]);
+        result->epochs = epoch + 1;
+        result->steps = result->epochs * per_epoch;
         if (t->hooks->on_epoch) OQ_TRY(t->hooks->on_epoch(t->hooks->user, epoch, t->theta));
+        if (stalls(t, result->trace[epoch])) break;
     }
-    result->steps = t->steps;
     return OQ_OK;
 }
 
@@ -134,7 +152,8 @@ static oq_code choose(oq_context *context, const training *t, const oq_real *ini
 oq_code oq_train(oq_context *context, const oq_objective *objective, const oq_guarded *guarded,
                  const oq_hooks *hooks, const oq_real *initial, const oq_real *rtn, oq_calibration_result *result)
 {
-    training t = {.objective = objective, .guarded = guarded, .hooks = hooks, .best_loss = INFINITY};
+    training t = {.objective = objective, .guarded = guarded, .hooks = hooks};
+    t.best_loss = t.lowest = INFINITY;
     OQ_TRY(create(context, &t, initial));
     OQ_TRY(evaluate(context, &t, rtn, &result->loss_rtn));
     OQ_TRY(evaluate(context, &t, initial, &result->loss_initial));

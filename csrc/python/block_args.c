@@ -72,6 +72,7 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("seed", oq_options, seed),
     OQ_FIELD("epochs", oq_options, epochs, .range = "[0, inf)"),
     OQ_FIELD("batch_size", oq_options, batch_size),
+    OQ_FIELD("patience", oq_options, patience, .flags = OQ_OPTIONAL),
     OQ_FIELD("lr_lwc", oq_options, lr_lwc),
     OQ_FIELD("lr_let", oq_options, lr_let),
     OQ_FIELD("lr_rounding", oq_options, lr_rounding),

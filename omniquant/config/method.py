@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from omniquant.config.preset import PRESETS, preset_values
 from omniquant.config.scheme import QuantConfig
 from omniquant.config.target import TARGETS, scale_bits
 from omniquant.errors import ConfigError
@@ -72,6 +73,9 @@ class CalibrationOptions:
         Exponent of the SmoothQuant start of the scales; 0.85 for smoothquant itself, else 0.5.
     epochs, batch_size : int
         Passes over the calibration windows; windows an optimiser step.
+    patience : int
+        End a block's training after so many epochs in a row that lower the best training loss by less than a
+        thousandth; 0: never.
     lr_lwc, lr_let : float
         Learning rates of clipping, and of scales, shifts and affine maps.
     lr_rounding : float
@@ -127,6 +131,7 @@ class CalibrationOptions:
     margin: float = 0.05
     alpha: float = 0.5
     batch_size: int = 1
+    patience: int = 0
     lr_lwc: float = 1e-2
     lr_let: float = 5e-3
     lr_rounding: float = 1.0
@@ -148,6 +153,7 @@ class CalibrationOptions:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         _check_whole("epochs", self.epochs, 0, 1_000_000)
         _check_whole("batch_size", self.batch_size, 1, 1_000_000)
+        _check_whole("patience", self.patience, 0, 1_000_000)
         _check_whole("seed", self.seed, 0, 2**63 - 1)
         _check_real("stability", self.stability, 1e-6, 1e3)
         _check_real("margin", self.margin, 1e-6, 0.999)
@@ -177,7 +183,9 @@ class CalibrationOptions:
             )
 
     @classmethod
-    def for_method(cls, method: str, scheme: QuantConfig, **overrides: Any) -> CalibrationOptions:
+    def for_method(
+        cls, method: str, scheme: QuantConfig, *, preset: str = "default", **overrides: Any
+    ) -> CalibrationOptions:
         """Return the defaults of `method` for `scheme`, with `overrides` applied.
 
         Parameters
@@ -185,6 +193,8 @@ class CalibrationOptions:
         method : str
             One of ``METHODS``.
         scheme : QuantConfig
+        preset : {"default", "fast"}
+            The papers' budget of training, or a small one at higher rates.
         **overrides
             Fields of this class; None means the default. Epochs are always 0 for rtn, smoothquant and gptq,
             which train nothing.
@@ -196,17 +206,21 @@ class CalibrationOptions:
         Raises
         ------
         ConfigError
-            For an unknown method or option, a value out of range, or a combination that does not exist.
+            For an unknown method, preset or option, a value out of range, or a combination that does not
+            exist.
         """
         if method not in METHODS:
             raise ConfigError(f"method {method!r} is not one of {', '.join(METHODS)}")
+        if preset not in PRESETS:
+            raise ConfigError(f"preset {preset!r} is not one of {', '.join(PRESETS)}")
         if not scheme.quantizes_weights and scheme.weight_only and method != "rtn":
             raise ConfigError(f"scheme {scheme} quantizes nothing, so method {method!r} has nothing to learn")
         known = {field.name for field in fields(cls)} - {"method"}
         unknown = sorted(set(overrides) - known)
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        values = _defaults(method, scheme) | {k: v for k, v in overrides.items() if v is not None}
+        values = _defaults(method, scheme) | preset_values(preset, scheme)
+        values |= {k: v for k, v in overrides.items() if v is not None}
         if method in UNTRAINED:
             values |= {"epochs": 0, "aug_loss": False, "lwc": False}
         values.setdefault("stability", _default_stability(scheme, values.get("parametrization", "relative")))
@@ -239,7 +253,7 @@ class CalibrationOptions:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibrationOptions:
         """Read what :meth:`to_dict` wrote; ConfigError names what does not fit."""
-        # Results of before there were targets, learned rounding, rotations and GPTQ.
+        # Results of before there were targets, learned rounding, rotations, GPTQ and plateaus.
         former: dict[str, Any] = {
             "target": "any",
             "rounding": "nearest",
@@ -248,6 +262,7 @@ class CalibrationOptions:
             "damping": 0.01,
             "act_order": True,
             "true_sequential": False,
+            "patience": 0,
         }
         values = former | dict(values)
         names = {field.name for field in fields(cls)}
@@ -379,6 +394,7 @@ def core_options(
         "alpha": options.alpha,
         "epochs": options.epochs,
         "batch_size": options.batch_size,
+        "patience": options.patience,
         "lr_lwc": options.lr_lwc,
         "lr_let": options.lr_let,
         "lr_rounding": options.lr_rounding,

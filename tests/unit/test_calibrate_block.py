@@ -276,6 +276,7 @@ def test_a_missing_weight_or_option_is_named() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("w_bits", 9), ("w_bits", 1), ("group_size", -1), ("epochs", -1), ("batch_size", 0), ("margin", 1.0),
+     ("patience", -1),
      ("stability", 0.0), ("alpha", 1.5), ("lr_let", np.nan), ("lr_rounding", -1.0),
      ("rounding", "up"), ("dominance", "hope"), ("qk_map", "dense")],
 )  # fmt: skip

@@ -169,6 +169,7 @@ def test_exact_is_the_freest_map_that_commutes(method, rope, expected):
     "overrides",
     [
         {"epochs": -1}, {"epochs": 1.5}, {"epochs": True}, {"batch_size": 0}, {"lr_lwc": float("nan")},
+        {"patience": -1},
         {"alpha": 2.0}, {"margin": 1.0}, {"stability": -0.1}, {"seed": -1}, {"loss": "mae"},
         {"dominance": "pray"}, {"qk_map": "half"}, {"nonsense": 1}, {"lr_let": "fast"},
     ],

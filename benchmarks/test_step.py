@@ -13,6 +13,7 @@ from statistics import median
 
 import pytest
 
+from benchmarks.blocks import BLOCKS, QUICK, SETTINGS, TOKENS
 from benchmarks.conftest import RESULTS
 from omniquant.bench import BenchResult, bench
 from omniquant.config import QuantConfig
@@ -22,14 +23,7 @@ torch = pytest.importorskip("torch")
 
 from benchmarks.torch_step import Step  # noqa: E402  (needs torch)
 
-TOKENS, ROUNDS = 512, 3
-BLOCKS = {
-    "SmolLM2-135M": BlockSpec(576, 1536, 9, 3, 64),
-    "1.1B": BlockSpec(2048, 5632, 32, 4, 64),
-    "LLaMA-2-7B": BlockSpec(4096, 11008, 32, 32, 128),
-}
-QUICK = ("SmolLM2-135M",)
-SETTINGS = (("W3A16", "omniquant"), ("W4A4", "omniquant"), ("W4A4", "affinequant"))
+ROUNDS = 3
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -33,7 +33,7 @@ from omniquant.models.layered import Layered
 from omniquant.models.model import Model, check_token_ids
 from omniquant.models.registry import adapter_for_model_type
 from omniquant.models.rotated import Rotation
-from omniquant.runtime.matrix import Matrix, from_tensors
+from omniquant.runtime.matrix import Matrix, from_tensors, row_parts
 
 OUTER_NAME = "outer.safetensors"
 CONFIG_NAME = "config.json"
@@ -49,15 +49,16 @@ def save_outer(model: Model, folder: Path) -> list[str]:
     # Before anything is written: the tokenizer may not fit the model.
     tokenizer = _tokenizer_json(model)
     text = None if tokenizer is None else json.dumps(model.text.to_dict(), indent=1)
-    floats = {"embedding": model.embedding(np.arange(model.vocab_size))}
-    if not model.architecture.tied_embeddings:
-        floats["lm_head"] = model.lm_head()
+    tied = model.architecture.tied_embeddings
+    matrices = {"embedding": model.embedding_rows} | ({} if tied else {"lm_head": model.lm_head})
     vectors = {f"{part}.{kind}": values for part in _PARTS for kind, values in model.outer(part).items()}
-    for name, values in (floats | vectors).items():
+    for name, values in vectors.items():
         check_finite(f"{model.name}: {name}", values)
     tensors: dict[str, npt.NDArray[Any]] = dict(vectors)
-    for name in list(floats):
-        tensors |= Matrix.exact(floats.pop(name)).to_tensors(name)
+    for name, load in matrices.items():
+        for part in row_parts(model.vocab_size):
+            check_finite(f"{model.name}: {name}", load(part), first_row=part.start)
+        tensors |= Matrix.exact_rows(load, model.vocab_size).to_tensors(name)
     config = json.dumps(dict(model.config), indent=1, sort_keys=True, allow_nan=False)
     atomic_write_bytes(folder / CONFIG_NAME, config.encode() + b"\n")
     names = [CONFIG_NAME]

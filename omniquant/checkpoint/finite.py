@@ -8,7 +8,7 @@ import numpy.typing as npt
 from omniquant.errors import NotFiniteError
 
 
-def check_finite(name: str, array: npt.NDArray[np.floating]) -> None:
+def check_finite(name: str, array: npt.NDArray[np.floating], *, first_row: int = 0) -> None:
     """Check that every value of a tensor is finite.
 
     Readers do not call it: it would touch every page of a memory-mapped checkpoint.
@@ -19,6 +19,8 @@ def check_finite(name: str, array: npt.NDArray[np.floating]) -> None:
         The tensor's name, for the message.
     array
         Any shape, any float type.
+    first_row
+        Which row of the tensor the array begins with, for the message.
 
     Raises
     ------
@@ -33,4 +35,4 @@ def check_finite(name: str, array: npt.NDArray[np.floating]) -> None:
     row, column = divmod(first, array.shape[-1] if array.ndim else 1)
     if array.ndim == 1:
         raise NotFiniteError(f"{name}: element {column} is {array.ravel()[first]}")
-    raise NotFiniteError(f"{name}: row {row} column {column} is {array.ravel()[first]}")
+    raise NotFiniteError(f"{name}: row {first_row + row} column {column} is {array.ravel()[first]}")

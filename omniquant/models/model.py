@@ -177,17 +177,26 @@ class Model(Layered):
         """Return what stands before the first block and behind the last one."""
         return ends_of(self)
 
-    def lm_head(self) -> F32:
-        """Return the output matrix, float32 [V, H]; of tied models the embedding.
+    def lm_head(self, rows: slice | None = None) -> F32:
+        """Return the output matrix, float32 [V, H], or some rows of it; of tied models the embedding.
 
         Nothing is cached: keep it if it is needed again, dequantizing it takes time.
         """
-        return self._load(self._outer.get("lm_head.weight", self._outer["embedding.weight"]))
+        ref = self._outer.get("lm_head.weight", self._outer["embedding.weight"])
+        if rows is None:
+            return self._load(ref)
+        return self._source.load_rows(ref.key, np.arange(self.vocab_size)[rows])
+
+    def embedding_rows(self, rows: slice) -> F32:
+        """Return the embedding [V, H] of some token ids, those of a slice."""
+        return self.embedding(np.arange(self.vocab_size)[rows])
 
     def matrices(self) -> tuple[Matrix, Matrix]:
         """Return embedding and head; the same object where they are tied."""
-        embedding = Matrix.exact(self.embedding(np.arange(self.vocab_size)))
-        return embedding, embedding if self.architecture.tied_embeddings else Matrix.exact(self.lm_head())
+        embedding = Matrix.exact_rows(self.embedding_rows, self.vocab_size)
+        if self.architecture.tied_embeddings:
+            return embedding, embedding
+        return embedding, Matrix.exact_rows(self.lm_head, self.vocab_size)
 
     def drop_pages(self) -> None:
         """Let the system take back what was read of the files; it is read again where it is needed."""

@@ -152,9 +152,13 @@ class RotatedModel(Model):
             return {"weight": np.ones(self.spec.hidden_size, np.float32)}
         return self._model.outer(part)
 
-    def lm_head(self) -> F32:
-        """Return the output matrix [V, H]."""
-        return self._reader(self._model.lm_head(), self._model.outer("final_norm")["weight"])
+    def lm_head(self, rows: slice | None = None) -> F32:
+        """Return the output matrix [V, H], or some rows of it."""
+        return self._reader(self._model.lm_head(rows), self._model.outer("final_norm")["weight"])
+
+    def drop_pages(self) -> None:
+        """Let the system take back what was read of the original's files."""
+        self._model.drop_pages()
 
     def block(self, index: int) -> dict[str, F32]:
         """Return the tensors of one block in the rotated basis; see :meth:`Model.block`."""

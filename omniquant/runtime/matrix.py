@@ -46,11 +46,16 @@ class Matrix:
     @classmethod
     def exact(cls, values: F32) -> Matrix:
         """Return the smallest kind that holds every float32 exactly."""
-        for convert in (_as_bytes, _as_half, _as_bfloat):
-            matrix = convert(values)
+        return cls.exact_rows(lambda part: values[part], len(values))
+
+    @classmethod
+    def exact_rows(cls, load: Callable[[slice], F32], rows: int) -> Matrix:
+        """Return the same of a matrix `load` reads rows of: it is never whole in float32 unless it has to."""
+        for convert in (_as_bytes, _as_half, _as_bfloat, _as_float):
+            matrix = _gathered(convert, load, rows)
             if matrix is not None:
                 return matrix
-        return cls(FLOAT, values)
+        raise AssertionError("float32 holds every float32")
 
     @property
     def nbytes(self) -> int:
@@ -131,8 +136,9 @@ def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.require(array, requirements=["C", "A"]).view(np.uint8)
 
 
-def _parts(rows: int) -> Iterator[slice]:
-    for start in range(0, rows, _ROWS):
+def row_parts(rows: int) -> Iterator[slice]:
+    """Yield slices of rows that are looked at together; an empty one where there are none."""
+    for start in range(0, max(rows, 1), _ROWS):
         yield slice(start, min(rows, start + _ROWS))
 
 
@@ -142,7 +148,26 @@ def _finite(matrix: Matrix) -> bool:
         return bool(np.isfinite(matrix.scales).all())
     mask = {FLOAT: 0x7F800000, HALF: 0x7C00, BFLOAT: 0x7F80}[matrix.kind]
     bits: npt.NDArray[Any] = matrix.values.view(np.uint32 if matrix.kind == FLOAT else np.uint16)
-    return all(bool(((bits[part] & mask) != mask).all()) for part in _parts(len(bits)))
+    return all(bool(((bits[part] & mask) != mask).all()) for part in row_parts(len(bits)))
+
+
+def _gathered(
+    convert: Callable[[F32], Matrix | None], load: Callable[[slice], F32], rows: int
+) -> Matrix | None:
+    """Return what `convert` makes of all rows, None if some do not allow it."""
+    whole: Matrix | None = None
+    for part in row_parts(rows):
+        piece = convert(load(part))
+        if piece is None:
+            return None
+        if whole is None:  # the first rows tell types and widths
+            scales = None if piece.scales is None else np.empty((rows, piece.scales.shape[1]), np.float16)
+            values = np.empty((rows, *piece.values.shape[1:]), piece.values.dtype)
+            whole = Matrix(piece.kind, values, scales)
+        whole.values[part] = piece.values
+        if whole.scales is not None:
+            whole.scales[part] = piece.scales
+    return whole
 
 
 def exact_half(values: F32) -> npt.NDArray[np.float16] | None:
@@ -164,19 +189,19 @@ def _as_bfloat(values: F32) -> Matrix | None:
     return Matrix(BFLOAT, (bits >> np.uint32(16)).astype(np.uint16))
 
 
+def _as_float(values: F32) -> Matrix:
+    return Matrix(FLOAT, values)
+
+
 def _as_bytes(values: F32) -> Matrix | None:
     rows, columns = values.shape
     if columns % GROUP or not rows:
         return None
-    codes = np.empty((rows, columns), np.int8)
-    scales = np.empty((rows, columns // GROUP), np.float16)
-    for part in _parts(rows):
-        blocks = values[part].reshape(-1, columns // GROUP, GROUP)
-        with np.errstate(all="ignore"):
-            scales[part] = np.abs(blocks).max(axis=-1) / _MOST
-            step = scales[part].astype(np.float32)[..., None]
-            code = np.nan_to_num(np.rint(blocks / step), nan=0.0, posinf=0.0, neginf=0.0).clip(-_MOST, _MOST)
-            if not np.array_equal(code * step, blocks):
-                return None
-        codes[part] = code.reshape(-1, columns)
-    return Matrix(BYTES, codes, scales)
+    blocks = values.reshape(-1, columns // GROUP, GROUP)
+    with np.errstate(all="ignore"):
+        scales = (np.abs(blocks).max(axis=-1) / _MOST).astype(np.float16)
+        step = scales.astype(np.float32)[..., None]
+        code = np.nan_to_num(np.rint(blocks / step), nan=0.0, posinf=0.0, neginf=0.0).clip(-_MOST, _MOST)
+        if not np.array_equal(code * step, blocks):
+            return None
+    return Matrix(BYTES, code.reshape(rows, columns).astype(np.int8), scales)

@@ -48,6 +48,32 @@ def test_every_value_comes_back(kind):
     assert matrix.nbytes == sum(array.nbytes for array in matrix.to_tensors("head").values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2, 4, 9])
+def test_a_few_rows_at_a_time_make_the_same(kind, rows, monkeypatch):
+    whole, asked = Matrix.exact(KINDS[kind]), []
+    monkeypatch.setattr("omniquant.runtime.matrix._ROWS", rows)
+
+    def load(part):
+        asked.append(part.stop - part.start)
+        return KINDS[kind][part]
+
+    parts = Matrix.exact_rows(load, 9)
+    assert max(asked) == rows
+    assert parts.kind == whole.kind
+    np.testing.assert_array_equal(parts.values, whole.values)
+    np.testing.assert_array_equal(parts.rows(), KINDS[kind])
+
+
+def test_the_last_rows_decide_too(monkeypatch):
+    monkeypatch.setattr("omniquant.runtime.matrix._ROWS", 2)
+    values = np.zeros((9, 64), np.float32)
+    assert Matrix.exact(values).kind == BYTES
+    values[8, 1] = 1 / 3
+    assert Matrix.exact(values).kind == FLOAT
+    np.testing.assert_array_equal(Matrix.exact(values).rows(), values)
+
+
 def test_bytes_are_taken_only_where_nothing_is_lost():
     nearly = KINDS[BYTES].copy()
     nearly[8, 63] = np.nextafter(nearly[8, 63], np.float32(np.inf))

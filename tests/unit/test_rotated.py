@@ -98,6 +98,7 @@ def test_every_method_runs_in_it_and_its_result_on_integers(method, scheme, tmp_
     assert stored.perplexity(tokens) == pytest.approx(fake, rel=0.05)
     memory = omniquant.calibrate(model, tokens, scheme, **options)
     assert omniquant.perplexity(memory, tokens) == fake
+    assert memory.fold().perplexity(tokens) == stored.perplexity(tokens)
     assert CalibrationResult.load(tmp_path / "out").options.rotation == "online"
 
 

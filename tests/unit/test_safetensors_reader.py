@@ -257,4 +257,6 @@ def test_check_finite_names_the_first_bad_value(bad: float) -> None:
         check_finite("w", np.asfortranarray(values))
     with pytest.raises(NotFiniteError, match=r"^b: element 2 is"):
         check_finite("b", values[1])
+    with pytest.raises(NotFiniteError, match=r"^w: row 8 column 2 is"):
+        check_finite("w", values, first_row=7)
     check_finite("empty", np.zeros((0, 3), np.float32))

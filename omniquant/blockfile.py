@@ -4,7 +4,9 @@ Names in a file: "q.codes" uint8 [out, ceil(in * bits / 8)] (a dense little-endi
 "q.scale" f32 [out, G], "q.zero_point" uint8 [out, G] and, where the model has one, "q.bias" f32 [out];
 the same for k, v, o, gate, up and down; "q.weight" f32 instead where weights stay float; "norm1.weight",
 "norm2.weight" (of some families also post1, post2, q_norm and k_norm) and their biases; "norm1.inverse",
-"norm2.inverse" f32 [H, H] for online maps;
+"norm2.inverse" f32 [H, H] for online maps; of each input
+"norm1", "o", "norm2", "down" of linears "o.left" f32 [a, a] and "o.right" f32 [b, b], the inverses of its
+Kronecker map, and "o.clip" f32 [2], the logits of its clipping;
 "learnable.*": what was learned, for inspection.
 """
 
@@ -116,6 +118,10 @@ def _expected(spec: BlockSpec, scheme: QuantConfig) -> dict[str, _Layout]:
         layouts[f"{norm}.bias"] = _Layout(np.float32, (width,), optional=True)
         if norm in ("norm1", "norm2"):
             layouts[f"{norm}.inverse"] = _Layout(np.float32, (hidden, hidden), optional=True)
+    for name, (left, right) in spec.input_factors().items():
+        layouts[f"{name}.left"] = _Layout(np.float32, (left, left), optional=True)
+        layouts[f"{name}.right"] = _Layout(np.float32, (right, right), optional=True)
+        layouts[f"{name}.clip"] = _Layout(np.float32, (2,), optional=True)
     return layouts
 
 

@@ -83,6 +83,9 @@ def describe_maps(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescr
     if options.norm_map == "online":
         # One product with the inverse behind each norm.
         maps.append(MapDescription("norm -> linears", "a full matrix", True, norms * hidden * hidden))
+    if options.input_map == "kronecker":
+        cost = sum(a * b * (a + b) for a, b in spec.input_factors().values())
+        maps.append(MapDescription("inputs of linears", "a Kronecker product of two matrices", True, cost))
     if options.vo_map != "none":
         what = "one scale a channel" if options.vo_map == "diagonal" else "a full matrix"
         maps.append(MapDescription("v -> o", f"{what} and key/value head", True))

@@ -20,6 +20,8 @@ Arrays = dict[str, Array]
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 SITES = ("norm1", "norm2", "vo", "qk", "up_down")
+INPUTS = ("norm1", "o", "norm2", "down")
+FACTORS = tuple(f"{name}_{side}" for name in INPUTS for side in ("left", "right"))
 
 
 def double_core() -> Any:
@@ -95,12 +97,24 @@ def map_kinds(case: Case) -> dict[str, str]:
     options = case.options
     up_down = "diagonal" if options["up_down"] else "none"
     kinds = options["norm_map"], options["norm_map"], options["vo_map"], options["qk_map"], up_down
-    all_kinds = dict(zip(SITES, kinds, strict=True))
+    all_kinds = dict(zip(SITES, kinds, strict=True)) | dict.fromkeys(FACTORS, options["input_map"])
     return all_kinds | ({"norm2": "none"} if case.spec.get("residual") == "shared" else {})
+
+
+def input_factors(spec: dict[str, Any], name: str) -> tuple[int, int]:
+    """Return the sizes of the factors of an input's Kronecker map."""
+    if name == "o":
+        return spec["num_heads"], spec["head_dim"]
+    width = spec["ffn_size"] if name == "down" else spec["hidden_size"]
+    left = max(a for a in range(1, width + 1) if a * a <= width and width % a == 0)
+    return left, width // left
 
 
 def site_geometry(spec: dict[str, Any], site: str) -> tuple[int, int]:
     """Return (blocks, width) of a site's map."""
+    if site in FACTORS:
+        name, side = site.split("_")
+        return 1, input_factors(spec, name)[side == "right"]
     if site in ("vo", "qk"):
         return spec["num_kv_heads"], spec["head_dim"]
     return 1, spec["ffn_size"] if site == "up_down" else spec["hidden_size"]
@@ -136,6 +150,9 @@ def learnable_shapes(case: Case) -> dict[str, tuple[int, ...]]:
             shapes[f"{site}.map"] = (blocks, n, n)
         if has_shift(case, site):
             shapes[f"{site}.shift"] = (blocks, n)
+    if case.options["lac"] and case.options["activation"]["bits"] < 16:
+        shared = case.spec.get("residual") == "shared"
+        shapes |= {f"{name}.lac": (2,) for name in INPUTS if not (shared and name == "norm2")}
     if case.options["rounding"] == "learned" and case.options["w_bits"] < 16:
         shapes |= {f"{name}.offset": shape for name, shape in linear_shapes(case.spec).items()}
     return shapes
@@ -261,6 +278,12 @@ class Draw:
             "true_sequential": self.pick("true_sequential", True, False),
             "lr_rounding": self.pick("lr_rounding", 1.0),
         }  # fmt: skip
+        mapped = self.forced.get("input_map", ("none", "none", "kronecker")[int(self.later.integers(3))])
+        other = options["norm_map"] == "online" or spec.get("residual") == "shared"
+        options["input_map"] = "none" if other else mapped
+        if "loss" not in self.forced and self.later.integers(3) == 0:
+            options["loss"] = "relative"
+        options["lac"] = self.forced.get("lac", bool(self.later.integers(2)))
         return options | ({"qk_map": "none"} if spec.get("head_norms") else {})
 
     def dominant(self, case: Case, blocks: int, n: int) -> Array:
@@ -283,7 +306,7 @@ class Draw:
         kinds, learnables = map_kinds(case), {}
         for name, shape in learnable_shapes(case).items():
             owner, what = name.split(".")
-            if what.startswith("lwc"):
+            if what.startswith("lwc") or what == "lac":
                 learnables[name] = self.rng.uniform(0.5, 4, shape).astype(np.float32)
             elif what == "offset":
                 learnables[name] = self.rng.uniform(-0.5, 0.5, shape).astype(np.float32)
@@ -319,7 +342,7 @@ class Draw:
 
 def dequantized(core: Any, folded: Arrays, options: dict[str, Any]) -> Arrays:
     """Return folded weights as block_forward takes them."""
-    kept = (".weight", ".bias", ".inverse")
+    kept = (".weight", ".bias", ".inverse", ".left", ".right", ".clip")
     weights = {key: value for key, value in folded.items() if key.endswith(kept)}
     for key in [key for key in folded if key.endswith(".codes")]:
         name = key.removesuffix(".codes")

@@ -26,8 +26,8 @@ class RandomModel:
     ----------
     spec : BlockSpec
     scheme : str
-    biases, online : bool
-        Biases everywhere; a dense map behind each norm.
+    biases, online, inputs : bool
+        Biases everywhere; a dense map behind each norm; Kronecker maps and clipping of every linear's input.
     """
 
     name = "random"
@@ -42,11 +42,12 @@ class RandomModel:
         vocab: int = 37,
         biases: bool = False,
         online: bool = False,
+        inputs: bool = False,
         seed: int = 0,
     ) -> None:
         self.spec, self.scheme, self.num_layers = spec, QuantConfig.parse(scheme), layers
         self._rng = np.random.default_rng(seed)
-        self._biases, self._online = biases, online
+        self._biases, self._online, self._inputs = biases, online, inputs
         self.blocks = [self._block() for _ in range(layers)]
         self.embedding = self._normal(vocab, spec.hidden_size)
         self.head = self._normal(vocab, spec.hidden_size)
@@ -81,9 +82,18 @@ class RandomModel:
             if self.spec.norm == "layer":
                 tensors[f"{norm}.bias"] = self._normal(width) / 4
             if self._online and norm in ("norm1", "norm2"):
-                mixing = np.eye(hidden) + self._rng.standard_normal((hidden, hidden)) / hidden
-                tensors[f"{norm}.inverse"] = mixing.astype(np.float32)
+                tensors[f"{norm}.inverse"] = self._mixing(hidden, hidden)
+        for name, sizes in self.spec.input_factors().items():
+            if self._inputs:
+                tensors |= {
+                    f"{name}.{s}": self._mixing(n, 4 * n)
+                    for s, n in zip(("left", "right"), sizes, strict=True)
+                }
+                tensors[f"{name}.clip"] = np.array([1.5, 0.8], np.float32)
         return tensors
+
+    def _mixing(self, n: int, share: int) -> F32:
+        return (np.eye(n) + self._rng.standard_normal((n, n)) / share).astype(np.float32)
 
     @property
     def activation(self) -> dict[str, int | bool]:

@@ -160,7 +160,19 @@ class TransformedBlock:
         columns, rows = self.consumer_map(name), self.producer_map(name)
         if columns is not None:  # a map stands before the rotation
             weight = rotated_input(self.case, name, rotated_input(self.case, name, weight) @ columns.T)
-        return weight if rows is None else rows @ weight
+        weight = weight if rows is None else rows @ weight
+        factors = self.factors({"o": "o", "down": "down", "gate": "norm2", "up": "norm2"}.get(name, "norm1"))
+        return weight if factors is None else weight @ factors.T
+
+    def factors(self, name: str) -> Tensor | None:
+        """Return the Kronecker map of an input, None where there is none."""
+        left, right = self.maps[f"{name}_left"], self.maps[f"{name}_right"]
+        return None if left is None or right is None else torch.kron(left[0], right[0])
+
+    def mapped(self, name: str, x: Tensor) -> Tensor:
+        """Return an input x [T, width] behind its Kronecker map."""
+        factors = self.factors(name)
+        return x if factors is None else x @ torch.linalg.inv(factors)
 
     def quantize(self, name: str, weight: Tensor) -> Tensor:
         """Return W^."""
@@ -208,7 +220,7 @@ class TransformedBlock:
         if f"{name}.shift" in self.learnables:
             y = y - self.learnables[f"{name}.shift"][0]
         a = self.maps[name]
-        return y if a is None else y @ torch.linalg.inv(a[0])
+        return self.mapped(name, y if a is None else y @ torch.linalg.inv(a[0]))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -253,11 +265,14 @@ def forward(block: TransformedBlock, x: Tensor) -> Tensor:
     spec, activation = block.case.spec, block.case.options["activation"]
     T, n, m, d = len(x), spec["num_heads"], spec["num_kv_heads"], spec["head_dim"]
 
-    def quantize(value: Tensor, key: str = "bits") -> Tensor:
+    def quantize(value: Tensor, key: str = "bits", name: str = "") -> Tensor:
         symmetric, full = activation["symmetric"], activation["full_range"]
-        return fake_quantize(value, activation[key], symmetric, full=full)
+        logits, clip = block.learnables.get(f"{name}.lac"), None
+        if logits is not None:
+            clip = logits[0].expand(len(value), 1), logits[1].expand(len(value), 1)
+        return fake_quantize(value, activation[key], symmetric, full=full, clip=clip)
 
-    h = quantize(block.norm("norm1", x))
+    h = quantize(block.norm("norm1", x), name="norm1")
     q, k, v = (block.linear(name, h).view(T, -1, d) for name in ("q", "k", "v"))
     q, k = block.plain_norm("q_norm", q), block.plain_norm("k_norm", k)
     if spec["rope"]:
@@ -272,17 +287,16 @@ def forward(block: TransformedBlock, x: Tensor) -> Tensor:
     scores = torch.einsum("ihd,jhd->hij", q, k) * (spec.get("attention_scale") or d**-0.5)
     p = shaped(spec, scores).softmax(dim=2)
     attended = torch.einsum("hij,jhd->ihd", p, v).reshape(T, n * d)
-    mixed = quantize(rotated_input(block.case, "o", attended))
-    x2 = x + block.plain_norm("post1", block.linear("o", mixed))
+    attended = block.mapped("o", rotated_input(block.case, "o", attended))
+    x2 = x + block.plain_norm("post1", block.linear("o", quantize(attended, name="o")))
     residual = spec.get("residual", "sequential")
     if residual != "shared":
-        h = quantize(block.norm("norm2", x2 if residual == "sequential" else x))
+        h = quantize(block.norm("norm2", x2 if residual == "sequential" else x), name="norm2")
     act = ACTIVATIONS[spec["activation"]]
     up = block.linear("up", h)
     u = act(block.linear("gate", h)) * up if spec["mlp"] == "gated" else act(up)
-    return x2 + block.plain_norm(
-        "post2", block.linear("down", quantize(rotated_input(block.case, "down", u)))
-    )
+    u = block.mapped("down", rotated_input(block.case, "down", u))
+    return x2 + block.plain_norm("post2", block.linear("down", quantize(u, name="down")))
 
 
 def loss(case: Case, learnables: Tensors) -> Tensor:
@@ -294,6 +308,8 @@ def loss(case: Case, learnables: Tensors) -> Tensor:
         energy = torch.ones(x_q.shape[1]).double()
         if case.options["loss"] == "token":
             energy = (targets[i] - x_fp[i]).square().mean(1).clamp(min=1e-12)
+        if case.options["loss"] == "relative":
+            energy = targets[i].square().mean(1).clamp(min=1e-12)
         y = forward(block, x_q[i])
         total = total + ((y - targets[i]).square().mean(1) / energy).mean()
         if case.aug_targets is not None:

@@ -2,6 +2,7 @@
 
 #include "block/act_quant.h"
 #include "block/block.h"
+#include "block/input_map.h"
 #include "block/linear.h"
 #include "block/rotation.h"
 #include "math/attention.h"
@@ -15,6 +16,17 @@ typedef struct {
     const oq_saved *saved;
     const oq_block_gradients *gradients;
 } pass;
+
+/* Back through an input's quantizer and its map: d [T, width], x before and behind the map. */
+static oq_code input_backward(oq_context *context, const pass *p, int input, const oq_real *x,
+                              const oq_real *mapped, const oq_range *ranges, oq_real *d)
+{
+    const int64_t T = p->run->tokens;
+    const oq_kronecker size = oq_input_factors(p->run->spec, input);
+    OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, p->weights->clip[input], mapped, ranges, d,
+                                 p->gradients->clip[input], T, size.a * size.b));
+    return oq_input_map_backward(context, p->run->spec, p->weights, p->gradients, input, x, d, T);
+}
 
 static oq_code linear_backward(oq_context *context, const pass *p, int which, const oq_forms *x, const oq_real *dy,
                                oq_real *dx, bool accumulate)
@@ -30,7 +42,8 @@ static oq_code norm_backward(oq_context *context, const pass *p, int which, cons
     const int64_t T = p->run->tokens, H = p->run->spec->hidden;
     const oq_real *inverse = p->weights->map_inverse[which];
     const oq_mark mark = oq_arena_mark(context->arena);
-    OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->h[which], s->h_ranges[which], dh, T, H));
+    OQ_TRY(input_backward(context, p, which == OQ_NORM1 ? OQ_INPUT_NORM1 : OQ_INPUT_NORM2, s->normed[which],
+                          s->h[which], s->h_ranges[which], dh));
     if (inverse) { /* h = normed A^-1 */
         oq_real *dnormed;
         OQ_NEW(context, dnormed, T * H);
@@ -93,7 +106,7 @@ static oq_code mlp_half_backward(oq_context *context, const pass *p, const oq_re
     OQ_NEW(context, dup, spec->gated ? T * F : 0);
     OQ_TRY(back_to_linear(context, p, OQ_POST2, T, &dy));
     OQ_TRY(linear_backward(context, p, OQ_DOWN, &s->u_hat, dy, du, false));
-    OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->u, s->u_ranges, du, T, F));
+    OQ_TRY(input_backward(context, p, OQ_INPUT_DOWN, s->u, s->down_in, s->u_ranges, du));
     OQ_TRY(oq_rotate_input(context, spec, OQ_DOWN, du, T));
     if (!spec->gated) {
         oq_activation_backward(context, spec->activation, s->up, NULL, du, du, NULL, T * F);
@@ -115,9 +128,9 @@ static oq_code heads_backward(oq_context *context, const pass *p, const oq_real 
     const oq_attention_shape shape = {T, n, m, d, spec->scores};
     OQ_TRY(oq_attention_backward(context, shape, s->q_hat, s->k_hat, s->v_hat, s->attended, s->log_sum, dattended,
                                  dq, dk, dv));
-    OQ_TRY(oq_act_quant_backward(context, quant->q, s->q, s->q_ranges, dq, T * n, d));
-    OQ_TRY(oq_act_quant_backward(context, quant->k, s->k, s->k_ranges, dk, T * m, d));
-    OQ_TRY(oq_act_quant_backward(context, quant->v, s->v, s->v_ranges, dv, T * m, d));
+    OQ_TRY(oq_act_quant_backward(context, quant->q, NULL, s->q, s->q_ranges, dq, NULL, T * n, d));
+    OQ_TRY(oq_act_quant_backward(context, quant->k, NULL, s->k, s->k_ranges, dk, NULL, T * m, d));
+    OQ_TRY(oq_act_quant_backward(context, quant->v, NULL, s->v, s->v_ranges, dv, NULL, T * m, d));
     OQ_TRY(oq_rotate_qk(context, spec, dq, dk, T));
     if (spec->rope) {
         oq_rope_backward(context, p->run->rope, dq, T, n, d);
@@ -129,7 +142,8 @@ static oq_code heads_backward(oq_context *context, const pass *p, const oq_real 
 /* Nothing before the block is learned: the gradient of a norm that reads x is needed for its own parameters alone. */
 static bool is_learned(const oq_block_gradients *g, int norm)
 {
-    return g->gain[norm] || g->norm_bias[norm] || g->map_inverse[norm];
+    const int input = norm == OQ_NORM1 ? OQ_INPUT_NORM1 : OQ_INPUT_NORM2;
+    return g->gain[norm] || g->norm_bias[norm] || g->map_inverse[norm] || g->left[input] || g->clip[input];
 }
 
 /* dh [T, H] = gradient of what q, k and v read, added where the MLP left its own; NULL: not wanted. */
@@ -146,7 +160,7 @@ static oq_code attention_half_backward(oq_context *context, const pass *p, const
     OQ_NEW(context, dv, T * m * d);
     OQ_TRY(back_to_linear(context, p, OQ_POST1, T, &dx2));
     OQ_TRY(linear_backward(context, p, OQ_O, &s->attended_hat, dx2, dattended, false));
-    OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, s->mixed, s->attended_ranges, dattended, T, n * d));
+    OQ_TRY(input_backward(context, p, OQ_INPUT_O, s->mixed, s->o_in, s->attended_ranges, dattended));
     OQ_TRY(oq_rotate_input(context, spec, OQ_O, dattended, T));
     OQ_TRY(heads_backward(context, p, dattended, dq, dk, dv));
     const oq_real *dq_linear = dq, *dk_linear = dk;

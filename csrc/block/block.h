@@ -45,10 +45,13 @@ typedef struct {
 enum { OQ_Q, OQ_K, OQ_V, OQ_O, OQ_GATE, OQ_UP, OQ_DOWN, OQ_LINEARS };
 /* Those in front of linears, which maps stand behind; then those behind linears. */
 enum { OQ_NORM1, OQ_NORM2, OQ_INPUT_NORMS, OQ_POST1 = OQ_INPUT_NORMS, OQ_POST2, OQ_NORM_Q, OQ_NORM_K, OQ_NORMS };
+/* What linears read: the norms' output, that of attention, that of the MLP's activation. */
+enum { OQ_INPUT_NORM1, OQ_INPUT_O, OQ_INPUT_NORM2, OQ_INPUT_DOWN, OQ_INPUTS };
 
 /* "q", "k", ... and "norm1", "post1", "q_norm", ...: the names Python uses. */
 extern const char *const oq_linear_names[OQ_LINEARS];
 extern const char *const oq_norm_names[OQ_NORMS];
+extern const char *const oq_input_names[OQ_INPUTS]; /* "norm1", "o", "norm2", "down" */
 
 typedef struct {
     int64_t out, in;
@@ -60,16 +63,18 @@ bool oq_has_norm(const oq_block_spec *spec, int norm);
 int64_t oq_norm_width(const oq_block_spec *spec, int norm);
 /* The norm whose output the MLP reads. */
 int oq_mlp_norm(const oq_block_spec *spec);
+int oq_input_of(const oq_block_spec *spec, int linear);
 int64_t oq_rotary_dim(const oq_block_spec *spec);
 oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec);
 
 /* Borrowed tensors: weights [out, in], biases [out] or NULL, gains and norm biases [width], and the online map's
- * inverse [H, H] or NULL. Forms hold what faster products take beside the weight itself, which may then be
- * missing. */
+ * inverse [H, H] or NULL; an input's Kronecker map, its factors' inverses, and its quantizer's clipping logits [2]
+ * (max, min), or NULL. Forms hold what faster products take beside the weight itself, which may then be missing. */
 typedef struct {
     const oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_forms forms[OQ_LINEARS];
     const oq_real *gain[OQ_NORMS], *norm_bias[OQ_NORMS], *map_inverse[OQ_INPUT_NORMS];
+    const oq_real *left[OQ_INPUTS], *right[OQ_INPUTS], *clip[OQ_INPUTS];
 } oq_block_weights;
 
 /* Gradients of the same, norms behind linears being constants; what is NULL is not wanted. All are added to, but
@@ -78,6 +83,7 @@ typedef struct {
     bool fresh;
     oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_real *gain[OQ_INPUT_NORMS], *norm_bias[OQ_INPUT_NORMS], *map_inverse[OQ_INPUT_NORMS];
+    oq_real *left[OQ_INPUTS], *right[OQ_INPUTS], *clip[OQ_INPUTS];
 } oq_block_gradients;
 
 /* Quantizers of activations: x for every linear's input; 16 bits and more: none. */
@@ -94,6 +100,7 @@ typedef struct {
     int64_t texts;
     bool bf16;              /* keep the inputs of linears in bfloat16, for weights that have that form too */
     bool integer;           /* keep codes of quantized activations, for weights that have codes too */
+    bool maps;              /* keep what enters the Kronecker maps, for weights that have some */
 } oq_block_run;
 
 /* What the forward pass keeps for the backward pass.  A quantized twin is the very same pointer where its
@@ -102,14 +109,14 @@ typedef struct {
     const oq_real *x;                           /* [T, H] */
     oq_norm_stats *stats[OQ_NORMS];             /* [T], of heads [T n] and [T m] */
     oq_real *raw[OQ_NORMS];                     /* what a norm behind a linear reads */
-    oq_real *normed[OQ_INPUT_NORMS];            /* [T, H] before the online map */
+    oq_real *normed[OQ_INPUT_NORMS];            /* [T, H] before an online map */
     oq_real *h[OQ_INPUT_NORMS];                 /* [T, H] */
     oq_real *q, *k, *v, *q_hat, *k_hat, *v_hat; /* [T, n d] or [T, m d], after RoPE */
-    oq_real *attended, *mixed;                  /* [T, n d], behind the rotation of heads where there is one */
+    oq_real *attended, *mixed, *o_in;           /* [T, n d]; behind the heads' rotation; behind the map */
     oq_real *log_sum;                           /* [n, T] */
     oq_real *x2;                                /* [T, H] */
     oq_real *gate, *up;                         /* [T, F]; plain: gate is NULL */
-    oq_real *activated, *u;                     /* [T, F], behind the rotation where there is one */
+    oq_real *activated, *u, *down_in;           /* [T, F]; behind the rotation; behind the map */
     oq_forms h_hat[OQ_INPUT_NORMS], attended_hat, u_hat;
     oq_range *h_ranges[OQ_INPUT_NORMS], *q_ranges, *k_ranges, *v_ranges, *attended_ranges, *u_ranges;
 } oq_saved;

@@ -2,6 +2,7 @@
 
 #include "block/act_quant.h"
 #include "block/block.h"
+#include "block/input_map.h"
 #include "block/linear.h"
 #include "block/rotation.h"
 #include "math/attention.h"
@@ -53,6 +54,19 @@ static oq_code create_norm(oq_context *context, const oq_block_spec *spec, int n
     return OQ_OK;
 }
 
+/* The input of o or down: as it comes, behind the rotation, behind the map; the same where there is none. */
+static oq_code create_stages(oq_context *context, const oq_block_run *run, int linear, oq_real **raw,
+                             oq_real **rotated, oq_real **mapped, oq_forms *forms, oq_range **ranges)
+{
+    const int64_t width = oq_shape_of(run->spec, linear).in, count = run->tokens * width;
+    OQ_TRY(create_input(context, run, width, mapped, forms, ranges));
+    *rotated = *mapped;
+    if (run->maps) OQ_NEW(context, *rotated, count);
+    *raw = *rotated;
+    if (oq_has_rotation(run->spec, linear)) OQ_NEW(context, *raw, count);
+    return OQ_OK;
+}
+
 static oq_code create_attention(oq_context *context, const oq_block_run *run, oq_saved *s)
 {
     const oq_block_spec *spec = run->spec;
@@ -64,10 +78,8 @@ static oq_code create_attention(oq_context *context, const oq_block_run *run, oq
     OQ_TRY(create_norm(context, spec, OQ_NORM_Q, T * n, s));
     OQ_TRY(create_norm(context, spec, OQ_NORM_K, T * m, s));
     OQ_NEW(context, s->log_sum, n * T);
-    OQ_TRY(create_input(context, run, n * d, &s->mixed, &s->attended_hat, &s->attended_ranges));
-    s->attended = s->mixed;
-    if (spec->rotate_heads) OQ_NEW(context, s->attended, T * n * d);
-    return OQ_OK;
+    return create_stages(context, run, OQ_O, &s->attended, &s->mixed, &s->o_in, &s->attended_hat,
+                         &s->attended_ranges);
 }
 
 oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *saved)
@@ -87,10 +99,8 @@ oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *
     OQ_NEW(context, saved->x2, T * H);
     if (spec->gated) OQ_NEW(context, saved->gate, T * F);
     OQ_NEW(context, saved->up, T * F);
-    OQ_TRY(create_input(context, run, F, &saved->u, &saved->u_hat, &saved->u_ranges));
-    saved->activated = saved->u;
-    if (spec->rotate_down) OQ_NEW(context, saved->activated, T * F);
-    return OQ_OK;
+    return create_stages(context, run, OQ_DOWN, &saved->activated, &saved->u, &saved->down_in, &saved->u_hat,
+                         &saved->u_ranges);
 }
 
 /* h_hat[which] = quantized norm(x), behind the online map where there is one. */
@@ -100,8 +110,9 @@ static oq_code normalize(oq_context *context, const oq_block_run *run, const oq_
     const int64_t T = run->tokens, H = run->spec->hidden;
     const oq_norm_shape shape = {run->spec->norm, run->spec->norm_eps, T, H};
     const oq_real *inverse = weights->map_inverse[which];
+    const int input = which == OQ_NORM1 ? OQ_INPUT_NORM1 : OQ_INPUT_NORM2;
     oq_norm_forward(context, shape, x, weights->gain[which], weights->norm_bias[which],
-                    inverse ? s->normed[which] : s->h[which], s->stats[which]);
+                    inverse || weights->left[input] ? s->normed[which] : s->h[which], s->stats[which]);
     if (inverse)
         OQ_TRY(oq_gemm(context, &(oq_gemm_args){.m = T,
                                                 .n = H,
@@ -113,7 +124,9 @@ static oq_code normalize(oq_context *context, const oq_block_run *run, const oq_
                                                 .ldb = H,
                                                 .c = s->h[which],
                                                 .ldc = H}));
-    return oq_input_forms(context, run->quantizers->x, s->h[which], &s->h_hat[which], s->h_ranges[which], T, H);
+    OQ_TRY(oq_input_map(context, run->spec, weights, input, s->normed[which], s->h[which], T));
+    return oq_input_forms(context, run->quantizers->x, weights->clip[input], s->h[which], &s->h_hat[which],
+                          s->h_ranges[which], T, H);
 }
 
 /* attended [T, n d]: every text of the window by itself. */
@@ -158,12 +171,14 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
         oq_rope_forward(context, run->rope, s->k, T, m, d);
     }
     OQ_TRY(oq_rotate_qk(context, spec, s->q, s->k, T));
-    OQ_TRY(oq_act_quant_forward(context, quant->q, s->q, s->q_hat, s->q_ranges, T * n, d));
-    OQ_TRY(oq_act_quant_forward(context, quant->k, s->k, s->k_hat, s->k_ranges, T * m, d));
-    OQ_TRY(oq_act_quant_forward(context, quant->v, s->v, s->v_hat, s->v_ranges, T * m, d));
+    OQ_TRY(oq_act_quant_forward(context, quant->q, NULL, s->q, s->q_hat, s->q_ranges, T * n, d));
+    OQ_TRY(oq_act_quant_forward(context, quant->k, NULL, s->k, s->k_hat, s->k_ranges, T * m, d));
+    OQ_TRY(oq_act_quant_forward(context, quant->v, NULL, s->v, s->v_hat, s->v_ranges, T * m, d));
     OQ_TRY(attend(context, run, s));
     OQ_TRY(oq_rotated_input(context, spec, OQ_O, s->attended, s->mixed, T));
-    return oq_input_forms(context, quant->x, s->mixed, &s->attended_hat, s->attended_ranges, T, n * d);
+    OQ_TRY(oq_input_map(context, spec, weights, OQ_INPUT_O, s->mixed, s->o_in, T));
+    return oq_input_forms(context, quant->x, weights->clip[OQ_INPUT_O], s->o_in, &s->attended_hat,
+                          s->attended_ranges, T, n * d);
 }
 
 static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, oq_saved *s)
@@ -175,7 +190,9 @@ static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_b
     oq_activation_forward(context, run->spec->activation, s->gate ? s->gate : s->up, s->gate ? s->up : NULL,
                           s->activated, T * F);
     OQ_TRY(oq_rotated_input(context, run->spec, OQ_DOWN, s->activated, s->u, T));
-    return oq_input_forms(context, run->quantizers->x, s->u, &s->u_hat, s->u_ranges, T, F);
+    OQ_TRY(oq_input_map(context, run->spec, weights, OQ_INPUT_DOWN, s->u, s->down_in, T));
+    return oq_input_forms(context, run->quantizers->x, weights->clip[OQ_INPUT_DOWN], s->down_in, &s->u_hat,
+                          s->u_ranges, T, F);
 }
 
 oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
@@ -210,16 +227,25 @@ static oq_code check_lengths(oq_context *context, const oq_block_run *run)
                    (long long)run->texts, (long long)sum, (long long)run->tokens);
 }
 
+static bool has_maps(const oq_block_weights *weights)
+{
+    for (int i = 0; i < OQ_INPUTS; i++)
+        if (weights->left[i]) return true;
+    return false;
+}
+
 oq_code oq_block_forward_windows(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                                  const oq_real *x, oq_real *y, int64_t samples)
 {
     const int64_t window = run->tokens * run->spec->hidden;
+    oq_block_run own = *run;
     oq_saved saved;
+    own.maps = has_maps(weights);
     OQ_TRY(check_lengths(context, run));
-    OQ_TRY(oq_saved_create(context, run, &saved));
+    OQ_TRY(oq_saved_create(context, &own, &saved));
     for (int64_t i = 0; i < samples; i++) {
         OQ_TRY(oq_check_cancel(context));
-        OQ_TRY(oq_block_forward(context, run, weights, x + i * window, &saved, y + i * window));
+        OQ_TRY(oq_block_forward(context, &own, weights, x + i * window, &saved, y + i * window));
     }
     return OQ_OK;
 }

@@ -2,6 +2,7 @@
 
 const char *const oq_linear_names[OQ_LINEARS] = {"q", "k", "v", "o", "gate", "up", "down"};
 const char *const oq_norm_names[OQ_NORMS] = {"norm1", "norm2", "post1", "post2", "q_norm", "k_norm"};
+const char *const oq_input_names[OQ_INPUTS] = {"norm1", "o", "norm2", "down"};
 
 bool oq_has_linear(const oq_block_spec *spec, int linear) { return linear != OQ_GATE || spec->gated; }
 
@@ -74,4 +75,15 @@ oq_code oq_check_spec(oq_context *context, const oq_block_spec *spec)
     if (!(spec->norm_eps >= 0))
         return oq_fail(context, OQ_INVALID_ARGUMENT, "spec: norm_eps must be >= 0, got %g", spec->norm_eps);
     return check_scores(context, &spec->scores);
+}
+
+int oq_input_of(const oq_block_spec *spec, int linear)
+{
+    switch (linear) {
+    case OQ_O: return OQ_INPUT_O;
+    case OQ_DOWN: return OQ_INPUT_DOWN;
+    case OQ_GATE:
+    case OQ_UP: return oq_mlp_norm(spec) == OQ_NORM1 ? OQ_INPUT_NORM1 : OQ_INPUT_NORM2;
+    default: return OQ_INPUT_NORM1;
+    }
 }

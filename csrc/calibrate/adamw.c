@@ -32,7 +32,7 @@ void oq_adamw_step(oq_adamw *adamw, const oq_learnables *list, const oq_options 
     for (int i = 0; i < list->entries; i++) {
         const oq_learnable *e = &list->entry[i];
         if (e->kind == OQ_OFFSET) continue;
-        const bool clipping = e->kind == OQ_LWC_MAX || e->kind == OQ_LWC_MIN;
+        const bool clipping = e->kind == OQ_LWC_MAX || e->kind == OQ_LWC_MIN || e->kind == OQ_LAC;
         const double rate =
             (clipping ? options->lr_lwc : options->lr_let) * schedule * adamw->lr_factor[i] / bias1;
         update(theta + e->offset, dtheta + e->offset, adamw->m + e->offset, adamw->v + e->offset, e->count,

@@ -79,6 +79,7 @@ oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const
                           .names = oq_site_names,
                           .entry = s.list.map,
                           .count = OQ_SITES,
+                          .factors = OQ_SITE_FACTORS,
                           .list = &s.list,
                           .options = options};
     snprintf(guarded.where, sizeof guarded.where, "block %lld", (long long)options->block);

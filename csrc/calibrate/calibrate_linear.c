@@ -145,8 +145,8 @@ static oq_code forward(oq_context *context, session *s, const oq_real *theta, in
     OQ_TRY(oq_linear_forward(context, s->x, l->weight, s->target, count, l->in, l->out));
     oq_center(s->x, shift_of(s, theta), s->centered, count, l->in);
     OQ_TRY(oq_map_input(context, &s->map, s->centered, s->input, count));
-    OQ_TRY(oq_act_quant_forward(context, s->options->activation.x, s->input, s->input_hat, s->input_ranges, count,
-                                l->in));
+    OQ_TRY(oq_act_quant_forward(context, s->options->activation.x, NULL, s->input, s->input_hat, s->input_ranges,
+                                count, l->in));
     OQ_TRY(oq_linear_forward(context, s->input_hat, used_weight(s), s->y, count, l->in, l->out));
     if (s->bias) oq_add_to_rows(s->y, s->bias, count, l->out);
     oq_loss_weights(OQ_LOSS_MSE, s->target, s->x, s->weights, count, l->out);
@@ -161,8 +161,8 @@ static oq_code backward(oq_context *context, session *s, oq_real *dtheta, int64_
     OQ_TRY(oq_linear_backward_weight(context, s->dy, s->input_hat, s->dweight, count, l->in, l->out, true));
     if (!s->mapped) return OQ_OK;
     OQ_TRY(oq_linear_backward_input(context, s->dy, used_weight(s), s->dinput, count, l->in, l->out, false));
-    OQ_TRY(oq_act_quant_backward(context, s->options->activation.x, s->input, s->input_ranges, s->dinput, count,
-                                 l->in));
+    OQ_TRY(oq_act_quant_backward(context, s->options->activation.x, NULL, s->input, s->input_ranges, s->dinput,
+                                 NULL, count, l->in));
     OQ_TRY(oq_map_input_backward(context, &s->map, s->centered, s->dinput, s->dx, count));
     if (!s->bias) return OQ_OK;
     OQ_TRY(oq_column_sums(context, s->dy, s->dbias, count, l->out));
@@ -279,6 +279,7 @@ oq_code oq_calibrate_linear(oq_context *context, const oq_layer *layer, const oq
                           .names = names,
                           .entry = s.list.map,
                           .count = 1,
+                          .factors = 1,
                           .list = &s.list,
                           .options = options,
                           .where = "layer"};

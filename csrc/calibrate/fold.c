@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "block/input_map.h"
+
 static void copy(oq_real *to, const oq_real *from, int64_t count)
 {
     if (to && from) memcpy(to, from, sizeof *to * (size_t)count);
@@ -41,5 +43,11 @@ oq_code oq_fold_block(oq_context *context, const oq_block_spec *spec, const oq_b
     }
     for (int i = 0; i < OQ_INPUT_NORMS; i++)
         copy(folded->map_inverse[i], folded_weights.map_inverse[i], spec->hidden * spec->hidden);
+    for (int i = 0; i < OQ_INPUTS; i++) {
+        const oq_kronecker size = oq_input_factors(spec, i);
+        copy(folded->left[i], folded_weights.left[i], size.a * size.a);
+        copy(folded->right[i], folded_weights.right[i], size.b * size.b);
+        copy(folded->clip[i], folded_weights.clip[i], 2);
+    }
     return OQ_OK;
 }

@@ -12,6 +12,7 @@ typedef struct {
     oq_real *weight[OQ_LINEARS];                         /* [out, in], instead of codes when not quantized */
     oq_real *bias[OQ_LINEARS], *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
     oq_real *map_inverse[OQ_INPUT_NORMS]; /* [H, H] */
+    oq_real *left[OQ_INPUTS], *right[OQ_INPUTS], *clip[OQ_INPUTS];
 } oq_folded;
 
 oq_code oq_fold_block(oq_context *context, const oq_block_spec *spec, const oq_block_weights *weights,

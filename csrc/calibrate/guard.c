@@ -119,6 +119,7 @@ oq_code oq_guard_after_step(oq_context *context, oq_guard *guard, const oq_guard
 oq_code oq_guard_before_fold(oq_context *context, oq_guard *guard, const oq_guarded *t, double *max_condition,
                              double *varah_bound)
 {
+    double condition = 0, bound = 0;
     *max_condition = *varah_bound = 0;
     for (int which = 0; which < t->count; which++) {
         const oq_map *map = &t->maps[which];
@@ -128,10 +129,17 @@ oq_code oq_guard_before_fold(oq_context *context, oq_guard *guard, const oq_guar
         note(&guard->report, which, found);
         if (!(found.weakest.margin > 0) && t->options->dominance != OQ_DOMINANCE_MONITOR)
             return not_dominant(context, t, which, found, "before folding");
-        *varah_bound = fmax(*varah_bound, oq_varah_bound(found.weakest.margin));
+        /* Both figures of a Kronecker product are the products of its factors'. */
+        const bool right = which >= t->factors && (which - t->factors) % 2;
+        const double condition_left = right ? condition : 1, bound_left = right ? bound : 1;
+        condition = 0;
         for (int64_t b = 0; b < map->affine.blocks; b++)
-            *max_condition =
-                fmax(*max_condition, oq_condition_inf(map->exact + b * n * n, map->exact_inverse + b * n * n, n));
+            condition =
+                fmax(condition, oq_condition_inf(map->exact + b * n * n, map->exact_inverse + b * n * n, n));
+        condition *= condition_left;
+        bound = bound_left * oq_varah_bound(found.weakest.margin);
+        *varah_bound = fmax(*varah_bound, bound);
+        *max_condition = fmax(*max_condition, condition);
     }
     if (*max_condition <= 1e12) return OQ_OK;
     return oq_fail(context, OQ_SINGULAR, "%s: condition number %.3g of an affine map is beyond 1e12", t->where,

@@ -9,7 +9,7 @@ typedef struct {
     oq_map *maps;
     const char *const *names;
     const int *entry;
-    int count;
+    int count, factors; /* from `factors` on, left and right factors of Kronecker maps in turn */
     const oq_learnables *list;
     const oq_options *options;
     char where[32]; /* "block 3", "layer": for messages */

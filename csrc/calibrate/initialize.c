@@ -8,7 +8,8 @@ oq_code oq_channel_stats_create(oq_context *context, oq_channel_stats *stats, co
     for (int site = 0; site < OQ_SITES; site++) {
         const oq_affine geometry = oq_site_geometry(spec, site);
         stats->lo[site] = stats->hi[site] = NULL;
-        if (site == OQ_SITE_QK || (site == OQ_SITE_NORM2 && !oq_has_norm(spec, OQ_NORM2))) continue;
+        if (site == OQ_SITE_QK || site >= OQ_SITE_FACTORS || (site == OQ_SITE_NORM2 && !oq_has_norm(spec, OQ_NORM2)))
+            continue;
         OQ_NEW(context, stats->lo[site], geometry.blocks * geometry.width);
         OQ_NEW(context, stats->hi[site], geometry.blocks * geometry.width);
         for (int64_t i = 0; i < geometry.blocks * geometry.width; i++) {
@@ -86,7 +87,7 @@ static oq_code initialize_site(oq_context *context, const oq_transformed *t, con
     const oq_map *map = &t->map[site];
     oq_real *parameters = oq_part(t->list, t->list->map[site], theta);
     if (map->kind == OQ_MAP_NONE) return OQ_OK;
-    if (site == OQ_SITE_QK) {
+    if (site == OQ_SITE_QK || site >= OQ_SITE_FACTORS) {
         oq_map_identity(map, parameters);
         return OQ_OK;
     }
@@ -104,7 +105,7 @@ void oq_fill_clipping(const oq_learnables *list, double value, oq_real *theta)
 {
     for (int i = 0; i < list->entries; i++) {
         const oq_learnable *e = &list->entry[i];
-        if (e->kind != OQ_LWC_MAX && e->kind != OQ_LWC_MIN) continue;
+        if (e->kind != OQ_LWC_MAX && e->kind != OQ_LWC_MIN && e->kind != OQ_LAC) continue;
         for (int64_t k = 0; k < e->count; k++) theta[e->offset + k] = (oq_real)value;
     }
 }

@@ -1,4 +1,5 @@
-/* Where the learnables start: LWC at sigma(4), maps at SmoothQuant's scales, q <-> k at the identity. */
+/* Where the learnables start: clipping at sigma(4), maps at SmoothQuant's scales, q <-> k and the factors of input
+ * maps at the identity. */
 #ifndef OQ_CALIBRATE_INITIALIZE_H
 #define OQ_CALIBRATE_INITIALIZE_H
 
@@ -6,7 +7,7 @@
 
 /* Extremes of each channel of the inputs of the sites, over the full-precision stream. */
 typedef struct {
-    oq_real *lo[OQ_SITES], *hi[OQ_SITES]; /* [blocks * width]; NULL at q <-> k, which starts at 1 */
+    oq_real *lo[OQ_SITES], *hi[OQ_SITES]; /* [blocks * width]; NULL where maps start at 1 */
 } oq_channel_stats;
 
 oq_code oq_channel_stats_create(oq_context *context, oq_channel_stats *stats, const oq_block_spec *spec);

@@ -58,6 +58,11 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
         if (oq_site_has_shift(spec, options, weights, site))
             list->shift[site] = add(list, OQ_SITE_SHIFT, site, oq_site_names[site], "shift", 2, size);
     }
+    for (int i = 0; i < OQ_INPUTS; i++) {
+        const bool learned = options->lac && oq_is_quantized(options->activation.x) &&
+                             (i != OQ_INPUT_NORM2 || oq_has_norm(spec, OQ_NORM2));
+        list->lac[i] = learned ? add(list, OQ_LAC, i, oq_input_names[i], "lac", 1, (int64_t[3]){2}) : -1;
+    }
     list->adaptive = list->total;
     for (int i = 0; i < OQ_LINEARS; i++) {
         const oq_linear_shape shape = oq_shape_of(spec, i);
@@ -75,6 +80,7 @@ void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, 
     memset(list, 0, sizeof *list);
     for (int i = 0; i < OQ_LINEARS; i++) list->lwc_max[i] = list->lwc_min[i] = list->offset[i] = -1;
     for (int i = 0; i < OQ_SITES; i++) list->map[i] = list->shift[i] = -1;
+    for (int i = 0; i < OQ_INPUTS; i++) list->lac[i] = -1;
     if (options->lwc && oq_is_quantized(options->weight)) {
         list->lwc_max[0] = add(list, OQ_LWC_MAX, 0, "weight", "lwc_max", 2, size);
         list->lwc_min[0] = add(list, OQ_LWC_MIN, 0, "weight", "lwc_min", 2, size);

@@ -5,25 +5,26 @@
 
 #include "calibrate/options.h"
 
-typedef enum { OQ_LWC_MAX, OQ_LWC_MIN, OQ_SITE_MAP, OQ_SITE_SHIFT, OQ_OFFSET } oq_learnable_kind;
+typedef enum { OQ_LWC_MAX, OQ_LWC_MIN, OQ_SITE_MAP, OQ_SITE_SHIFT, OQ_LAC, OQ_OFFSET } oq_learnable_kind;
 
 typedef struct {
     oq_learnable_kind kind;
-    int owner;     /* a linear for LWC and offsets of the rounding, a site for maps and shifts */
-    char name[24]; /* "q.lwc_max", "vo.map", "norm1.shift", "q.offset" */
+    int owner;     /* a linear for LWC and offsets of the rounding, a site for maps and shifts, an input for LAC */
+    char name[24]; /* "q.lwc_max", "vo.map", "norm1.shift", "down.lac", "q.offset" */
     int64_t offset, count;
     int64_t shape[3];
     int rank;
 } oq_learnable;
 
-enum { OQ_MAX_LEARNABLES = 3 * OQ_LINEARS + 2 * OQ_SITES };
+enum { OQ_MAX_LEARNABLES = 3 * OQ_LINEARS + 2 * OQ_SITES + OQ_INPUTS };
 
 typedef struct {
     oq_learnable entry[OQ_MAX_LEARNABLES];
     int entries;
     int64_t total;
     int64_t adaptive; /* numbers AdamW trains: all but the offsets, which are as many as weights and come last */
-    int lwc_max[OQ_LINEARS], lwc_min[OQ_LINEARS], map[OQ_SITES], shift[OQ_SITES], offset[OQ_LINEARS]; /* or -1 */
+    /* Entries, or -1. */
+    int lwc_max[OQ_LINEARS], lwc_min[OQ_LINEARS], map[OQ_SITES], shift[OQ_SITES], lac[OQ_INPUTS], offset[OQ_LINEARS];
 } oq_learnables;
 
 void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,

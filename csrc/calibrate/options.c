@@ -1,6 +1,10 @@
 #include "calibrate/options.h"
 
-const char *const oq_site_names[OQ_SITES] = {"norm1", "norm2", "vo", "qk", "up_down"};
+#include "block/input_map.h"
+
+const char *const oq_site_names[OQ_SITES] = {"norm1",      "norm2",       "vo",         "qk",          "up_down",
+                                             "norm1_left", "norm1_right", "o_left",     "o_right",     "norm2_left",
+                                             "norm2_right", "down_left",  "down_right"};
 
 static const oq_linear_sites sites_of[OQ_LINEARS] = {
     [OQ_Q] = {OQ_SITE_NORM1, OQ_SITE_QK, true}, [OQ_K] = {OQ_SITE_NORM1, OQ_SITE_QK, false},
@@ -29,6 +33,10 @@ int64_t oq_repeat_of(const oq_block_spec *spec, int site, int linear)
 
 oq_affine oq_site_geometry(const oq_block_spec *spec, int site)
 {
+    if (site >= OQ_SITE_FACTORS) {
+        const oq_kronecker size = oq_input_factors(spec, (site - OQ_SITE_FACTORS) / 2);
+        return (oq_affine){.blocks = 1, .width = (site - OQ_SITE_FACTORS) % 2 ? size.b : size.a};
+    }
     switch (site) {
     case OQ_SITE_VO: return (oq_affine){.blocks = spec->kv_heads, .width = spec->head_dim};
     case OQ_SITE_QK:
@@ -72,6 +80,14 @@ static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const 
         if (kind == OQ_MAP_DENSE && !per_head && site == OQ_SITE_UP_DOWN)
             return oq_fail(context, OQ_INVALID_ARGUMENT, "up_down: the map between up and down is diagonal");
     }
+    for (int site = OQ_SITE_FACTORS; site < OQ_SITES; site++)
+        if (options->map[site] != options->map[OQ_SITE_FACTORS])
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "%s: the inputs' maps are there for all or for none",
+                           oq_site_names[site]);
+    if (options->map[OQ_SITE_FACTORS] != OQ_MAP_NONE && !oq_has_norm(spec, OQ_NORM2))
+        return oq_fail(context, OQ_UNSUPPORTED, "norm2_left: the MLP shares its norm, and the input, with attention");
+    if (options->map[OQ_SITE_FACTORS] != OQ_MAP_NONE && options->map[OQ_SITE_NORM1] == OQ_MAP_DENSE)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "norm1: an online map beside the inputs' Kronecker maps");
     if (options->map[OQ_SITE_UP_DOWN] != OQ_MAP_NONE && !spec->gated)
         return oq_fail(context, OQ_UNSUPPORTED, "up_down: only gated MLPs are linear between up and down");
     return OQ_OK;

@@ -9,8 +9,19 @@
 #include "quant/products.h"
 #include "transform/map.h"
 
-/* Where equivalent maps live: behind each norm, v -> o, q <-> k, up -> down. */
-enum { OQ_SITE_NORM1, OQ_SITE_NORM2, OQ_SITE_VO, OQ_SITE_QK, OQ_SITE_UP_DOWN, OQ_SITES };
+/* Where equivalent maps live: behind each norm, v -> o, q <-> k, up -> down; and the factors, left and right, of the
+ * Kronecker maps on the inputs of linears, which are there for all inputs or for none. */
+enum {
+    OQ_SITE_NORM1,
+    OQ_SITE_NORM2,
+    OQ_SITE_VO,
+    OQ_SITE_QK,
+    OQ_SITE_UP_DOWN,
+    OQ_SITE_FACTORS,
+    OQ_SITES = OQ_SITE_FACTORS + 2 * OQ_INPUTS
+};
+static inline int oq_left_site(int input) { return OQ_SITE_FACTORS + 2 * input; }
+static inline int oq_right_site(int input) { return OQ_SITE_FACTORS + 2 * input + 1; }
 extern const char *const oq_site_names[OQ_SITES];
 
 /* What to do with an affine map that would lose strict diagonal dominance. */
@@ -35,6 +46,7 @@ typedef struct {
     int64_t group_size; /* 0: one group a row */
     oq_activation_quantizers activation;
     bool lwc;
+    bool lac; /* learnable activation clipping */
     oq_rounding rounding;
     oq_gptq_options gptq;
     oq_map_kind map[OQ_SITES]; /* dense at a norm is the online map */

@@ -99,7 +99,8 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
                             .quantizers = &options->activation,
                             .rope = data->rope,
                             .tokens = data->tokens,
-                            .bf16 = options->products == OQ_PRODUCTS_BFLOAT16};
+                            .bf16 = options->products == OQ_PRODUCTS_BFLOAT16,
+                            .maps = options->map[OQ_SITE_FACTORS] != OQ_MAP_NONE};
     for (int i = 0; i < OQ_LINEARS; i++)
         if (oq_has_linear(spec, i) && oq_has_integer_linear(spec, options, i)) s->run.integer = true;
     OQ_TRY(oq_saved_create(context, &s->run, &s->saved));

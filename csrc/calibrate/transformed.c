@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "block/input_map.h"
 #include "block/rotation.h"
 #include "calibrate/shift.h"
 #include "math/bf16.h"
@@ -36,6 +37,18 @@ static bool has_rows_map(const oq_transformed *t, int linear)
 {
     const int rows = oq_sites_of(t->spec, linear).rows;
     return rows >= 0 && t->map[rows].kind != OQ_MAP_NONE;
+}
+
+static bool has_input_map(const oq_transformed *t) { return t->map[OQ_SITE_FACTORS].kind != OQ_MAP_NONE; }
+
+/* What W takes of its input's map: W (A1 (x) A2)^T. */
+static oq_kronecker input_map_of(const oq_transformed *t, int linear)
+{
+    oq_kronecker map = oq_input_factors(t->spec, oq_input_of(t->spec, linear));
+    map.left = t->map[oq_left_site(oq_input_of(t->spec, linear))].a;
+    map.right = t->map[oq_right_site(oq_input_of(t->spec, linear))].a;
+    map.transposed = true;
+    return map;
 }
 
 /* ---- create ------------------------------------------------------------- */
@@ -82,8 +95,8 @@ static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
 {
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const int64_t count = shape.out * shape.in;
-    const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || t->list->lwc_max[linear] >= 0 ||
-                         t->list->offset[linear] >= 0;
+    const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || has_input_map(t) ||
+                         t->list->lwc_max[linear] >= 0 || t->list->offset[linear] >= 0;
     if (has_columns_map(t, linear)) OQ_NEW(context, t->after_columns[linear], count);
     if (has_columns_map(t, linear) && oq_has_rotation(t->spec, linear)) {
         OQ_NEW(context, t->unrotated[linear], count);
@@ -91,6 +104,7 @@ static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
                                 shape.out));
     }
     if (has_rows_map(t, linear)) OQ_NEW(context, t->after_rows[linear], count);
+    if (has_input_map(t)) OQ_NEW(context, t->after_input[linear], count);
     OQ_TRY(create_forms(context, t, linear));
     if (learned) OQ_NEW(context, t->dweight[linear], count);
     if (!t->original->bias[linear]) return OQ_OK;
@@ -137,10 +151,16 @@ const oq_real *oq_unrotated_weight(const oq_transformed *t, int linear)
     return t->unrotated[linear] ? t->unrotated[linear] : t->original->weight[linear];
 }
 
-const oq_real *oq_transformed_weight(const oq_transformed *t, int linear)
+/* W before its input's Kronecker map. */
+static const oq_real *before_input(const oq_transformed *t, int linear)
 {
     if (t->after_rows[linear]) return t->after_rows[linear];
     return t->after_columns[linear] ? t->after_columns[linear] : t->original->weight[linear];
+}
+
+const oq_real *oq_transformed_weight(const oq_transformed *t, int linear)
+{
+    return t->after_input[linear] ? t->after_input[linear] : before_input(t, linear);
 }
 
 static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int linear)
@@ -157,6 +177,10 @@ static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_r
     if (t->after_rows[linear])
         OQ_TRY(oq_map_rows(context, &t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear),
                            w, t->after_rows[linear], shape.in));
+    if (t->after_input[linear]) {
+        const oq_kronecker map = input_map_of(t, linear);
+        OQ_TRY(oq_kronecker_forward(context, &map, before_input(t, linear), t->after_input[linear], shape.out));
+    }
     w = oq_transformed_weight(t, linear);
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
     if (oq_is_quantized(t->options->weight))
@@ -201,6 +225,7 @@ static void zero(oq_real *x, int64_t count)
 static void zero_gradients(oq_transformed *t)
 {
     t->fresh = true;
+    memset(t->dlac, 0, sizeof t->dlac);
     for (int i = 0; i < OQ_LINEARS; i++) zero(t->dbias[i], oq_shape_of(t->spec, i).out);
     for (int i = 0; i < OQ_INPUT_NORMS; i++) {
         zero(t->dgain[i], t->spec->hidden);
@@ -224,27 +249,43 @@ oq_code oq_transformed_forward(oq_context *context, oq_transformed *t, const oq_
     }
     for (int i = 0; i < OQ_INPUT_NORMS; i++)
         if (oq_has_norm(t->spec, i)) norm_forward(t, theta, i);
+    for (int i = 0; i < OQ_INPUTS; i++) t->lac[i] = oq_part_const(t->list, t->list->lac[i], theta);
     zero_gradients(t);
     return OQ_OK;
 }
 
 /* ---- backward ----------------------------------------------------------- */
 
+/* *dw [out, in]: gradient behind the input's Kronecker map in, before it out; NULL out where nobody wants it. */
+static oq_code input_map_backward(oq_context *context, oq_transformed *t, int linear, bool wanted, oq_real **dw)
+{
+    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
+    const int input = oq_input_of(t->spec, linear);
+    const oq_kronecker map = input_map_of(t, linear);
+    oq_real *dbefore = NULL;
+    if (wanted) OQ_NEW(context, dbefore, shape.out * shape.in);
+    OQ_TRY(oq_kronecker_backward(context, &map, before_input(t, linear), *dw, t->map[oq_left_site(input)].da,
+                                 t->map[oq_right_site(input)].da, dbefore, shape.out));
+    *dw = dbefore;
+    return OQ_OK;
+}
+
 static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta,
                                int linear)
 {
     const oq_linear_sites sites = oq_sites_of(t->spec, linear);
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
-    const bool columns = t->after_columns[linear], rows = t->after_rows[linear];
+    const bool columns = t->after_columns[linear], rows = t->after_rows[linear], mapped = t->after_input[linear];
     oq_real *dw = t->dweight[linear]; /* gradient of W^, then of W~, then of the columns' stage, in place */
     if (!dw) return OQ_OK;
     if (oq_is_quantized(t->options->weight)) {
         const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
         OQ_TRY(oq_fake_quantize_backward(
             context, &groups, oq_weight_clip(t->list, linear, theta), oq_transformed_weight(t, linear),
-            t->ranges[linear], dw, columns || rows ? dw : NULL, clip_gradients(t->list, linear, dtheta)));
+            t->ranges[linear], dw, columns || rows || mapped ? dw : NULL, clip_gradients(t->list, linear, dtheta)));
     }
     const oq_mark mark = oq_arena_mark(context->arena);
+    if (mapped) OQ_TRY(input_map_backward(context, t, linear, columns || rows, &dw));
     if (rows) {
         oq_real *dbefore = NULL;
         if (columns) OQ_NEW(context, dbefore, shape.out * shape.in);
@@ -304,6 +345,8 @@ static void norm_backward(oq_transformed *t, const oq_real *theta, oq_real *dthe
 oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta)
 {
     for (int i = 0; i < OQ_INPUT_NORMS; i++) norm_backward(t, theta, dtheta, i);
+    for (int i = 0; i < OQ_INPUTS; i++)
+        for (int k = 0; t->lac[i] && k < 2; k++) oq_part(t->list, t->list->lac[i], dtheta)[k] += t->dlac[i][k];
     for (int i = 0; i < OQ_LINEARS; i++) {
         if (!oq_has_linear(t->spec, i)) continue;
         OQ_TRY(linear_backward(context, t, theta, dtheta, i));
@@ -337,10 +380,15 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t)
         weights.norm_bias[i] = t->norm_bias[i];
         weights.map_inverse[i] = map->kind == OQ_MAP_DENSE ? map->inverse : NULL;
     }
+    for (int i = 0; i < OQ_INPUTS; i++) {
+        weights.left[i] = t->map[oq_left_site(i)].inverse;
+        weights.right[i] = t->map[oq_right_site(i)].inverse;
+        weights.clip[i] = t->lac[i];
+    }
     return weights;
 }
 
-oq_block_gradients oq_transformed_gradients(const oq_transformed *t)
+oq_block_gradients oq_transformed_gradients(oq_transformed *t)
 {
     oq_block_gradients gradients = {.fresh = t->fresh};
     for (int i = 0; i < OQ_LINEARS; i++) {
@@ -352,6 +400,11 @@ oq_block_gradients oq_transformed_gradients(const oq_transformed *t)
         gradients.gain[i] = t->dgain[i];
         gradients.norm_bias[i] = t->dnorm_bias[i];
         gradients.map_inverse[i] = map->kind == OQ_MAP_DENSE ? map->dinverse : NULL;
+    }
+    for (int i = 0; i < OQ_INPUTS; i++) {
+        gradients.left[i] = t->map[oq_left_site(i)].dinverse;
+        gradients.right[i] = t->map[oq_right_site(i)].dinverse;
+        gradients.clip[i] = t->lac[i] ? t->dlac[i] : NULL;
     }
     return gradients;
 }

@@ -1,8 +1,8 @@
 /* A block under its learnables: maps, transformed weights and biases, fake-quantized weights, and the
  * way back from their gradients to the learnables'.
  *
- *   W --columns map--> --rows map--> W~ --LWC quantizer--> W^         one linear; an online rotation of its input
- *                                                                     stands behind the columns' map
+ *   W --columns map--> --rows map--> --Kronecker map--> W~ --LWC quantizer--> W^      one linear; an online rotation
+ *                                                       of its input stands behind the columns' map
  *   g --/ s--> g~                                                     a norm with a diagonal map      */
 #ifndef OQ_CALIBRATE_TRANSFORMED_H
 #define OQ_CALIBRATE_TRANSFORMED_H
@@ -18,13 +18,15 @@ typedef struct {
     oq_map map[OQ_SITES];
     oq_real *unrotated[OQ_LINEARS]; /* W T where a map meets an input that is rotated behind it; else NULL */
     /* NULL where a stage changes nothing; see oq_transformed_weight. */
-    oq_real *after_columns[OQ_LINEARS], *after_rows[OQ_LINEARS];
+    oq_real *after_columns[OQ_LINEARS], *after_rows[OQ_LINEARS], *after_input[OQ_LINEARS];
     oq_forms quantized[OQ_LINEARS]; /* W^ in the forms the products take; none where weights stay float */
     oq_range *ranges[OQ_LINEARS];
     oq_real *bias_before_rows[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_real *gain[OQ_INPUT_NORMS], *norm_bias[OQ_INPUT_NORMS];
     oq_real *dweight[OQ_LINEARS], *dbias[OQ_LINEARS]; /* gradients of W^ and b~; NULL where nothing learns */
     oq_real *dgain[OQ_INPUT_NORMS], *dnorm_bias[OQ_INPUT_NORMS];
+    const oq_real *lac[OQ_INPUTS]; /* [2] logits, a part of theta; NULL: activations are not clipped */
+    oq_real dlac[OQ_INPUTS][2];
     bool fresh; /* no window has been backward yet: the weights' gradients are not zeroed but overwritten */
 } oq_transformed;
 
@@ -40,7 +42,7 @@ oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq
 
 /* Views for the block. */
 oq_block_weights oq_transformed_weights(const oq_transformed *t);
-oq_block_gradients oq_transformed_gradients(const oq_transformed *t);
+oq_block_gradients oq_transformed_gradients(oq_transformed *t);
 /* W of a linear against its input as a map sees it, before the rotation. */
 const oq_real *oq_unrotated_weight(const oq_transformed *t, int linear);
 /* W~ of a linear: transformed, not yet quantized. */

@@ -11,7 +11,7 @@ static const float MOST_FIXED = 8355711.0f; /* 127 * 65536 + 127 * 256 + 127: th
 
 typedef struct {
     const oq_layout *layout;
-    oq_quantizer quantizer;
+    const oq_qlinear_spec *spec;
     const float *x;
     int64_t rows;
     oq_activations *to;
@@ -64,7 +64,12 @@ OQ_VECTORIZED static void quantize_row(const job *j, int64_t row)
 {
     const oq_layout *l = j->layout;
     const float *x = j->x + row * l->in;
-    const oq_grid grid = oq_grid_from_range(j->quantizer, find_range(x, l->in));
+    oq_range range = find_range(x, l->in);
+    if (j->spec->clipped) {
+        range.hi *= (oq_real)j->spec->keep_max;
+        range.lo *= (oq_real)j->spec->keep_min;
+    }
+    const oq_grid grid = oq_grid_from_range(j->spec->activation, range);
     int8_t *a = j->to->codes + row * j->to->stride;
     int32_t *pair = j->to->pairs + row * l->segments;
     j->to->scales[row] = (float)grid.scale;
@@ -179,7 +184,7 @@ static void run_chunk(void *user, int64_t item, int worker)
     for (int64_t row = item * ROW_CHUNK; row < oq_least(j->rows, (item + 1) * ROW_CHUNK); row++)
         if (!is_quantizable(j->x + row * j->layout->in, j->layout->in))
             note_bad_row(j, row);
-        else if (oq_is_quantized(j->quantizer))
+        else if (oq_is_quantized(j->spec->activation))
             quantize_row(j, row);
         else
             split_row(j, row);
@@ -204,7 +209,7 @@ oq_code oq_activations_make(oq_context *context, const oq_qlinear *linear, const
     OQ_NEW(context, to->codes, rows * to->planes * stride);
     OQ_NEW(context, to->pairs, rows * to->planes * l->segments);
     OQ_NEW(context, to->scales, rows * (quantized ? 1 : l->groups));
-    job j = {.layout = l, .quantizer = linear->spec.activation, .x = x + first * l->in, .rows = rows, .to = to};
+    job j = {.layout = l, .spec = &linear->spec, .x = x + first * l->in, .rows = rows, .to = to};
     atomic_init(&j.bad_row, rows);
     oq_parallel_for(context->threads, oq_pieces(rows, ROW_CHUNK), run_chunk, &j);
     const int64_t bad = atomic_load(&j.bad_row);

@@ -137,6 +137,9 @@ oq_code oq_qlinear_run(oq_context *context, const oq_qlinear *linear, const floa
 bool oq_qlinear_shares(const oq_qlinear *a, const oq_qlinear *b)
 {
     const oq_quantizer p = a->spec.activation, q = b->spec.activation;
+    if (a->spec.clipped != b->spec.clipped || a->spec.keep_max != b->spec.keep_max ||
+        a->spec.keep_min != b->spec.keep_min)
+        return false;
     return a->layout.in == b->layout.in && a->layout.group == b->layout.group &&
            a->layout.unit == b->layout.unit && oq_is_quantized(p) == oq_is_quantized(q) &&
            (!oq_is_quantized(p) || (p.bits == q.bits && p.symmetric == q.symmetric &&

@@ -27,6 +27,8 @@ typedef struct {
     bool symmetric;          /* every zero point is 2^(bits - 1) */
     bool bias;               /* y += bias */
     oq_quantizer activation; /* 2..8 bits: one grid a token; 16 bits and more: float */
+    bool clipped;            /* a token's extremes are first multiplied by these */
+    float keep_max, keep_min;
 } oq_qlinear_spec;
 
 /* What a layer is made of; not needed after packing. */

@@ -1,6 +1,6 @@
 #include "math/loss.h"
 
-/* Mean of (a - b)^2 over a row, in double. */
+/* Mean of (a - b)^2 over a row, in double; b NULL: 0. */
 OQ_VECTORIZED static double mean_square(const oq_real *a, const oq_real *b, int64_t n)
 {
     enum { LANES = 8 };
@@ -8,7 +8,7 @@ OQ_VECTORIZED static double mean_square(const oq_real *a, const oq_real *b, int6
     for (int64_t i = 0; i < n; i += LANES) {
         const int lanes = n - i < LANES ? (int)(n - i) : LANES;
         for (int j = 0; j < lanes; j++) {
-            const double e = (double)a[i + j] - (double)b[i + j];
+            const double e = (double)a[i + j] - (b ? (double)b[i + j] : 0);
             sums[j] += e * e;
         }
     }
@@ -21,7 +21,8 @@ void oq_loss_weights(oq_loss_kind kind, const oq_real *target, const oq_real *x,
 {
     for (int64_t t = 0; t < tokens; t++) {
         double energy = 1;
-        if (kind == OQ_LOSS_TOKEN) energy = mean_square(target + t * hidden, x + t * hidden, hidden);
+        if (kind != OQ_LOSS_MSE)
+            energy = mean_square(target + t * hidden, kind == OQ_LOSS_TOKEN ? x + t * hidden : NULL, hidden);
         weights[t] = 1 / ((double)tokens * (energy > 1e-12 ? energy : 1e-12));
     }
 }

@@ -8,8 +8,9 @@
 
 typedef enum {
     OQ_LOSS_MSE,  /* w_t = 1 / T: the papers' loss */
-    OQ_LOSS_TOKEN /* w_t = 1 / (T mean_j (target_tj - x_tj)^2): the error relative to the block's update, so
-                   * that one massive token does not own the loss */
+    OQ_LOSS_TOKEN, /* w_t = 1 / (T mean_j (target_tj - x_tj)^2): the error relative to the block's update, so
+                    * that one massive token does not own the loss */
+    OQ_LOSS_RELATIVE /* w_t = 1 / (T mean_j target_tj^2): relative to the token itself, as the next norm sees it */
 } oq_loss_kind;
 
 /* weights [T] from the full-precision target and the block's input, both [T, H]. */

@@ -1,5 +1,7 @@
 #include "python/block_args.h"
 
+#include "block/input_map.h"
+
 /* ---- fields ---------------------------------------------------------------- */
 
 static const char *const norms[] = {"rms", "layer", NULL}, *const mlps[] = {"plain", "gated", NULL};
@@ -40,9 +42,12 @@ const oq_argument oq_activation_fields[] = {
 
 /* In the order of oq_map_kind. */
 static const char *const norm_maps[] = {"none", "diagonal", "", "", "online", NULL};
+static const char *const input_maps[] = {"none", "", "", "", "kronecker", NULL};
+#define FACTOR(i) OQ_FIELD("input_map", oq_options, map[OQ_SITE_FACTORS + i], .choices = input_maps)
 static const char *const vo_maps[] = {"none", "diagonal", "", "", "affine", NULL};
 static const char *const qk_maps[] = {"none", "scale", "tied", "rotation", "full", NULL};
-static const char *const schedules[] = {"constant", "cosine", NULL}, *const losses[] = {"mse", "token", NULL};
+static const char *const schedules[] = {"constant", "cosine", NULL};
+static const char *const losses[] = {"mse", "token", "relative", NULL};
 static const char *const roundings[] = {"nearest", "gptq", "learned", NULL};
 static const char *const parametrizations[] = {"relative", "absolute", NULL};
 static const char *const policies[] = {"project", "reject", "raise", "monitor", NULL};
@@ -52,6 +57,7 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("scale_bits", oq_options, weight.scale_bits, .flags = OQ_OPTIONAL, .range = "[0, 11]"),
     OQ_FIELD("group_size", oq_options, group_size),
     OQ_FIELD("lwc", oq_options, lwc),
+    OQ_FIELD("lac", oq_options, lac),
     OQ_FIELD("rounding", oq_options, rounding, .choices = roundings),
     OQ_FIELD("damping", oq_options, gptq.damping),
     OQ_FIELD("act_order", oq_options, gptq.by_activity),
@@ -63,6 +69,14 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("qk_map", oq_options, map[OQ_SITE_QK], .choices = qk_maps),
     /* True is 1, a diagonal map. */
     {.name = "up_down", .kind = OQ_INT, .at = offsetof(oq_options, map[OQ_SITE_UP_DOWN]), .range = "[0, 1]"},
+    FACTOR(0),
+    FACTOR(1),
+    FACTOR(2),
+    FACTOR(3),
+    FACTOR(4),
+    FACTOR(5),
+    FACTOR(6),
+    FACTOR(7),
     OQ_FIELD("parametrization", oq_options, parametrization, .choices = parametrizations),
     OQ_FIELD("dominance", oq_options, dominance, .choices = policies),
     OQ_FIELD("margin", oq_options, margin),
@@ -133,7 +147,22 @@ int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bo
                  take_tensor(call, dict, name, "bias", false, "i", &w->norm_bias[i]) ||
                  (i < OQ_INPUT_NORMS && take_tensor(call, dict, name, "inverse", false, "HH", &w->map_inverse[i]));
     }
+    for (int i = 0; !failed && i < OQ_INPUTS; i++) {
+        const char *name = oq_input_names[i];
+        oq_size_input(call, spec, i);
+        failed = take_tensor(call, dict, name, "left", false, "aa", &w->left[i]) ||
+                 take_tensor(call, dict, name, "right", w->left[i] != NULL, "bb", &w->right[i]) ||
+                 take_tensor(call, dict, name, "clip", false, "c", &w->clip[i]);
+    }
     return failed ? -1 : 0;
+}
+
+void oq_size_input(oq_call *call, const oq_block_spec *spec, int input)
+{
+    const oq_kronecker size = oq_input_factors(spec, input);
+    call->size['a'] = size.a;
+    call->size['b'] = size.b;
+    call->size['c'] = 2;
 }
 
 /* One table [>= T, r / 2]. */

@@ -12,6 +12,8 @@ extern const oq_argument oq_spec_fields[], oq_activation_fields[], oq_option_fie
 int oq_check_block(oq_call *call, const oq_block_spec *spec);
 /* Without the linears' weights where those come as codes. */
 int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bool weights, oq_block_weights *to);
+/* Sets the sizes of an input's tensors: a, b of its factors, c of its clipping. */
+void oq_size_input(oq_call *call, const oq_block_spec *spec, int input);
 /* Tables of at least T rows, where the spec asks for rotary positions. */
 int oq_take_rope(oq_call *call, PyObject *cosine, PyObject *sine, const oq_block_spec *spec, oq_rope *rope);
 

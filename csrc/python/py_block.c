@@ -95,6 +95,18 @@ static int make_norm(oq_call *call, values *v, int i)
     return oq_put_tensors(call, v->folded_tensors, oq_norm_names[i], tensors, OQ_COUNT(tensors));
 }
 
+static int make_input(oq_call *call, values *v, int i)
+{
+    const bool mapped = v->options.map[OQ_SITE_FACTORS] != OQ_MAP_NONE;
+    const oq_tensor tensors[] = {
+        {"left", mapped, OQ_REALS, "aa", &v->folded.left[i]},
+        {"right", mapped, OQ_REALS, "bb", &v->folded.right[i]},
+        {"clip", v->list.lac[i] >= 0, OQ_REALS, "c", &v->folded.clip[i]},
+    };
+    oq_size_input(call, &v->spec, i);
+    return oq_put_tensors(call, v->folded_tensors, oq_input_names[i], tensors, OQ_COUNT(tensors));
+}
+
 static int make_folded(oq_call *call, values *v)
 {
     v->folded_tensors = oq_new_dict(call);
@@ -102,6 +114,7 @@ static int make_folded(oq_call *call, values *v)
     for (int i = 0; !failed && i < OQ_LINEARS; i++)
         failed = oq_has_linear(&v->spec, i) && make_linear(call, v, i) < 0;
     for (int i = 0; !failed && i < OQ_NORMS; i++) failed = oq_has_norm(&v->spec, i) && make_norm(call, v, i) < 0;
+    for (int i = 0; !failed && i < OQ_INPUTS; i++) failed = make_input(call, v, i);
     return failed ? -1 : 0;
 }
 

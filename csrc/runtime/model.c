@@ -6,7 +6,9 @@
 
 #include "base/alloc.h"
 #include "base/size.h"
+#include "block/input_map.h"
 #include "quant/fake_quantize.h"
+#include "quant/lwc.h"
 #include "runtime/half.h"
 
 /* ---- the head ----------------------------------------------------------------- */
@@ -114,13 +116,17 @@ static oq_qlinear_spec spec_of(const builder *b, int which)
 {
     const oq_linear_shape shape = oq_shape_of(&b->model->spec, which);
     const oq_runtime_source *s = b->source;
+    const float *clip = s->floats.clip[oq_input_of(&b->model->spec, which)];
     return (oq_qlinear_spec){.out = shape.out,
                              .in = shape.in,
                              .group = oq_group_within(s->group, shape.in),
                              .bits = s->bits,
                              .symmetric = s->symmetric,
                              .bias = s->floats.bias[which] != NULL,
-                             .activation = b->model->quantizers.x};
+                             .activation = b->model->quantizers.x,
+                             .clipped = clip != NULL,
+                             .keep_max = clip ? oq_sigmoid(clip[0]) : 1,
+                             .keep_min = clip ? oq_sigmoid(clip[1]) : 1};
 }
 
 static oq_code pack_linear(builder *b, int which, oq_runtime_linear *linear)
@@ -179,6 +185,12 @@ static oq_code place_block(builder *b)
         OQ_TRY(keep(b, w->norm_bias[i], width, &b->block->norm_bias[i]));
     }
     for (int i = 0; i < OQ_INPUT_NORMS; i++) OQ_TRY(place_map(b, w->map_inverse[i], &b->block->map[i]));
+    for (int i = 0; i < OQ_INPUTS; i++) {
+        const oq_kronecker size = oq_input_factors(&b->model->spec, i);
+        OQ_TRY(keep(b, w->left[i], size.a * size.a, &b->block->left[i]));
+        OQ_TRY(keep(b, w->right[i], size.b * size.b, &b->block->right[i]));
+        OQ_TRY(keep(b, w->clip[i], 2, &b->block->clip[i]));
+    }
     return OQ_OK;
 }
 

@@ -23,6 +23,8 @@ typedef struct {
     oq_runtime_linear linear[OQ_LINEARS];
     const float *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
     oq_dense map[OQ_INPUT_NORMS]; /* online: the inverse, transposed; values NULL: none */
+    /* Of the inputs: Kronecker maps (the inverses) and logits of clipping, or NULL. */
+    const float *left[OQ_INPUTS], *right[OQ_INPUTS], *clip[OQ_INPUTS];
     bool set;
     void *own; /* memory of a block that does not fit its slot */
 } oq_runtime_block;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "block/act_quant.h"
+#include "block/input_map.h"
 #include "block/rotation.h"
 #include "math/vector.h"
 #include "runtime/attend.h"
@@ -44,13 +45,14 @@ static oq_code create(oq_context *context, step *s)
     return OQ_OK;
 }
 
-static oq_code fake_quantize(oq_context *context, oq_quantizer quantizer, float *x, int64_t rows, int64_t width)
+static oq_code fake_quantize(oq_context *context, oq_quantizer quantizer, const float *clip, float *x, int64_t rows,
+                             int64_t width)
 {
     if (!oq_is_quantized(quantizer)) return OQ_OK;
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_range *ranges; /* for a backward pass, which there is none of */
     OQ_NEW(context, ranges, rows);
-    OQ_TRY(oq_act_quant_forward(context, quantizer, x, x, ranges, rows, width));
+    OQ_TRY(oq_act_quant_forward(context, quantizer, clip, x, x, ranges, rows, width));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
@@ -61,17 +63,33 @@ typedef struct {
     float *y;
 } output;
 
-/* Several linears of the same x [T, in], which is quantized once; x may be rounded in place. */
+/* *x [T, in] under the Kronecker map of an input, where the block has one. */
+static oq_code map_input(oq_context *context, const step *s, int input, float **x)
+{
+    oq_kronecker map = oq_input_factors(&s->decoder->model->spec, input);
+    float *mapped;
+    map.left = s->block->left[input];
+    map.right = s->block->right[input];
+    if (!map.left) return OQ_OK;
+    OQ_NEW(context, mapped, s->T * map.a * map.b);
+    OQ_TRY(oq_kronecker_forward(context, &map, *x, mapped, s->T));
+    *x = mapped;
+    return OQ_OK;
+}
+
+/* Several linears of the same x [T, in], which is mapped and quantized once; x may be rounded in place. */
 static oq_code linears(oq_context *context, const step *s, float *x, const output *outputs, int count)
 {
     const oq_runtime_model *model = s->decoder->model;
     const oq_runtime_linear *first = &s->block->linear[outputs[0].which];
     const oq_mark mark = oq_arena_mark(context->arena);
+    const int input = oq_input_of(&s->decoder->model->spec, outputs[0].which);
     oq_activations shared = {0};
+    OQ_TRY(map_input(context, s, input, &x));
     if (first->packed)
         OQ_TRY(oq_qlinear_quantize(context, &first->integers, x, s->T, &shared));
     else
-        OQ_TRY(fake_quantize(context, model->quantizers.x, x, s->T, first->floats.in));
+        OQ_TRY(fake_quantize(context, model->quantizers.x, s->block->clip[input], x, s->T, first->floats.in));
     for (int i = 0; i < count; i++) {
         const oq_runtime_linear *linear = &s->block->linear[outputs[i].which];
         if (linear->packed)
@@ -128,7 +146,7 @@ static oq_code attention_half(oq_context *context, const step *s, float *h)
     norm_behind(context, s, OQ_NORM_K, T * m, s->k);
     rotate(context, s);
     OQ_TRY(oq_rotate_qk(context, spec, s->q, s->k, T));
-    OQ_TRY(fake_quantize(context, decoder->model->quantizers.q, s->q, T * n, d));
+    OQ_TRY(fake_quantize(context, decoder->model->quantizers.q, NULL, s->q, T * n, d));
     OQ_TRY(oq_cache_append(context, &decoder->shape, s->cache, s->position, s->k, s->v, T));
     OQ_TRY(oq_attend(context, decoder->model->lanes, &decoder->shape, s->cache, &spec->scores, n, s->position, s->q,
                      T, s->attended));

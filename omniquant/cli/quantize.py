@@ -79,6 +79,11 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
         choices=("none", "exact", "scale", "full"),
         help="between Q and K; scale and full are approximate under rotary positions",
     )
+    group.add_argument(
+        "--input-map",
+        choices=CHOICES["input_map"],
+        help="of every linear's input; kronecker: two small affine maps, at run time (affinequant)",
+    )
     group.add_argument("--vo-map", choices=CHOICES["vo_map"], help="between V and the output projection")
     group.add_argument(
         "--up-down",
@@ -103,6 +108,12 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="gptq gathers each linear's inputs behind the rounded ones before it (off)",
+    )
+    group.add_argument(
+        "--lac",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also learn where to clip activations (off)",
     )
     group.add_argument(
         "--alpha", type=float, help="exponent of the scales' start, default 0.5 (smoothquant 0.85)"
@@ -136,7 +147,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="end a block after N epochs that lower its loss by less than 0.1 %% (off)",
     )
     group.add_argument("--seed", type=int, default=0, help="decides the order of windows, default 0")
-    group.add_argument("--loss", choices=CHOICES["loss"], help="token: errors relative to the update")
+    group.add_argument(
+        "--loss", choices=CHOICES["loss"], help="of each token: plain, or relative to its update or to itself"
+    )
     group.add_argument("--products", choices=CHOICES["products"], help="arithmetic of a training step")
     group.add_argument(
         "--aug-loss",

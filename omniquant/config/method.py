@@ -25,11 +25,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm_map": ("none", "diagonal", "online"),
     "vo_map": ("none", "diagonal", "affine"),
     "qk_map": ("none", "exact", "scale", "full"),
+    "input_map": ("none", "kronecker"),
     "rounding": ("nearest", "gptq", "learned"),
     "parametrization": ("relative", "absolute"),
     "dominance": ("project", "reject", "raise", "monitor"),
     "schedule": ("constant", "cosine"),
-    "loss": ("mse", "token"),
+    "loss": ("mse", "token", "relative"),
     "rotation": ("none", "folded", "online"),
     "target": TARGETS,
     "products": ("auto", "float32", "integer", "bfloat16"),
@@ -54,6 +55,11 @@ class CalibrationOptions:
         Map between v and o, per key/value head.
     qk_map : {"none", "exact", "scale", "full"}
         Map between q and k, per key/value head. Under RoPE "scale" and "full" are approximate.
+    input_map : {"none", "kronecker"}
+        Map of every linear's input at run time, behind any rotation: a Kronecker product of two affine maps.
+    lac : bool
+        Learnable activation clipping: the shares of a token's largest and smallest value that each input of
+        linears keeps.
     shift : bool
         Shifts, taken only where producer and consumer carry a bias.
     up_down : bool
@@ -90,8 +96,8 @@ class CalibrationOptions:
         Of all rates. By default a cosine from 10 epochs on (with lr_let 1e-2 for omniquant), else constant.
     shuffle : bool
         Draw the order of windows from (seed, block, epoch).
-    loss : {"mse", "token"}
-        Mean squared error, or each token's error relative to the block's update of it.
+    loss : {"mse", "token", "relative"}
+        Mean squared error, or each token's error relative to the block's update of it, or to itself.
     aug_loss : bool
         Also match the full-precision block on the quantized stream.
     products : {"auto", "float32", "integer", "bfloat16"}
@@ -145,6 +151,8 @@ class CalibrationOptions:
     best_iterate: bool = False
     seed: int = 0
     rotation: str = "none"
+    input_map: str = "none"
+    lac: bool = False
     target: str = "any"
 
     def __post_init__(self) -> None:
@@ -166,11 +174,13 @@ class CalibrationOptions:
 
     def _check_combination(self) -> None:
         if self.method != "affinequant":
-            for name, value in (("norm_map", "online"), ("vo_map", "affine")):
+            for name, value in (("norm_map", "online"), ("vo_map", "affine"), ("input_map", "kronecker")):
                 if getattr(self, name) == value:
                     raise ConfigError(f"{name} {value!r} is an affine map: it needs method 'affinequant'")
         if self.method in UNTRAINED and self.rounding == "learned":
             raise ConfigError(f"rounding 'learned' is trained: method {self.method!r} trains nothing")
+        if self.input_map != "none" and self.norm_map == "online":
+            raise ConfigError("norm_map 'online' beside input_map 'kronecker': the inputs have one map")
         if (self.method == "rtn" and self.rounding != "nearest") or (
             self.method == "gptq" and self.rounding != "gptq"
         ):
@@ -222,7 +232,7 @@ class CalibrationOptions:
         values = _defaults(method, scheme) | preset_values(preset, scheme)
         values |= {k: v for k, v in overrides.items() if v is not None}
         if method in UNTRAINED:
-            values |= {"epochs": 0, "aug_loss": False, "lwc": False}
+            values |= {"epochs": 0, "aug_loss": False, "lwc": False, "lac": False}
         values.setdefault("stability", _default_stability(scheme, values.get("parametrization", "relative")))
         values = _default_schedule(method, values) | values
         return cls(method=method, **values)
@@ -263,6 +273,8 @@ class CalibrationOptions:
             "act_order": True,
             "true_sequential": False,
             "patience": 0,
+            "input_map": "none",
+            "lac": False,
         }
         values = former | dict(values)
         names = {field.name for field in fields(cls)}
@@ -381,10 +393,12 @@ def core_options(
         "scale_bits": scale_bits(options.target, scheme),
         "activation": scheme.activation(),
         "lwc": options.lwc,
+        "lac": options.lac,
         "rounding": options.rounding,
         "norm_map": options.norm_map,
         "vo_map": options.vo_map,
         "qk_map": core_qk_map(options, rope, head_norms),
+        "input_map": options.input_map,
         "up_down": options.up_down and gated,
         "shift": options.shift,
         "parametrization": options.parametrization,

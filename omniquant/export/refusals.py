@@ -64,11 +64,18 @@ def no_online_map(wish: Wish) -> None:
             "an online map (a full matrix behind each norm)",
             "calibrate with --norm-map diagonal, or export to onnx or openvino",
         )
+    no_kronecker_map(wish)
     if wish.spec.rotate_down:
         raise wish.fail(
             "online rotations (before o and down)",
             "calibrate with --rotation folded, or export to onnx or openvino",
         )
+
+
+def no_kronecker_map(wish: Wish) -> None:
+    """Refuse Kronecker maps on the inputs of linears."""
+    if wish.options.input_map != "none":
+        raise wish.fail("online maps on the inputs of linears", "calibrate with --input-map none")
 
 
 def float_activations(wish: Wish) -> None:
@@ -192,6 +199,12 @@ def symmetric_activations(wish: Wish) -> None:
     nearest = text_of(scheme, a_symmetric=True, a_full_range=True)
     kind = "symmetric activations of another step" if scheme.a_symmetric else "asymmetric activations"
     raise wish.fail(f"{kind} ({scheme})", f"scheme {nearest}, or --weights-only")
+
+
+def no_clipped_activations(wish: Wish) -> None:
+    """Refuse learned clipping of activations: the format has one grid from smallest to largest."""
+    if wish.options.lac and not wish.weights_only:
+        raise wish.fail("clipped activations", "calibrate with --no-lac, or --weights-only")
 
 
 def nbits(wish: Wish) -> None:

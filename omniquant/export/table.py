@@ -56,7 +56,7 @@ class Format:
 
 _WEIGHTS_ALONE = (may.no_online_map, may.integer_weights, may.float_activations)
 
-_GRAPH = (may.rms_norm, may.float_activations, may.whole_groups())
+_GRAPH = (may.rms_norm, may.no_kronecker_map, may.float_activations, may.whole_groups())
 
 FORMATS: dict[str, Format] = {
     "compressed-tensors": Format(
@@ -67,6 +67,7 @@ FORMATS: dict[str, Format] = {
             may.integer_weights,
             may.attention_in_float,
             may.symmetric_activations,
+            may.no_clipped_activations,
             may.whole_groups(),
         ),
     ),

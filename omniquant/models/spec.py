@@ -133,6 +133,15 @@ class BlockSpec:
         """Return the fields in which the block differs from LLaMA's kind."""
         return {k: v for k, v in asdict(self).items() if k in _EXTRAS and v != _EXTRAS[k]}
 
+    def input_factors(self) -> dict[str, tuple[int, int]]:
+        """Return the sizes (a, b) of the factors of a Kronecker map on each input of linears, a b its width.
+
+        Heads and their width before `o`, elsewhere the divisors nearest to the root.
+        """
+        norm, down = _factors(self.hidden_size), _factors(self.ffn_size)
+        second = {} if self.residual == "shared" else {"norm2": norm}
+        return {"norm1": norm, "o": (self.num_heads, self.head_dim), **second, "down": down}
+
     def to_core(self) -> dict[str, int | float | bool | str]:
         """Return the fields as the plain dict the C core takes; what a block does without is left out."""
         off = _EXTRAS | dict.fromkeys(_ROTATIONS, False)
@@ -151,3 +160,8 @@ _EXTRAS = {
     "window": 0,
     "alibi": False,
 }
+
+
+def _factors(width: int) -> tuple[int, int]:
+    left = max(a for a in range(1, math.isqrt(width) + 1) if width % a == 0)
+    return left, width // left

@@ -114,7 +114,7 @@ def swap_linears(
 
 def _refuse(model: QuantizedModel, linears_only: bool) -> None:
     scheme = model.scheme
-    if model.options.norm_map == "online":
+    if model.options.norm_map == "online" or model.options.input_map != "none":
         raise UnsupportedError(
             "packed linears cannot hold an online map; nearest: calibrate with --norm-map diagonal"
         )
@@ -122,6 +122,8 @@ def _refuse(model: QuantizedModel, linears_only: bool) -> None:
         raise UnsupportedError(
             "the module's embedding and head are not rotated; nearest: export to huggingface, and load that"
         )
+    if model.options.lac:
+        raise UnsupportedError("packed linears cannot clip activations; nearest: calibrate with lac=False")
     if not scheme.quantizes_weights:
         raise UnsupportedError(f"weights in float ({scheme}) have no packed linears; nearest: write_weights")
     attention = (scheme.q_bits, scheme.k_bits, scheme.v_bits)

@@ -39,7 +39,7 @@ def write_weights(result: CalibrationResult, module: torch.nn.Module, *, weights
     """
     import torch
 
-    if result.options.norm_map == "online":
+    if result.options.norm_map == "online" or result.options.input_map != "none":
         raise UnsupportedError(
             "torch linears cannot hold an online map; nearest: calibrate with --norm-map diagonal"
         )

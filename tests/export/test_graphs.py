@@ -102,6 +102,6 @@ def test_online_rotations_run_in_graphs(format, tmp_path):
     result = embedded_result("W4A16g32", rotation="online")
     session = session_of(result, format, tmp_path / "out")
     tokens = tokens_of(result)
-    found = session.run(feed(result, tokens))["logits"]
+    found = session.run(feed(result.architecture, tokens))["logits"]
     assert difference(found, our_logits(result, tokens)) < 1e-5
     assert "online maps and rotations" in (tmp_path / "out" / "README.md").read_text()

@@ -135,6 +135,8 @@ def loss_of_folded(case: Case, folded: Arrays) -> float:
     energy = np.ones(y.shape[:2])
     if case.options["loss"] == "token":
         energy = ((case.targets.astype(np.float64) - case.x_fp) ** 2).mean(axis=2)
+    if case.options["loss"] == "relative":
+        energy = (case.targets.astype(np.float64) ** 2).mean(axis=2)
     targets = [case.targets] if case.aug_targets is None else [case.targets, case.aug_targets]
     return float(sum((((y - target) ** 2).mean(axis=2) / energy).mean() for target in targets))
 

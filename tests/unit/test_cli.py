@@ -85,7 +85,8 @@ def test_quantize_in_words(capsys, quantize, tmp_path):
     [
         ["--norm-map", "online"], ["--qk-map", "exact"], ["--qk-map", "scale"], ["--vo-map", "diagonal"],
         ["--no-up-down"], ["--dominance", "reject"], ["--dominance", "monitor"], ["--stability", "0.1"],
-        ["--alpha", "0.7"], ["--aug-loss"], ["--no-aug-loss"], ["--loss", "token"], ["--batch-size", "3"],
+        ["--alpha", "0.7"], ["--aug-loss"], ["--no-aug-loss"], ["--loss", "token"], ["--loss", "relative"],
+        ["--lac"], ["--rotation", "folded"], ["--rotation", "online"], ["--batch-size", "3"],
         ["--schedule", "cosine"], ["--no-shuffle"], ["--best-iterate"], ["--lr-lwc", "0.02"],
         ["--lr-let", "0.01"],
         ["--parametrization", "absolute", "--stability", "0.1"], ["--margin", "0.2"],

@@ -38,17 +38,22 @@ SCHEMES = ["W4A16", "W3A16g8", "W8A8", "W4A4", "W4A16K5V3", "W4A32", "W2A8KV16",
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("extras", [{}, {"biases": True, "online": True}], ids=["plain", "biases and maps"])
+@pytest.mark.parametrize(
+    "extras",
+    [{}, {"biases": True, "online": True}, {"inputs": True}],
+    ids=["plain", "biases and maps", "input maps"],
+)
 def test_every_kind_of_block_equals_the_float_path(spec, extras):
     model = RandomModel(spec, "W4A32", **extras)
     found = Engine(model).decoder(75).logits(TOKENS)
     np.testing.assert_allclose(found, model.expected_logits(TOKENS), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("inputs", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_equals_fake_quantization(scheme):
+def test_every_scheme_equals_fake_quantization(scheme, inputs):
     """A last bit may carry a value across a rounding boundary, here and there; the rest is equal."""
-    model = RandomModel(SPEC, scheme, layers=1, biases=True)
+    model = RandomModel(SPEC, scheme, layers=1, biases=True, inputs=inputs)
     expected = model.expected_logits(TOKENS)
     found = Engine(model).decoder(75).logits(TOKENS)
     wrong = np.abs(found - expected).max(axis=1)
@@ -61,7 +66,7 @@ def test_every_scheme_equals_fake_quantization(scheme):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_token_has_the_same_bits_however_it_is_read(scheme):
-    engine = Engine(RandomModel(SPEC, scheme), threads=1)
+    engine = Engine(RandomModel(SPEC, scheme, inputs=True), threads=1)
     whole = engine.decoder(75).logits(TOKENS)
     for cuts in ([1, 2, 3, 20], [64], list(range(1, 75))):
         decoder = engine.decoder(75)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_blocks import LINEARS, Arrays, Case, Draw, double_core, map_kinds, same_decisions
+from random_blocks import INPUTS, LINEARS, Arrays, Case, Draw, double_core, map_kinds, same_decisions
 from surrogate import Surrogate, check_direction, check_gradients, has_one_gradient
 
 from omniquant import _core
@@ -90,8 +90,10 @@ REQUIRED = {
     *((axis, kind) for axis in ("w_symmetric", "symmetric", "full_range", "aug") for kind in (True, False)),
     *(("w_bits", bits) for bits in (2, 3, 4, 8, 16)),
     *((axis, bits) for axis in ("bits", "q_bits") for bits in (2, 3, 4, 6, 8, 16)),
-    *(("loss", kind) for kind in ("mse", "token")),
+    *(("loss", kind) for kind in ("mse", "token", "relative")),
     *((axis, kind) for axis in ("rotate_qk", "rotate_heads", "rotate_down") for kind in (True, False)),
+    *((f"{name}_{side}", "kronecker") for name in INPUTS for side in ("left", "right")),
+    *(("learned", f"{name}.lac") for name in INPUTS),
     *(("mask", epoch) for epoch in range(4)),
     *(("attention", kind) for kind in ("MHA", "MQA", "GQA")),
     *(("groups", kind) for kind in ("ragged", "even", "channel")),

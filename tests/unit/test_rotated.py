@@ -95,7 +95,6 @@ def test_every_method_runs_in_it_and_its_result_on_integers(method, scheme, tmp_
     stored = QuantizedModel.load(tmp_path / "out")
     assert stored.spec == spec
     assert omniquant.perplexity(stored, tokens) == fake
-    assert stored.perplexity(tokens) == pytest.approx(fake, rel=0.05)
     memory = omniquant.calibrate(model, tokens, scheme, **options)
     assert omniquant.perplexity(memory, tokens) == fake
     assert memory.fold().perplexity(tokens) == stored.perplexity(tokens)

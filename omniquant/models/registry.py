@@ -6,8 +6,9 @@ from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.text import shown
 from omniquant.models.adapter import FamilyAdapter
 from omniquant.models.llama import LlamaAdapter
+from omniquant.models.mistral import MistralAdapter
 
-ADAPTERS: tuple[FamilyAdapter, ...] = (LlamaAdapter(),)
+ADAPTERS: tuple[FamilyAdapter, ...] = (LlamaAdapter(), MistralAdapter())
 
 
 def adapter_for_model_type(model_type: str, where: str) -> FamilyAdapter:

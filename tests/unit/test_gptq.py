@@ -13,7 +13,10 @@ import omniquant
 from omniquant import CalibrationOptions, QuantConfig, _core
 from omniquant.errors import ConfigError, OmniQuantError
 
-PLAIN = {"norm_map": "none", "vo_map": "none", "qk_map": "none", "up_down": False, "lwc": False}
+PLAIN = {
+    "norm_map": "none", "vo_map": "none", "qk_map": "none", "up_down": False, "input_map": "none",
+    "lwc": False, "lac": False,
+}  # fmt: skip
 
 
 def gptq(weight: Array, gram: Array, scale: Array, zero: Array, options: dict[str, Any]) -> Array:

@@ -104,7 +104,7 @@ def test_arguments(call: Callable[[], Any], kind: type[Exception], message: str)
         ("epochs", -1, ValueError, r'options\["epochs"\]: expected at least 0, got -1'),
         ("alpha", "half", TypeError, r'options\["alpha"\] must be a number'),
         ("w_bits", 9, ValueError, r'options\["w_bits"\]: expected 2\.\.8, or 16 for none, got 9'),
-        ("loss", "l1", ValueError, r'options\["loss"\]: expected one of mse, token; got "l1"'),
+        ("loss", "l1", ValueError, r'options\["loss"\]: expected one of mse, token, relative; got "l1"'),
         ("loss", 3, TypeError, r'options\["loss"\] must be a string'),
         ("up_down", 2, ValueError, r'options\["up_down"\]: expected a number in \[0, 1\], got 2'),
         ("activation", 4, TypeError, "activation must be a dict"),

@@ -5,10 +5,15 @@ from __future__ import annotations
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.text import shown
 from omniquant.models.adapter import FamilyAdapter
+from omniquant.models.gpt2 import Gpt2Adapter
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.mistral import MistralAdapter
 
-ADAPTERS: tuple[FamilyAdapter, ...] = (LlamaAdapter(), MistralAdapter())
+ADAPTERS: tuple[FamilyAdapter, ...] = (
+    LlamaAdapter(),
+    MistralAdapter(),
+    Gpt2Adapter(),
+)
 
 
 def adapter_for_model_type(model_type: str, where: str) -> FamilyAdapter:

@@ -6,6 +6,7 @@ from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.text import shown
 from omniquant.models.adapter import FamilyAdapter
 from omniquant.models.gpt2 import Gpt2Adapter
+from omniquant.models.gpt_neox import GptNeoxAdapter
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.mistral import MistralAdapter
 
@@ -13,6 +14,7 @@ ADAPTERS: tuple[FamilyAdapter, ...] = (
     LlamaAdapter(),
     MistralAdapter(),
     Gpt2Adapter(),
+    GptNeoxAdapter(),
 )
 
 

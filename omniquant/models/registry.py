@@ -9,12 +9,14 @@ from omniquant.models.gpt2 import Gpt2Adapter
 from omniquant.models.gpt_neox import GptNeoxAdapter
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.mistral import MistralAdapter
+from omniquant.models.opt import OptAdapter
 
 ADAPTERS: tuple[FamilyAdapter, ...] = (
     LlamaAdapter(),
     MistralAdapter(),
     Gpt2Adapter(),
     GptNeoxAdapter(),
+    OptAdapter(),
 )
 
 

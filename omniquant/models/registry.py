@@ -10,6 +10,7 @@ from omniquant.models.gpt_neox import GptNeoxAdapter
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.mistral import MistralAdapter
 from omniquant.models.opt import OptAdapter
+from omniquant.models.phi import Phi3Adapter, PhiAdapter
 
 ADAPTERS: tuple[FamilyAdapter, ...] = (
     LlamaAdapter(),
@@ -17,6 +18,8 @@ ADAPTERS: tuple[FamilyAdapter, ...] = (
     Gpt2Adapter(),
     GptNeoxAdapter(),
     OptAdapter(),
+    Phi3Adapter(),
+    PhiAdapter(),
 )
 
 

@@ -11,6 +11,7 @@ from omniquant.models.llama import LlamaAdapter
 from omniquant.models.mistral import MistralAdapter
 from omniquant.models.opt import OptAdapter
 from omniquant.models.phi import Phi3Adapter, PhiAdapter
+from omniquant.models.qwen import Qwen2Adapter, Qwen3Adapter
 
 ADAPTERS: tuple[FamilyAdapter, ...] = (
     LlamaAdapter(),
@@ -20,6 +21,8 @@ ADAPTERS: tuple[FamilyAdapter, ...] = (
     OptAdapter(),
     Phi3Adapter(),
     PhiAdapter(),
+    Qwen2Adapter(),
+    Qwen3Adapter(),
 )
 
 

@@ -156,6 +156,8 @@ def calibrate_linear(
         raise ConfigError(f"input_map {input_map!r} is not one of {', '.join(_CORE_MAP)}")
     options |= {"norm_map": _CORE_MAP[input_map], "batch_size": batch_size}
     chosen = CalibrationOptions.for_method(method, scheme, **options)
+    if chosen.start == "search":
+        raise ConfigError("start 'search' is for blocks; a single layer starts as the papers do")
     if chosen.rounding == "gptq":
         raise ConfigError("rounding 'gptq' is for blocks; a single layer has nearest and learned")
     asked = core_options(scheme, chosen, block=0, rope=False)

@@ -273,6 +273,7 @@ class Draw:
             "loss": self.pick("loss", "mse", "token"),
             "products": self.pick("products", "float32"),
             "best_iterate": self.pick("best_iterate", True, False),
+            "start": self.pick("start", "paper"),
             "rounding": self.pick("rounding", "nearest", "learned"),
             "damping": 0.01, "act_order": self.pick("act_order", True, False),
             "true_sequential": self.pick("true_sequential", True, False),

@@ -3,10 +3,10 @@
 #include <stdio.h>
 
 #include "base/pages.h"
-#include "calibrate/initialize.h"
+#include "calibrate/search.h"
 #include "calibrate/session.h"
 
-/* SmoothQuant's statistics from the full-precision stream, then the start of every learnable. */
+/* Statistics of every linear's input on the full-precision stream, then the start of every learnable. */
 static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
 {
     const int64_t window = s->data->tokens * s->spec->hidden;
@@ -16,16 +16,20 @@ static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
         .spec = s->spec, .quantizers = &none, .rope = s->data->rope, .tokens = s->data->tokens};
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_channel_stats stats;
+    oq_grams grams = {0};
     oq_saved saved;
     OQ_TRY(oq_channel_stats_create(context, &stats, s->spec));
+    if (s->options->search) OQ_TRY(oq_grams_create(context, &grams, s->spec, -1));
     OQ_TRY(oq_saved_create(context, &run, &saved));
     for (int64_t i = 0; i < s->data->samples; i++) {
         OQ_TRY(oq_check_cancel(context));
         OQ_TRY(oq_block_forward(context, &run, s->original, s->data->x_fp + i * window, &saved, s->y));
         oq_channel_stats_add(&stats, &run, &saved);
+        OQ_TRY(oq_grams_add(context, &grams, &saved, run.tokens));
         if (s->data->mapped) oq_pages_drop(s->data->x_fp + i * window, sizeof(oq_real) * (size_t)window);
     }
     OQ_TRY(oq_initialize(context, &s->transformed, &stats, initial));
+    if (s->options->search) OQ_TRY(oq_search_start(context, &s->transformed, &stats, &grams, initial));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

@@ -8,10 +8,12 @@ oq_code oq_channel_stats_create(oq_context *context, oq_channel_stats *stats, co
     for (int site = 0; site < OQ_SITES; site++) {
         const oq_affine geometry = oq_site_geometry(spec, site);
         stats->lo[site] = stats->hi[site] = NULL;
+        stats->magnitude[site] = NULL;
         if (site == OQ_SITE_QK || site >= OQ_SITE_FACTORS || (site == OQ_SITE_NORM2 && !oq_has_norm(spec, OQ_NORM2)))
             continue;
         OQ_NEW(context, stats->lo[site], geometry.blocks * geometry.width);
         OQ_NEW(context, stats->hi[site], geometry.blocks * geometry.width);
+        OQ_NEW_ZERO(context, stats->magnitude[site], geometry.blocks * geometry.width);
         for (int64_t i = 0; i < geometry.blocks * geometry.width; i++) {
             stats->lo[site][i] = (oq_real)INFINITY;
             stats->hi[site][i] = (oq_real)-INFINITY;
@@ -25,6 +27,7 @@ static void add_channels(oq_channel_stats *stats, int site, const oq_real *x, in
                          int64_t n, int64_t repeat)
 {
     oq_real *lo = stats->lo[site], *hi = stats->hi[site];
+    double *magnitude = stats->magnitude[site];
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t h = 0; h < heads; h++) {
             const oq_real *from = x + (t * heads + h) * n;
@@ -32,6 +35,7 @@ static void add_channels(oq_channel_stats *stats, int site, const oq_real *x, in
             for (int64_t i = 0; i < n; i++) {
                 lo[to + i] = oq_min(from[i], lo[to + i]);
                 hi[to + i] = oq_max(from[i], hi[to + i]);
+                magnitude[to + i] += fabs((double)from[i]);
             }
         }
 }

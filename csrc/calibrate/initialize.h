@@ -8,6 +8,7 @@
 /* Extremes of each channel of the inputs of the sites, over the full-precision stream. */
 typedef struct {
     oq_real *lo[OQ_SITES], *hi[OQ_SITES]; /* [blocks * width]; NULL where maps start at 1 */
+    double *magnitude[OQ_SITES];          /* the same: mean |x|, up to one factor for all */
 } oq_channel_stats;
 
 oq_code oq_channel_stats_create(oq_context *context, oq_channel_stats *stats, const oq_block_spec *spec);

@@ -47,6 +47,7 @@ typedef struct {
     oq_activation_quantizers activation;
     bool lwc;
     bool lac; /* learnable activation clipping */
+    bool search; /* clipping and scales start at the best of a grid (AWQ), not at sigma(4) and SmoothQuant's */
     oq_rounding rounding;
     oq_gptq_options gptq;
     oq_map_kind map[OQ_SITES]; /* dense at a norm is the online map */

@@ -48,6 +48,7 @@ static const char *const vo_maps[] = {"none", "diagonal", "", "", "affine", NULL
 static const char *const qk_maps[] = {"none", "scale", "tied", "rotation", "full", NULL};
 static const char *const schedules[] = {"constant", "cosine", NULL};
 static const char *const losses[] = {"mse", "token", "relative", NULL};
+static const char *const starts[] = {"paper", "search", NULL};
 static const char *const roundings[] = {"nearest", "gptq", "learned", NULL};
 static const char *const parametrizations[] = {"relative", "absolute", NULL};
 static const char *const policies[] = {"project", "reject", "raise", "monitor", NULL};
@@ -58,6 +59,7 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("group_size", oq_options, group_size),
     OQ_FIELD("lwc", oq_options, lwc),
     OQ_FIELD("lac", oq_options, lac),
+    OQ_FIELD("start", oq_options, search, .choices = starts),
     OQ_FIELD("rounding", oq_options, rounding, .choices = roundings),
     OQ_FIELD("damping", oq_options, gptq.damping),
     OQ_FIELD("act_order", oq_options, gptq.by_activity),

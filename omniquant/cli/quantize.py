@@ -20,9 +20,9 @@ _EXAMPLES = """\
 schemes: W<bits>A<bits>[KV<bits>][g<group>]. W4A4 quantizes weights, activations, Q, K and V at 4 bits;
 W4A4KV16 leaves Q, K and V in float; W3A16 quantizes weights alone, one scale a row; W2A16g64 one scale every
 64 weights.
-methods: rtn (round to nearest), smoothquant (fixed scales), gptq (error feedback), omniquant (learned
-clipping and scales), affinequant (learned clipping and affine maps). The papers use 128 windows of 2048
-tokens.
+methods: rtn (round to nearest), smoothquant (fixed scales), gptq (error feedback), awq (searched scales and
+clipping), omniquant (learned clipping and scales), affinequant (learned clipping and affine maps). The papers
+use 128 windows of 2048 tokens.
 """
 
 
@@ -90,6 +90,11 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="also scales between up and down; default: affinequant with activations quantized",
+    )
+    group.add_argument(
+        "--start",
+        choices=CHOICES["start"],
+        help="of clipping and scales; search: the best of a grid, as AWQ; default paper",
     )
     group.add_argument(
         "--rounding",

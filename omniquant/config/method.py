@@ -17,8 +17,8 @@ from omniquant.config.scheme import QuantConfig
 from omniquant.config.target import TARGETS, scale_bits
 from omniquant.errors import ConfigError
 
-METHODS = ("rtn", "smoothquant", "gptq", "omniquant", "affinequant")
-UNTRAINED = ("rtn", "smoothquant", "gptq")
+METHODS = ("rtn", "smoothquant", "gptq", "awq", "omniquant", "affinequant")
+UNTRAINED = ("rtn", "smoothquant", "gptq", "awq")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": METHODS,
@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "vo_map": ("none", "diagonal", "affine"),
     "qk_map": ("none", "exact", "scale", "full"),
     "input_map": ("none", "kronecker"),
+    "start": ("paper", "search"),
     "rounding": ("nearest", "gptq", "learned"),
     "parametrization": ("relative", "absolute"),
     "dominance": ("project", "reject", "raise", "monitor"),
@@ -46,7 +47,7 @@ class CalibrationOptions:
 
     Parameters
     ----------
-    method : {"rtn", "smoothquant", "gptq", "omniquant", "affinequant"}
+    method : {"rtn", "smoothquant", "gptq", "awq", "omniquant", "affinequant"}
     lwc : bool
         Learnable weight clipping.
     norm_map : {"none", "diagonal", "online"}
@@ -64,6 +65,9 @@ class CalibrationOptions:
         Shifts, taken only where producer and consumer carry a bias.
     up_down : bool
         Scales between `up` and `down`.
+    start : {"paper", "search"}
+        Where clipping and scales start: at OmniQuant's sigma(4) and SmoothQuant's scales, or at the best of a
+        grid by the error of each linear's output (AWQ, arXiv 2306.00978).
     rounding : {"nearest", "gptq", "learned"}
         "gptq": error feedback after the training (GPTQ, arXiv 2210.17323), unless the block then loses more.
         "learned": an offset a weight inside round(), trained with the rest (SignRound, arXiv 2309.05516).
@@ -131,6 +135,7 @@ class CalibrationOptions:
     stability: float
     aug_loss: bool
     up_down: bool = False
+    start: str = "paper"
     rounding: str = "nearest"
     parametrization: str = "relative"
     dominance: str = "project"
@@ -206,8 +211,8 @@ class CalibrationOptions:
         preset : {"default", "fast"}
             The papers' budget of training, or a small one at higher rates.
         **overrides
-            Fields of this class; None means the default. Epochs are always 0 for rtn, smoothquant and gptq,
-            which train nothing.
+            Fields of this class; None means the default. Epochs are always 0 for rtn, smoothquant, gptq
+            and awq, which train nothing.
 
         Returns
         -------
@@ -232,7 +237,9 @@ class CalibrationOptions:
         values = _defaults(method, scheme) | preset_values(preset, scheme)
         values |= {k: v for k, v in overrides.items() if v is not None}
         if method in UNTRAINED:
-            values |= {"epochs": 0, "aug_loss": False, "lwc": False, "lac": False}
+            # GPTQ may have its clipping searched; there is no other clipping without training.
+            searched = values.get("start") == "search" and method in ("gptq", "awq")
+            values |= {"epochs": 0, "aug_loss": False, "lac": False, "lwc": values["lwc"] and searched}
         values.setdefault("stability", _default_stability(scheme, values.get("parametrization", "relative")))
         values = _default_schedule(method, values) | values
         return cls(method=method, **values)
@@ -263,12 +270,13 @@ class CalibrationOptions:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibrationOptions:
         """Read what :meth:`to_dict` wrote; ConfigError names what does not fit."""
-        # Results of before there were targets, learned rounding, rotations, GPTQ and plateaus.
+        # Results of before there were targets, learned rounding, rotations, GPTQ, AWQ and plateaus.
         former: dict[str, Any] = {
             "target": "any",
             "rounding": "nearest",
             "lr_rounding": 1.0,
             "rotation": "none",
+            "start": "paper",
             "damping": 0.01,
             "act_order": True,
             "true_sequential": False,
@@ -293,7 +301,7 @@ def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
     q and k, LET gains nothing for weights alone, and is no equivalence under RoPE.
     """
     values: dict[str, Any] = {
-        "lwc": method in ("omniquant", "affinequant") and scheme.quantizes_weights,
+        "lwc": method in ("awq", "omniquant", "affinequant") and scheme.quantizes_weights,
         "norm_map": "none",
         "vo_map": "none",
         "qk_map": "none",
@@ -305,6 +313,8 @@ def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
         values |= {"norm_map": "diagonal", "alpha": 0.85}  # its authors' alpha for the LLaMA family
     if method == "gptq":
         values["rounding"] = "gptq"
+    if method == "awq":
+        values |= {"norm_map": "diagonal", "vo_map": "diagonal", "up_down": True, "start": "search"}
     if method == "affinequant":
         values |= {"norm_map": "diagonal", "vo_map": "affine", "qk_map": "full", "shift": True}
         values["up_down"] = not scheme.weight_only
@@ -394,6 +404,7 @@ def core_options(
         "activation": scheme.activation(),
         "lwc": options.lwc,
         "lac": options.lac,
+        "start": options.start,
         "rounding": options.rounding,
         "norm_map": options.norm_map,
         "vo_map": options.vo_map,

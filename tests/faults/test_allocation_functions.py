@@ -46,6 +46,7 @@ def block() -> Case:
 
 
 BLOCK = block()
+SEARCHED = replace(BLOCK, options=BLOCK.options | {"start": "search"})
 FED = replace(BLOCK, options=BLOCK.options | {"rounding": "gptq", "true_sequential": True})
 LEARNABLES = _core.calibrate_linear(W, X, W[:, 0], LINEAR)["learnables"]
 
@@ -80,6 +81,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "fold_block": lambda: BLOCK.fold(_core),
     "calibrate_block": BLOCK.calibrate,
     "calibrate_block, gptq": FED.calibrate,
+    "calibrate_block, search": SEARCHED.calibrate,
 }
 
 

@@ -64,10 +64,10 @@ class GptNeoxAdapter(LlamaAdapter):
         spec, which = architecture.spec, {"q": 0, "k": 1, "v": 2}.get(part)
         if which is None:
             return Place()
-        return Place(3 * spec.num_heads * spec.head_dim, lambda stored: _third(spec.num_heads, which, stored))
+        heads, width = spec.num_heads, spec.head_dim
+        return Place(3 * heads * width, lambda stored: third_of_heads(heads, which, stored))
 
 
-def _third(heads: int, which: int, stored: Array) -> Array:
-    # [heads, 3, d, ...] -> [heads, d, ...], a view
-    parts = stored.reshape(heads, 3, -1, *stored.shape[1:])
-    return parts[:, which]
+def third_of_heads(heads: int, which: int, stored: Array) -> Array:
+    """Return q, k or v of a tensor that holds the three of each head behind each other: a view."""
+    return stored.reshape(heads, 3, -1, *stored.shape[1:])[:, which]  # [heads, 3, d, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.text import shown
 from omniquant.models.adapter import FamilyAdapter
+from omniquant.models.bloom import BloomAdapter
 from omniquant.models.gpt2 import Gpt2Adapter
 from omniquant.models.gpt_neox import GptNeoxAdapter
 from omniquant.models.llama import LlamaAdapter
@@ -23,6 +24,7 @@ ADAPTERS: tuple[FamilyAdapter, ...] = (
     PhiAdapter(),
     Qwen2Adapter(),
     Qwen3Adapter(),
+    BloomAdapter(),
 )
 
 

@@ -6,6 +6,7 @@ from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.text import shown
 from omniquant.models.adapter import FamilyAdapter
 from omniquant.models.bloom import BloomAdapter
+from omniquant.models.falcon import FalconAdapter
 from omniquant.models.gpt2 import Gpt2Adapter
 from omniquant.models.gpt_neox import GptNeoxAdapter
 from omniquant.models.llama import LlamaAdapter
@@ -25,6 +26,7 @@ ADAPTERS: tuple[FamilyAdapter, ...] = (
     Qwen2Adapter(),
     Qwen3Adapter(),
     BloomAdapter(),
+    FalconAdapter(),
 )
 
 

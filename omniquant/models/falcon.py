@@ -1,0 +1,95 @@
+"""Falcon (Almazrouei et al. 2023, arXiv 2311.16867): attention and MLP side by side, few keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from omniquant.checkpoint.fields import Fields
+from omniquant.checkpoint.source import Layout
+from omniquant.models.adapter import Architecture
+from omniquant.models.family import Names, Place, activation_of, block_spec, head_dim_of, refuse_unless
+from omniquant.models.llama import LlamaAdapter
+from omniquant.models.spec import BlockSpec
+from omniquant.models.tensors import Array, TensorRef
+
+_PARTS = {
+    **dict.fromkeys(("q", "k", "v"), "self_attention.query_key_value"),
+    "o": "self_attention.dense",
+    "up": "mlp.dense_h_to_4h",
+    "down": "mlp.dense_4h_to_h",
+}
+_OUTER = {"embedding": "transformer.word_embeddings", "final_norm": "transformer.ln_f", "lm_head": "lm_head"}
+
+
+class FalconAdapter(LlamaAdapter):
+    """Falcon 7B (one norm, one head of keys and values) and 40B (two norms, groups); not those with ALiBi."""
+
+    name = "falcon"
+    classes: ClassVar[Mapping[str, str]] = {"falcon": "FalconForCausalLM"}
+    gguf_architectures: tuple[str, ...] = ()
+    hf_names = Names(
+        "transformer.h.{i}.", {**_PARTS, "norm1": "input_layernorm", "norm2": "ln_mlp"}, _OUTER
+    )
+
+    def architecture(self, config: Fields) -> Architecture:
+        """Read a config.json."""
+        refuse_unless(config, "alibi", False)
+        refuse_unless(config, "bias", False)
+        refuse_unless(config, "parallel_attn", True)
+        if config.boolean("new_decoder_architecture", False):
+            refuse_unless(config, "num_ln_in_parallel_attn", 2)
+        tied = config.boolean("tie_word_embeddings", True)
+        return replace(super().architecture(config), tied_embeddings=tied)
+
+    def spec(self, config: Fields, **differences: object) -> BlockSpec:
+        """Return the spec of a config.json."""
+        hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+        grouped = config.boolean("new_decoder_architecture", False)
+        single = 1 if config.boolean("multi_query", True) else heads
+        return block_spec(
+            config,
+            hidden_size=hidden,
+            ffn_size=config.integer("ffn_hidden_size", 4 * hidden),
+            num_heads=heads,
+            num_kv_heads=config.integer("num_kv_heads", heads) if grouped else single,
+            head_dim=head_dim_of(config, "hidden_size", "num_attention_heads"),
+            norm="layer",
+            norm_eps=config.positive("layer_norm_epsilon", 1e-5),
+            mlp="plain",
+            activation=activation_of(config, "activation", "gelu"),
+            residual="parallel" if grouped else "shared",
+        )
+
+    def biases(self, config: Fields) -> frozenset[str]:
+        """Return the norms; linears have none."""
+        return frozenset(("norm1", "norm2", "final_norm"))
+
+    def names(self, layout: Layout) -> Names:
+        """Return the table of a layout."""
+        return self.hf_names
+
+    def block_tensors(self, architecture: Architecture, layer: int, layout: Layout) -> dict[str, TensorRef]:
+        """Map our names of one block: with two norms the first goes by another name."""
+        refs = super().block_tensors(architecture, layer, layout)
+        if architecture.spec.residual == "parallel":
+            for name in ("norm1.weight", "norm1.bias"):
+                key = refs[name].key.replace("input_layernorm", "ln_attn")
+                refs[name] = replace(refs[name], key=key)
+        return refs
+
+    def place(self, architecture: Architecture, part: str, layout: Layout) -> Place:
+        """Return where q, k and v lie: behind the queries of each group its key and its value."""
+        spec = architecture.spec
+        if part not in ("q", "k", "v"):
+            return Place()
+        total = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+        return Place(total, lambda stored: _of_groups(spec, part, stored))
+
+
+def _of_groups(spec: BlockSpec, part: str, stored: Array) -> Array:
+    # [groups, queries + 2, d, ...]
+    queries = spec.num_heads // spec.num_kv_heads
+    groups = stored.reshape(spec.num_kv_heads, queries + 2, spec.head_dim, *stored.shape[1:])
+    return groups[:, {"q": slice(queries), "k": queries, "v": queries + 1}[part]]

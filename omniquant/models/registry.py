@@ -7,6 +7,7 @@ from omniquant.checkpoint.text import shown
 from omniquant.models.adapter import FamilyAdapter
 from omniquant.models.bloom import BloomAdapter
 from omniquant.models.falcon import FalconAdapter
+from omniquant.models.gemma import Gemma2Adapter, Gemma3Adapter
 from omniquant.models.gpt2 import Gpt2Adapter
 from omniquant.models.gpt_neox import GptNeoxAdapter
 from omniquant.models.llama import LlamaAdapter
@@ -27,6 +28,8 @@ ADAPTERS: tuple[FamilyAdapter, ...] = (
     Qwen3Adapter(),
     BloomAdapter(),
     FalconAdapter(),
+    Gemma2Adapter(),
+    Gemma3Adapter(),
 )
 
 

@@ -92,4 +92,5 @@ def _of_groups(spec: BlockSpec, part: str, stored: Array) -> Array:
     # [groups, queries + 2, d, ...]
     queries = spec.num_heads // spec.num_kv_heads
     groups = stored.reshape(spec.num_kv_heads, queries + 2, spec.head_dim, *stored.shape[1:])
-    return groups[:, {"q": slice(queries), "k": queries, "v": queries + 1}[part]]
+    begin, end = {"q": (0, queries), "k": (queries, queries + 1), "v": (queries + 1, queries + 2)}[part]
+    return groups[:, begin:end]

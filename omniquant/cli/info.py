@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniquant.cli.common import Commands, add_run_options, command, emit, is_result
+from omniquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from omniquant.models.adapter import Architecture
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
   omniquant info MODEL          sizes and kinds
   omniquant info DIR            scheme, method, maps and their cost, losses and margins, files
+  omniquant info --families     the model families it reads, by their Hugging Face model_type
 """
 
 
@@ -23,18 +25,37 @@ def add_parser(commands: Commands) -> None:
         commands,
         "info",
         run,
-        usage="MODEL_OR_DIR [--json]",
+        usage="(MODEL_OR_DIR | --families) [--json]",
         help="show what a model or a result is made of",
         examples=_EXAMPLES,
     )
-    parser.add_argument("model", metavar="MODEL_OR_DIR", help="a model, or the output of omniquant quantize")
+    parser.add_argument(
+        "model", metavar="MODEL_OR_DIR", nargs="?", help="a model, or the output of omniquant quantize"
+    )
+    parser.add_argument("--families", action="store_true", help="list the model families instead")
     add_run_options(parser, threads=False)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Look and report."""
+    if arguments.families == (arguments.model is not None):
+        raise ConfigError("info takes a model or a result, or --families")
+    if arguments.families:
+        families = _families()
+        lines = [f"{each['model_type']:12} {each['class']}" for each in families]
+        return emit(arguments, {"families": families}, "\n".join(lines))
     data = _result(Path(arguments.model)) if is_result(arguments.model) else _model(arguments.model)
-    emit(arguments, data, _text(data))
+    return emit(arguments, data, _text(data))
+
+
+def _families() -> list[dict[str, str]]:
+    from omniquant.models.registry import ADAPTERS
+
+    return [
+        {"model_type": kind, "family": adapter.name, "class": name}
+        for adapter in ADAPTERS
+        for kind, name in adapter.classes.items()
+    ]
 
 
 def _architecture(architecture: Architecture) -> dict[str, Any]:

@@ -164,6 +164,13 @@ def test_info_of_a_model(capsys, folder):
     assert "4 heads of 4, 2 key/value heads" in out
 
 
+def test_info_of_the_families(capsys):
+    out, _ = succeeds(capsys, "info", "--families", "--json")
+    found = {each["model_type"]: each["class"] for each in json.loads(out)["families"]}
+    assert found.items() >= {"llama": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}.items()
+    assert "info takes a model or a result, or --families" in fails(capsys, "info")
+
+
 def test_info_of_a_result(capsys, quantize, tmp_path):
     succeeds(capsys, *quantize("--norm-map", "online"))
     out, _ = succeeds(capsys, "info", str(tmp_path / "out"), "--json")

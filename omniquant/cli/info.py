@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniquant.cli.common import Commands, add_run_options, command, emit, is_result
-from omniquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from omniquant.models.adapter import Architecture
@@ -29,17 +28,16 @@ def add_parser(commands: Commands) -> None:
         help="show what a model or a result is made of",
         examples=_EXAMPLES,
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "model", metavar="MODEL_OR_DIR", nargs="?", help="a model, or the output of omniquant quantize"
     )
-    parser.add_argument("--families", action="store_true", help="list the model families instead")
+    what.add_argument("--families", action="store_true", help="list the model families instead")
     add_run_options(parser, threads=False)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Look and report."""
-    if arguments.families == (arguments.model is not None):
-        raise ConfigError("info takes a model or a result, or --families")
     if arguments.families:
         families = _families()
         lines = [f"{each['model_type']:12} {each['class']}" for each in families]

@@ -98,8 +98,9 @@ class CalibrationOptions:
         Gather each linear's inputs with the linears before it rounded.
     schedule : {"constant", "cosine"}
         Of all rates. By default a cosine from 10 epochs on (with lr_let 1e-2 for omniquant), else constant.
+        Above 4 bits omniquant's are constant.
     shuffle : bool
-        Draw the order of windows from (seed, block, epoch).
+        Draw the order of windows from (seed, block, epoch); the default but for omniquant above 4 bits.
     loss : {"mse", "token", "relative"}
         Mean squared error, or each token's error relative to the block's update of it, or to itself.
     aug_loss : bool
@@ -241,7 +242,7 @@ class CalibrationOptions:
             searched = values.get("start") == "search" and method in ("gptq", "awq")
             values |= {"epochs": 0, "aug_loss": False, "lac": False, "lwc": values["lwc"] and searched}
         values.setdefault("stability", _default_stability(scheme, values.get("parametrization", "relative")))
-        values = _default_schedule(method, values) | values
+        values = _default_schedule(method, scheme, values) | values
         return cls(method=method, **values)
 
     def with_seed(self, seed: int) -> CalibrationOptions:
@@ -327,14 +328,18 @@ def _defaults(method: str, scheme: QuantConfig) -> dict[str, Any]:
     return values
 
 
-def _default_schedule(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _default_schedule(method: str, scheme: QuantConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     """Take a cosine for long trainings and the papers' constant rates for short ones.
 
     Measured over seeds: on 640 steps a block a cosine ends lower at 3 and 4 bits; 40 steps are too few for
     it. LET's scales start at twice the papers' rate, so that the mean is theirs; affine maps do not gain.
+    Above 4 bits OmniQuant keeps the papers' rates and order of windows: W6A6 4.829 over seven orders, with a
+    cosine and drawn orders 4.838 over seven runs.
     """
     if values["epochs"] < _COSINE_FROM_EPOCHS or values.get("schedule", "cosine") != "cosine":
         return {}
+    if method == "omniquant" and scheme.w_bits > 4 and "schedule" not in values:
+        return {"shuffle": False}
     return {"schedule": "cosine"} | ({"lr_let": 1e-2} if method == "omniquant" else {})
 
 

@@ -121,6 +121,15 @@ def test_groups_count_the_short_last_one(inputs, group, expected):
     assert QuantConfig(4, 16, group).groups(inputs) == expected
 
 
+def test_above_four_bits_omniquant_keeps_rates_and_order():
+    config = QuantConfig.parse("W6A6")
+    options = CalibrationOptions.for_method("omniquant", config)
+    assert (options.schedule, options.lr_let, options.shuffle) == ("constant", 5e-3, False)
+    chosen = CalibrationOptions.for_method("omniquant", config, schedule="cosine", shuffle=True)
+    assert (chosen.schedule, chosen.lr_let, chosen.shuffle) == ("cosine", 1e-2, True)
+    assert CalibrationOptions.for_method("affinequant", config).schedule == "cosine"
+
+
 @pytest.mark.parametrize("scheme", ["W4A4", "W3A16", "W2A16g64"])
 def test_defaults_are_the_papers(scheme):
     config = QuantConfig.parse(scheme)

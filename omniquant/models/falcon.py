@@ -29,6 +29,7 @@ class FalconAdapter(LlamaAdapter):
     name = "falcon"
     classes: ClassVar[Mapping[str, str]] = {"falcon": "FalconForCausalLM"}
     gguf_architectures: tuple[str, ...] = ()
+    tied_by_default = True
     hf_names = Names(
         "transformer.h.{i}.", {**_PARTS, "norm1": "input_layernorm", "norm2": "ln_mlp"}, _OUTER
     )
@@ -40,8 +41,7 @@ class FalconAdapter(LlamaAdapter):
         refuse_unless(config, "parallel_attn", True)
         if config.boolean("new_decoder_architecture", False):
             refuse_unless(config, "num_ln_in_parallel_attn", 2)
-        tied = config.boolean("tie_word_embeddings", True)
-        return replace(super().architecture(config), tied_embeddings=tied)
+        return super().architecture(config)
 
     def spec(self, config: Fields, **differences: object) -> BlockSpec:
         """Return the spec of a config.json."""
@@ -65,10 +65,6 @@ class FalconAdapter(LlamaAdapter):
     def biases(self, config: Fields) -> frozenset[str]:
         """Return the norms; linears have none."""
         return frozenset(("norm1", "norm2", "final_norm"))
-
-    def names(self, layout: Layout) -> Names:
-        """Return the table of a layout."""
-        return self.hf_names
 
     def block_tensors(self, architecture: Architecture, layer: int, layout: Layout) -> dict[str, TensorRef]:
         """Map our names of one block: with two norms the first goes by another name."""

@@ -23,6 +23,7 @@ class Gemma2Adapter(LlamaAdapter):
     name = "gemma2"
     classes: ClassVar[Mapping[str, str]] = {"gemma2": "Gemma2ForCausalLM"}
     gguf_architectures: tuple[str, ...] = ()
+    tied_by_default = True
     hf_names = Names(
         LLAMA_NAMES.block,
         {
@@ -41,7 +42,6 @@ class Gemma2Adapter(LlamaAdapter):
         base = super().architecture(config)
         return replace(
             base,
-            tied_embeddings=config.boolean("tie_word_embeddings", True),
             embedding_scale=base.spec.hidden_size**0.5,
             logit_cap=_cap(config, "final_logit_softcapping"),
             other_layers=self._local(config, base.num_layers),

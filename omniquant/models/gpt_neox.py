@@ -10,7 +10,7 @@ from omniquant.checkpoint.source import Layout
 from omniquant.models.adapter import Architecture
 from omniquant.models.family import Names, Place, activation_of, block_spec, head_dim_of
 from omniquant.models.llama import LlamaAdapter
-from omniquant.models.rope import partial_rotary_factor
+from omniquant.models.rope import rotary_dim_of
 from omniquant.models.spec import BlockSpec
 from omniquant.models.tensors import Array
 
@@ -38,7 +38,6 @@ class GptNeoxAdapter(LlamaAdapter):
         """Return the spec of a config.json."""
         heads = config.integer("num_attention_heads")
         width = head_dim_of(config, "hidden_size", "num_attention_heads")
-        rotating = int(width * partial_rotary_factor(config, 0.25))
         return block_spec(
             config,
             hidden_size=config.integer("hidden_size"),
@@ -50,7 +49,7 @@ class GptNeoxAdapter(LlamaAdapter):
             norm_eps=config.positive("layer_norm_eps", 1e-5),
             mlp="plain",
             activation=activation_of(config, "hidden_act", "gelu"),
-            rotary_dim=0 if rotating == width else rotating,
+            rotary_dim=rotary_dim_of(config, width, 0.25),
             residual="parallel" if config.boolean("use_parallel_residual", True) else "sequential",
         )
 

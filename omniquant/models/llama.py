@@ -35,6 +35,7 @@ class LlamaAdapter(Family):
     name = "llama"
     classes: ClassVar[Mapping[str, str]] = {"llama": "LlamaForCausalLM"}
     gguf_architectures: tuple[str, ...] = ("llama",)
+    tied_by_default = False  # where a config.json does not say
     gguf_rotates_neighbours = True  # llama.cpp orders rows of q and k as Meta's own code does
 
     def architecture(self, config: Fields) -> Architecture:
@@ -46,7 +47,7 @@ class LlamaAdapter(Family):
             num_layers=config.integer("num_hidden_layers"),
             vocab_size=config.integer("vocab_size"),
             max_positions=max_positions,
-            tied_embeddings=config.boolean("tie_word_embeddings", False),
+            tied_embeddings=config.boolean("tie_word_embeddings", self.tied_by_default),
             rope=rope_from_config(config, max_positions, spec.rotary) if spec.rope else None,
             biases=self.biases(config),
         )

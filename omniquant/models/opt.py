@@ -22,6 +22,7 @@ class OptAdapter(LlamaAdapter):
     name = "opt"
     classes: ClassVar[Mapping[str, str]] = {"opt": "OPTForCausalLM"}
     gguf_architectures: tuple[str, ...] = ()
+    tied_by_default = True
     hf_names = Names(
         "model.decoder.layers.{i}.",
         {
@@ -48,8 +49,7 @@ class OptAdapter(LlamaAdapter):
         refuse_unless(config, "word_embed_proj_dim", config.integer("hidden_size"))
         refuse_unless(config, "layer_norm_elementwise_affine", True)
         refuse_unless(config, "_remove_final_layer_norm", False)
-        tied = config.boolean("tie_word_embeddings", True)
-        return replace(super().architecture(config), tied_embeddings=tied, learned_positions=True)
+        return replace(super().architecture(config), learned_positions=True)
 
     def spec(self, config: Fields, **differences: object) -> BlockSpec:
         """Return the spec of a config.json."""

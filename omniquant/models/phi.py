@@ -19,7 +19,7 @@ from omniquant.models.family import (
     rows,
 )
 from omniquant.models.llama import LlamaAdapter
-from omniquant.models.rope import partial_rotary_factor
+from omniquant.models.rope import rotary_dim_of
 from omniquant.models.spec import BlockSpec
 
 
@@ -45,7 +45,7 @@ class Phi3Adapter(LlamaAdapter):
         return super().spec(
             config,
             window=config.integer("sliding_window", 0, minimum=0),
-            rotary_dim=_rotary_dim(config, width, 1.0),
+            rotary_dim=rotary_dim_of(config, width, 1.0),
             norm_eps=config.positive("rms_norm_eps", 1e-5),
             **differences,
         )
@@ -97,15 +97,10 @@ class PhiAdapter(LlamaAdapter):
             norm_eps=config.positive("layer_norm_eps", 1e-5),
             mlp="plain",
             activation=activation_of(config, "hidden_act", "gelu_new"),
-            rotary_dim=_rotary_dim(config, width, 0.5),
+            rotary_dim=rotary_dim_of(config, width, 0.5),
             residual="shared",
         )
 
     def biases(self, config: Fields) -> frozenset[str]:
         """Return every linear and norm, the head included."""
         return frozenset(("norm1", "q", "k", "v", "o", "up", "down", "final_norm", "lm_head"))
-
-
-def _rotary_dim(config: Fields, head_dim: int, default: float) -> int:
-    rotating = int(head_dim * partial_rotary_factor(config, default))
-    return 0 if rotating == head_dim else rotating

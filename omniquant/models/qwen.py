@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.fields import Fields
-from omniquant.models.llama import LlamaAdapter
+from omniquant.models.llama import ATTENTION, LlamaAdapter
 from omniquant.models.spec import BlockSpec
 
 
@@ -43,5 +43,4 @@ class Qwen3Adapter(Qwen2Adapter):
 
     def biases(self, config: Fields) -> frozenset[str]:
         """Return the parts that carry biases."""
-        attention = ("q", "k", "v", "o") if config.boolean("attention_bias", False) else ()
-        return frozenset(attention)
+        return frozenset(ATTENTION if config.boolean("attention_bias", False) else ())

@@ -158,6 +158,12 @@ def partial_rotary_factor(config: Fields, default: float = 1.0) -> float:
     return default
 
 
+def rotary_dim_of(config: Fields, head_dim: int, default: float) -> int:
+    """Return the dims of each head that rotate, as a spec has them: 0 where all do."""
+    rotating = int(head_dim * partial_rotary_factor(config, default))
+    return 0 if rotating == head_dim else rotating
+
+
 def rope_from_config(config: Fields, max_positions: int, rotary_dim: int) -> Rope:
     """Read the rotary positions of a config.json.
 

@@ -107,13 +107,7 @@ def calibrate(
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
     chosen = _choose(method, scheme, options).with_products(scheme, _core.runtime_info()["products"])
     windows = _windows(tokens, model)
-    rotation = Rotation.of(chosen, scheme)
-    if rotation is not None:
-        model = RotatedModel(model, rotation)
-    if chosen.target != "any":
-        from omniquant.export.table import refuse_target  # late: only who names a format needs their table
-
-        refuse_target(scheme, chosen, model.architecture)
+    model = _in_its_basis(model, scheme, chosen)
     if resume and output is None:
         raise ConfigError("resume needs an output directory to go on with")
     place = _Place(parse_bytes("memory", memory), Path(scratch or output or tempfile.gettempdir()))
@@ -126,6 +120,18 @@ def calibrate(
         if output is None:
             return run.in_memory(header)
         return run.in_directory(_open(Path(output), header, model, resume, run.say))
+
+
+def _in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions) -> Model:
+    """Return the model as the options calibrate it: rotated, or refused where their target cannot hold it."""
+    rotation = Rotation.of(options, scheme)
+    if rotation is not None:
+        model = RotatedModel(model, rotation)
+    if options.target != "any":
+        from omniquant.export.table import refuse_target  # late: only who names a format needs their table
+
+        refuse_target(scheme, options, model.architecture)
+    return model
 
 
 def _choose(

@@ -137,8 +137,6 @@ def whole_groups(multiple: int = 1) -> Check:
 
 
 def _nearest_group(wish: Wish, size: int, fits: Sequence[int]) -> str:
-    if not fits:
-        return f"one scale a row, {text_of(wish.scheme, group_size=None)}"
     best = min(fits, key=lambda g: (abs(g - size), g))
     return f"scheme {text_of(wish.scheme, group_size=best)}"
 

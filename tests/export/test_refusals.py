@@ -20,6 +20,8 @@ from omniquant.models.spec import BlockSpec
 
 TINY = BlockSpec(hidden_size=128, ffn_size=384, num_heads=8, num_kv_heads=4, head_dim=16)
 TURNED = replace(TINY, rotate_heads=True, rotate_down=True)
+PARALLEL = replace(TINY, residual="parallel")
+NARROW = replace(TINY, num_kv_heads=1)
 STORIES = BlockSpec(hidden_size=64, ffn_size=172, num_heads=8, num_kv_heads=4, head_dim=8)
 SMOL = BlockSpec(hidden_size=576, ffn_size=1536, num_heads=9, num_kv_heads=3, head_dim=64)
 
@@ -27,11 +29,22 @@ ONLINE = "cannot hold an online map (a full matrix behind each norm); nearest: c
 
 ROTATED = "cannot hold online rotations (before o and down); nearest: calibrate with --rotation folded"
 
+KRONECKER = "cannot hold online maps on the inputs of linears; nearest: calibrate with --input-map none"
+
 CASES = [
     *(
         (format, "W4A16g32", TURNED, {"rotation": "online"}, ROTATED)
         for format in ("huggingface", "compressed-tensors", "gptq", "awq", "gguf")
     ),
+    *(
+        (format, "W4A16g32", TINY, {"input_map": "kronecker"}, KRONECKER)
+        for format in ("huggingface", "compressed-tensors", "gptq", "awq", "gguf", "onnx", "openvino")
+    ),
+    *(
+        (format, "W4A16g32", replace(TINY, norm="layer"), {}, "a block of layer norm, gated MLP; nearest:")
+        for format in ("onnx", "openvino")
+    ),
+    ("onnx", "W4A16g32", PARALLEL, {}, "a model with residual; nearest: huggingface"),
     ("huggingface", "W4A4", TINY, {}, "quantized activations, Q, K or V (W4A4); nearest: --weights-only"),
     ("huggingface", "W3A16", TINY, {"norm_map": "online"}, ONLINE),
     ("compressed-tensors", "W16A16", TINY, {}, "weights in float (W16A16); nearest: huggingface"),
@@ -51,6 +64,14 @@ CASES = [
         {},
         "symmetric activations of another step (W8sA8sKV16); nearest: scheme W8sA8sfKV16",
     ),
+    (
+        "compressed-tensors",
+        "W4sA8sfKV16",
+        TINY,
+        {"lac": True},
+        "clipped activations; nearest: calibrate with --no-lac, or --weights-only",
+    ),
+    ("gptq", "W4A16g32", NARROW, {}, "k with 16 outputs, no multiple of 32; nearest: "),
     ("gptq", "W4A16", TINY, {"norm_map": "online"}, ONLINE),
     ("gptq", "W16A16", TINY, {}, "weights in float (W16A16); nearest: huggingface"),
     ("gptq", "W4A8", TINY, {}, "quantized activations, Q, K or V (W4A8); nearest: --weights-only"),

@@ -79,7 +79,7 @@ def floats_of(setting: Setting) -> CalibrationResult:
 
 def in_llama_cpp(setting: Setting, path: Path) -> float:
     engine = LlamaCpp(path, context=setting.length)
-    return float(np.exp(np.mean([engine.nll(window) for window in setting.text])))
+    return float(np.exp(np.nanmean([engine.nats(window) for window in setting.text])))
 
 
 def quantize_by_gguf(ours: Path, floats: Path) -> None:

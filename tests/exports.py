@@ -45,11 +45,18 @@ def tokens_of(model: omniquant.Model | CalibrationResult, count: int = 2, length
     return np.random.default_rng(5).integers(3, vocab, (count, length)).astype(np.int32)
 
 
-def our_logits(result: CalibrationResult, tokens: I32, weights_only: bool = False) -> F64:
-    """Return the logits [N, T, V] of the fake-quantized model, the last norm and the head in double."""
-    model = result.fold()
+def our_logits(
+    result: CalibrationResult, tokens: I32, weights_only: bool = False, rounded_again: bool = False
+) -> F64:
+    """Return the logits [N, T, V] of the fake-quantized model, the last norm and the head in double.
+
+    With `rounded_again` each value between two blocks is one rounding off, up or down.
+    """
+    model, rng = result.fold(), np.random.default_rng(0)
     x = model.embed(tokens)
     for index in range(model.num_layers):
+        if rounded_again:
+            x = (x * (1 + 2.0**-24 * rng.choice([-1, 1], x.shape))).astype(np.float32)
         activation = None if weights_only else model.activation
         x = run_block(model, index, model.block(index), x, activation=activation)
     wide = x.astype(np.float64)
@@ -59,10 +66,15 @@ def our_logits(result: CalibrationResult, tokens: I32, weights_only: bool = Fals
 
 def nll(logits: npt.NDArray[np.floating], tokens: I32) -> float:
     """Return the mean negative log-likelihood of tokens [N, T] under logits [N, T, V]."""
+    return float(nats(logits, tokens).mean())
+
+
+def nats(logits: npt.NDArray[np.floating], tokens: I32) -> F64:
+    """Return the negative log-likelihoods [N, T - 1] of tokens [N, T] but the first."""
     wide = logits[:, :-1].astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
     logp = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
-    return float(-np.take_along_axis(logp, tokens[:, 1:, None].astype(np.int64), axis=-1).mean())
+    return np.asarray(-np.take_along_axis(logp, tokens[:, 1:, None].astype(np.int64), axis=-1)[..., 0])
 
 
 def greedy_ties(result: CalibrationResult, prompt: I32, written: list[int]) -> list[float]:

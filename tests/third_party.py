@@ -111,22 +111,22 @@ class LlamaCpp:
         """Return the `count` tokens it writes behind these."""
         return [entry["id"] for entry in self._entries(tokens, n_predict=count, n_probs=1, ignore_eos=True)]
 
-    def nll(self, window: Tokens) -> float:
-        """Return the mean nats of a window's tokens but the first.
+    def nats(self, window: Tokens) -> npt.NDArray[np.float64]:
+        """Return the negative log probabilities [T - 1] of a window's tokens but the first.
 
         A bias makes it choose the token that comes next; the probability it tells is that before the bias. Of
-        a token that ends inside a character it tells none: such tokens, whatever the file, are left out.
+        a token that ends inside a character it tells none: NaN, the same ones whatever the file.
         """
-        nats = []
+        nats = np.full(len(window) - 1, np.nan)
         for n in range(1, len(window)):
             prompt = [int(token) for token in window[:n]]
             answer = self.complete(prompt, n_probs=1, logit_bias=[[int(window[n]), 1e4]])
             if (told := answer["choices"][0]["logprobs"]) is not None:
                 (entry,) = told["content"]
                 assert entry["id"] == window[n]
-                nats.append(-float(entry["logprob"]))
-        assert len(nats) > 0.95 * (len(window) - 1)
-        return float(np.mean(nats))
+                nats[n - 1] = -float(entry["logprob"])
+        assert np.isnan(nats).mean() < 0.05
+        return nats
 
 
 def transformers_model(path: Path, dequantize: bool = False) -> Any:

@@ -128,7 +128,7 @@ def test_llama_cpp_agrees(scheme, tmp_path):
     result = embedded_result(scheme, "omniquant", target="gguf")
     server = LlamaCpp(result.export(tmp_path / "out", "gguf") / "model.gguf")
     windows = omniquant.evaluation_windows(None, result.fold(), 64, 128)
-    theirs = np.mean([server.nll(window) for window in windows])
+    theirs = np.mean([server.nats(window) for window in windows])
     assert abs(np.expm1(theirs - nll(our_logits(result, windows), windows))) < 5e-3
     # llama.cpp rounds activations to 8 bits, so a near tie of ours may fall the other way.
     ties = greedy_ties(result, windows[0][:16], server.greedy(windows[0][:16], 64))

@@ -2,7 +2,9 @@
 
 Names in a file: "q.codes" uint8 [out, ceil(in * bits / 8)] (a dense little-endian bit stream a row),
 "q.scale" f32 [out, G], "q.zero_point" uint8 [out, G] and, where the model has one, "q.bias" f32 [out];
-the same for k, v, o, gate, up and down; "q.weight" f32 instead where weights stay float; "norm1.weight",
+the same for k, v, o, gate, up and down (of experts stacked by rows, with "router.weight" f32 [E, H], and
+where all tokens share an MLP, shared_gate, shared_up, shared_down and "shared_router.weight");
+"q.weight" f32 instead where weights stay float; "norm1.weight",
 "norm2.weight" (of some families also post1, post2, q_norm and k_norm) and their biases; "norm1.inverse",
 "norm2.inverse" f32 [H, H] for online maps; of each input
 "norm1", "o", "norm2", "down" of linears "o.left" f32 [a, a] and "o.right" f32 [b, b], the inverses of its
@@ -26,7 +28,7 @@ from omniquant.checkpoint.text import one_line
 from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError
 from omniquant.forward import F32, Weights
-from omniquant.models.spec import BlockSpec
+from omniquant.models.spec import ROUTERS, BlockSpec
 
 Array = npt.NDArray[Any]
 
@@ -105,7 +107,7 @@ def _expected(spec: BlockSpec, scheme: QuantConfig) -> dict[str, _Layout]:
     layouts = {}
     for name, (rows, columns) in linear_shapes(spec).items():
         groups = (rows, scheme.groups(columns))
-        if scheme.quantizes_weights:
+        if scheme.quantizes_weights and name not in ROUTERS:
             layouts[f"{name}.codes"] = _Layout(np.uint8, (rows, -(-columns * scheme.w_bits // 8)))
             layouts[f"{name}.scale"] = _Layout(np.float32, groups)
             layouts[f"{name}.zero_point"] = _Layout(np.uint8, groups)

@@ -9,7 +9,7 @@ from omniquant.blockfile import linear_shapes
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.config.method import core_qk_map
 from omniquant.models.rotated import rotation_cost
-from omniquant.models.spec import BlockSpec
+from omniquant.models.spec import ROUTERS, BlockSpec
 
 _SCALE_BITS = 32  # scales are stored as float32
 _ZERO_POINT_BITS = 8
@@ -93,14 +93,18 @@ def describe_maps(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescr
     if qk != "none":
         exact = not spec.rope or qk in ("tied", "rotation")
         maps.append(MapDescription("q <-> k", _QK_NAMES[qk], exact))
-    if options.up_down and spec.mlp == "gated":
+    if options.up_down and spec.mlp == "gated" and not spec.num_experts:
         maps.append(MapDescription("up -> down", "one scale a channel", True))
     return maps
 
 
 def linear_parameters(spec: BlockSpec) -> int:
-    """Return the number of weights of the linears of a block."""
-    return sum(rows * columns for rows, columns in linear_shapes(spec).values())
+    """Return the number of weights of the linears of a block, routers aside, which stay in float."""
+    return sum(rows * columns for rows, columns in _quantized(spec))
+
+
+def _quantized(spec: BlockSpec) -> list[tuple[int, int]]:
+    return [shape for name, shape in linear_shapes(spec).items() if name not in ROUTERS]
 
 
 def bits_per_weight(scheme: QuantConfig, spec: BlockSpec) -> float:
@@ -110,6 +114,6 @@ def bits_per_weight(scheme: QuantConfig, spec: BlockSpec) -> float:
     extra = _SCALE_BITS + (0 if scheme.w_symmetric else _ZERO_POINT_BITS)
     bits = sum(
         rows * (columns * scheme.w_bits + scheme.groups(columns) * extra)
-        for rows, columns in linear_shapes(spec).values()
+        for rows, columns in _quantized(spec)
     )
     return bits / linear_parameters(spec)

@@ -21,6 +21,7 @@ Arrays = dict[str, Array]
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 SITES = ("norm1", "norm2", "vo", "qk", "up_down")
 INPUTS = ("norm1", "o", "norm2", "down")
+EXPERT_FIELDS = ("num_experts", "experts_per_token", "normalized_experts", "shared_ffn_size")
 FACTORS = tuple(f"{name}_{side}" for name in INPUTS for side in ("left", "right"))
 
 
@@ -78,10 +79,19 @@ def linear_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
     H, F, d = spec["hidden_size"], spec["ffn_size"], spec["head_dim"]
     q, kv = spec["num_heads"] * d, spec["num_kv_heads"] * d
     shapes = {"q": (q, H), "k": (kv, H), "v": (kv, H), "o": (H, q)}
-    shapes |= {"gate": (F, H), "up": (F, H), "down": (H, F)}
-    if spec["mlp"] == "plain":
-        del shapes["gate"]
-    return shapes
+    E, S = spec.get("num_experts", 0), spec.get("shared_ffn_size", 0)
+    stacked = max(1, E)
+    shapes |= {"gate": (stacked * F, H), "up": (stacked * F, H), "down": (stacked * H, F)}
+    shapes |= {"router": (E, H)} if E else {}
+    if S:
+        shapes |= {"shared_gate": (S, H), "shared_up": (S, H), "shared_down": (H, S), "shared_router": (1, H)}
+    plain = ("gate", "shared_gate") if spec["mlp"] == "plain" else ()
+    return {name: shape for name, shape in shapes.items() if name not in plain}
+
+
+def quantized_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return [out, in] of every linear but the routers, which stay in float."""
+    return {name: shape for name, shape in linear_shapes(spec).items() if "router" not in name}
 
 
 def norm_widths(spec: dict[str, Any]) -> dict[str, int]:
@@ -122,8 +132,9 @@ def site_geometry(spec: dict[str, Any], site: str) -> tuple[int, int]:
 
 def has_shift(case: Case, site: str) -> bool:
     """Return whether a site's shift is learned: producer and consumers carry bias slots."""
-    shared = " up gate" if case.spec.get("residual") == "shared" else ""
-    consumers = {"norm1": "norm1 q k v" + shared, "norm2": "norm2 up gate", "vo": "v o"}
+    mlp = " up gate router shared_up shared_gate shared_router"
+    shared = mlp if case.spec.get("residual") == "shared" else ""
+    consumers = {"norm1": "norm1 q k v" + shared, "norm2": "norm2" + mlp, "vo": "v o"}
     if not case.options["shift"] or map_kinds(case)[site] == "none" or site not in consumers:
         return False
     names = [name for name in consumers[site].split() if f"{name}.weight" in case.weights]
@@ -135,7 +146,7 @@ def learnable_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     group_size = case.options["group_size"]
     if case.options["lwc"] and case.options["w_bits"] < 16:
-        for name, (out, width) in linear_shapes(case.spec).items():
+        for name, (out, width) in quantized_shapes(case.spec).items():
             groups = -(-width // group_size) if group_size else 1
             shapes[f"{name}.lwc_max"] = shapes[f"{name}.lwc_min"] = (out, groups)
     for site, kind in map_kinds(case).items():
@@ -154,7 +165,7 @@ def learnable_shapes(case: Case) -> dict[str, tuple[int, ...]]:
         shared = case.spec.get("residual") == "shared"
         shapes |= {f"{name}.lac": (2,) for name in INPUTS if not (shared and name == "norm2")}
     if case.options["rounding"] == "learned" and case.options["w_bits"] < 16:
-        shapes |= {f"{name}.offset": shape for name, shape in linear_shapes(case.spec).items()}
+        shapes |= {f"{name}.offset": shape for name, shape in quantized_shapes(case.spec).items()}
     return shapes
 
 
@@ -227,7 +238,7 @@ class Draw:
             for name, values in kinds.items()
             if self.quirks.random() < 0.5
         }
-        return drawn | {name: self.forced[name] for name in kinds if name in self.forced}
+        return drawn | {name: self.forced[name] for name in (*kinds, *EXPERT_FIELDS) if name in self.forced}
 
     def weights(self, spec: dict[str, Any]) -> Arrays:
         """Return weights with a few large channels, and all biases, some or none."""

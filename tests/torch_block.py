@@ -138,7 +138,10 @@ class TransformedBlock:
 
     def consumer_map(self, name: str) -> Tensor | None:
         """Return A on the columns of a linear (from its input's side)."""
-        site = {"o": "vo", "down": "up_down", "gate": self.mlp_norm, "up": self.mlp_norm}.get(name, "norm1")
+        if name == "shared_down":
+            return None
+        sites = {"q": "norm1", "k": "norm1", "v": "norm1", "o": "vo", "down": "up_down"}
+        site = sites.get(name, self.mlp_norm)
         a = self.maps[site]
         if a is None:
             return None
@@ -177,6 +180,8 @@ class TransformedBlock:
     def quantize(self, name: str, weight: Tensor) -> Tensor:
         """Return W^."""
         o = self.case.options
+        if "router" in name:
+            return weight
         clip = None
         if f"{name}.lwc_max" in self.learnables:
             clip = self.learnables[f"{name}.lwc_max"], self.learnables[f"{name}.lwc_min"]
@@ -189,7 +194,8 @@ class TransformedBlock:
         if bias is None:
             return None
         mlp = self.mlp_norm
-        site = {"q": "norm1", "k": "norm1", "v": "norm1", "gate": mlp, "up": mlp, "o": "vo"}.get(name, "")
+        sites = {"q": "norm1", "k": "norm1", "v": "norm1", "o": "vo", "down": "", "shared_down": ""}
+        site = sites.get(name, mlp)
         delta = self.learnables.get(f"{site}.shift")
         if delta is not None:
             if site == "vo":
@@ -260,6 +266,39 @@ ACTIVATIONS = {
 }
 
 
+def mlp(block: TransformedBlock, prefix: str, x: Tensor, quantize: Any, expert: int = 0) -> Tensor:
+    """Return an MLP of x [T, H]: the shared one, or one of those whose matrices are stacked."""
+    spec, act = block.case.spec, ACTIVATIONS[block.case.spec["activation"]]
+    gate, up, down = (f"{prefix}{name}" for name in ("gate", "up", "down"))
+
+    def linear(name: str, x: Tensor, width: int) -> Tensor:
+        rows = slice(expert * width, (expert + 1) * width)
+        bias = block.bias[name]
+        return functional.linear(x, block.weight[name][rows], None if bias is None else bias[rows])
+
+    ffn = spec["shared_ffn_size" if prefix else "ffn_size"]
+    u = linear(up, x, ffn)
+    u = act(linear(gate, x, ffn)) * u if spec["mlp"] == "gated" else act(u)
+    return linear(down, quantize(u), spec["hidden_size"])
+
+
+def experts(block: TransformedBlock, plain: Tensor, h: Tensor, quantize: Any) -> Tensor:
+    """Return what a mixture of experts makes of h [T, H]; routers read `plain`, before its quantizer."""
+    spec = block.case.spec
+    p = block.linear("router", plain).softmax(dim=1)
+    share, chosen = p.topk(spec["experts_per_token"], dim=1)
+    if spec.get("normalized_experts"):
+        share = share / share.sum(1, keepdim=True)
+    rows = []
+    for t in range(len(h)):
+        outputs = [mlp(block, "", h[t : t + 1], quantize, expert)[0] for expert in chosen[t].tolist()]
+        rows.append(share[t] @ torch.stack(outputs))
+    y = torch.stack(rows)
+    if spec.get("shared_ffn_size"):
+        y = y + block.linear("shared_router", plain).sigmoid() * mlp(block, "shared_", h, quantize)
+    return y
+
+
 def forward(block: TransformedBlock, x: Tensor) -> Tensor:
     """Return the quantized block's output on one window x [T, H]."""
     spec, activation = block.case.spec, block.case.options["activation"]
@@ -272,7 +311,8 @@ def forward(block: TransformedBlock, x: Tensor) -> Tensor:
             clip = logits[0].expand(len(value), 1), logits[1].expand(len(value), 1)
         return fake_quantize(value, activation[key], symmetric, full=full, clip=clip)
 
-    h = quantize(block.norm("norm1", x), name="norm1")
+    plain = block.norm("norm1", x)
+    h = quantize(plain, name="norm1")
     q, k, v = (block.linear(name, h).view(T, -1, d) for name in ("q", "k", "v"))
     q, k = block.plain_norm("q_norm", q), block.plain_norm("k_norm", k)
     if spec["rope"]:
@@ -291,7 +331,10 @@ def forward(block: TransformedBlock, x: Tensor) -> Tensor:
     x2 = x + block.plain_norm("post1", block.linear("o", quantize(attended, name="o")))
     residual = spec.get("residual", "sequential")
     if residual != "shared":
-        h = quantize(block.norm("norm2", x2 if residual == "sequential" else x), name="norm2")
+        plain = block.norm("norm2", x2 if residual == "sequential" else x)
+        h = quantize(plain, name="norm2")
+    if spec.get("num_experts"):
+        return x2 + experts(block, plain, h, lambda u: quantize(u, name="down"))
     act = ACTIVATIONS[spec["activation"]]
     up = block.linear("up", h)
     u = act(block.linear("gate", h)) * up if spec["mlp"] == "gated" else act(up)

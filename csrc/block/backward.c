@@ -2,6 +2,7 @@
 
 #include "block/act_quant.h"
 #include "block/block.h"
+#include "block/experts.h"
 #include "block/input_map.h"
 #include "block/linear.h"
 #include "block/rotation.h"
@@ -15,16 +16,19 @@ typedef struct {
     const oq_block_weights *weights;
     const oq_saved *saved;
     const oq_block_gradients *gradients;
+    oq_real *dh_float; /* [T, H] of what routers read in float, beside its quantized twin; NULL: nothing does */
 } pass;
 
-/* Back through an input's quantizer and its map: d [T, width], x before and behind the map. */
+/* Back through an input's quantizer and its map: d [T, width], x before and behind the map, where `beside` [T, width]
+ * joins, the gradient of those who read it in float; NULL: nobody does. */
 static oq_code input_backward(oq_context *context, const pass *p, int input, const oq_real *x,
-                              const oq_real *mapped, const oq_range *ranges, oq_real *d)
+                              const oq_real *mapped, const oq_range *ranges, const oq_real *beside, oq_real *d)
 {
     const int64_t T = p->run->tokens;
     const oq_kronecker size = oq_input_factors(p->run->spec, input);
     OQ_TRY(oq_act_quant_backward(context, p->run->quantizers->x, p->weights->clip[input], mapped, ranges, d,
                                  p->gradients->clip[input], T, size.a * size.b));
+    if (beside) oq_add(d, beside, T * size.a * size.b);
     return oq_input_map_backward(context, p->run->spec, p->weights, p->gradients, input, x, d, T);
 }
 
@@ -43,7 +47,8 @@ static oq_code norm_backward(oq_context *context, const pass *p, int which, cons
     const oq_real *inverse = p->weights->map_inverse[which];
     const oq_mark mark = oq_arena_mark(context->arena);
     OQ_TRY(input_backward(context, p, which == OQ_NORM1 ? OQ_INPUT_NORM1 : OQ_INPUT_NORM2, s->normed[which],
-                          s->h[which], s->h_ranges[which], dh));
+                          s->h[which], s->h_ranges[which],
+                          which == oq_mlp_norm(p->run->spec) ? p->dh_float : NULL, dh));
     if (inverse) { /* h = normed A^-1 */
         oq_real *dnormed;
         OQ_NEW(context, dnormed, T * H);
@@ -102,11 +107,14 @@ static oq_code mlp_half_backward(oq_context *context, const pass *p, const oq_re
     const int64_t T = p->run->tokens, F = spec->ffn;
     const oq_forms *h = &s->h_hat[oq_mlp_norm(spec)];
     oq_real *du, *dup;
+    if (s->experts)
+        return oq_experts_backward(context, p->run, p->weights, p->gradients, s->experts, h, dy, dh,
+                                   dh ? p->dh_float : NULL);
     OQ_NEW(context, du, T * F);
     OQ_NEW(context, dup, spec->gated ? T * F : 0);
     OQ_TRY(back_to_linear(context, p, OQ_POST2, T, &dy));
     OQ_TRY(linear_backward(context, p, OQ_DOWN, &s->u_hat, dy, du, false));
-    OQ_TRY(input_backward(context, p, OQ_INPUT_DOWN, s->u, s->down_in, s->u_ranges, du));
+    OQ_TRY(input_backward(context, p, OQ_INPUT_DOWN, s->u, s->down_in, s->u_ranges, NULL, du));
     OQ_TRY(oq_rotate_input(context, spec, OQ_DOWN, du, T));
     if (!spec->gated) {
         oq_activation_backward(context, spec->activation, s->up, NULL, du, du, NULL, T * F);
@@ -160,7 +168,7 @@ static oq_code attention_half_backward(oq_context *context, const pass *p, const
     OQ_NEW(context, dv, T * m * d);
     OQ_TRY(back_to_linear(context, p, OQ_POST1, T, &dx2));
     OQ_TRY(linear_backward(context, p, OQ_O, &s->attended_hat, dx2, dattended, false));
-    OQ_TRY(input_backward(context, p, OQ_INPUT_O, s->mixed, s->o_in, s->attended_ranges, dattended));
+    OQ_TRY(input_backward(context, p, OQ_INPUT_O, s->mixed, s->o_in, s->attended_ranges, NULL, dattended));
     OQ_TRY(oq_rotate_input(context, spec, OQ_O, dattended, T));
     OQ_TRY(heads_backward(context, p, dattended, dq, dk, dv));
     const oq_real *dq_linear = dq, *dk_linear = dk;
@@ -184,11 +192,12 @@ static oq_code mlp_to_x2(oq_context *context, const pass *p, const oq_real *dy, 
 oq_code oq_block_backward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                           const oq_saved *saved, const oq_real *dy, const oq_block_gradients *gradients)
 {
-    const pass p = {run, weights, saved, gradients};
+    pass p = {run, weights, saved, gradients, NULL};
     const int64_t count = run->tokens * run->spec->hidden;
     const oq_residual residual = run->spec->residual;
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_real *dx2 = NULL, *dh1 = NULL, *dh2 = NULL; /* of x2, of what norm1 and norm2 give */
+    if (run->spec->experts.count) OQ_NEW(context, p.dh_float, count);
     if (is_learned(gradients, OQ_NORM1)) OQ_NEW(context, dh1, count);
     if (residual == OQ_SEQUENTIAL || is_learned(gradients, OQ_NORM2)) OQ_NEW(context, dh2, count);
     if (residual == OQ_SEQUENTIAL)

@@ -8,6 +8,8 @@
  * A parallel block's MLP reads x in place of x2 (y stays the sum of all three), and may share norm1.  There may be
  * norms of every head of q and k before RoPE, and of what Wo and Wd give.
  *
+ * Instead of the MLP there may be experts: block/experts.h.
+ *
  * Online rotations stand where block/rotation.h says, in a network made with them.
  * Every linear's input, and q, k, v, pass their quantizer on the way.
  * T tokens, H hidden, F ffn, n heads, m key/value heads, d head_dim. */
@@ -28,6 +30,16 @@ typedef enum {
     OQ_SHARED      /* the MLP reads norm1(x), as q, k and v do */
 } oq_residual;
 
+/* A mixture of experts (Shazeer et al. 2017) in place of the MLP: softmax of the router's logits, the likeliest
+ * `used` of `count` MLPs of F a token, their outputs weighed by those probabilities.  The experts' matrices are
+ * stacked by rows: gate and up [E F, H], down [E H, F].  Beside them there may be an MLP all tokens take, weighed by
+ * the sigmoid of a router of its own (Qwen2-MoE). */
+typedef struct {
+    int64_t count, used; /* count 0: one MLP, no router */
+    bool normalized;     /* the probabilities of those used sum to 1 */
+    int64_t shared_ffn;  /* 0: none */
+} oq_experts;
+
 typedef struct {
     int64_t hidden, ffn, heads, kv_heads, head_dim;
     oq_norm_kind norm;
@@ -39,10 +51,25 @@ typedef struct {
     bool head_norms, post_norms;
     oq_score_rule scores;
     bool rotate_qk, rotate_heads, rotate_down; /* see block/rotation.h */
+    oq_experts experts;
 } oq_block_spec;
 
-/* Linears of a block, in the order of the forward pass. */
-enum { OQ_Q, OQ_K, OQ_V, OQ_O, OQ_GATE, OQ_UP, OQ_DOWN, OQ_LINEARS };
+/* Linears of a block, in the order of the forward pass.  Routers stay in float, and so does what they read. */
+enum {
+    OQ_Q,
+    OQ_K,
+    OQ_V,
+    OQ_O,
+    OQ_GATE,
+    OQ_UP,
+    OQ_DOWN,
+    OQ_ROUTER,
+    OQ_SHARED_GATE,
+    OQ_SHARED_UP,
+    OQ_SHARED_DOWN,
+    OQ_SHARED_ROUTER,
+    OQ_LINEARS
+};
 /* Those in front of linears, which maps stand behind; then those behind linears. */
 enum { OQ_NORM1, OQ_NORM2, OQ_INPUT_NORMS, OQ_POST1 = OQ_INPUT_NORMS, OQ_POST2, OQ_NORM_Q, OQ_NORM_K, OQ_NORMS };
 /* What linears read: the norms' output, that of attention, that of the MLP's activation. */
@@ -58,6 +85,7 @@ typedef struct {
 } oq_linear_shape;
 
 bool oq_has_linear(const oq_block_spec *spec, int linear);
+static inline bool oq_is_router(int linear) { return linear == OQ_ROUTER || linear == OQ_SHARED_ROUTER; }
 oq_linear_shape oq_shape_of(const oq_block_spec *spec, int linear);
 bool oq_has_norm(const oq_block_spec *spec, int norm);
 int64_t oq_norm_width(const oq_block_spec *spec, int norm);
@@ -119,6 +147,7 @@ typedef struct {
     oq_real *activated, *u, *down_in;           /* [T, F]; behind the rotation; behind the map */
     oq_forms h_hat[OQ_INPUT_NORMS], attended_hat, u_hat;
     oq_range *h_ranges[OQ_INPUT_NORMS], *q_ranges, *k_ranges, *v_ranges, *attended_ranges, *u_ranges;
+    struct oq_saved_experts *experts; /* in place of gate to u_ranges */
 } oq_saved;
 
 /* Allocate what a run keeps from the context's arena. */

@@ -2,6 +2,7 @@
 
 #include "block/act_quant.h"
 #include "block/block.h"
+#include "block/experts.h"
 #include "block/input_map.h"
 #include "block/linear.h"
 #include "block/rotation.h"
@@ -22,29 +23,6 @@ static oq_code create_pair(oq_context *context, oq_quantizer quantizer, int64_t 
     return OQ_OK;
 }
 
-/* A linear's input and the forms of it this run's products take. */
-static oq_code create_input(oq_context *context, const oq_block_run *run, int64_t width, oq_real **x,
-                            oq_forms *forms, oq_range **ranges)
-{
-    const bool quantized = oq_is_quantized(run->quantizers->x);
-    const int64_t T = run->tokens;
-    *forms = (oq_forms){0};
-    OQ_NEW(context, *x, T * width);
-    *ranges = NULL;
-    if (run->bf16) OQ_NEW(context, forms->half, T * width);
-    if (!quantized) {
-        forms->real = *x;
-        return OQ_OK;
-    }
-    OQ_NEW(context, *ranges, T);
-    if (!run->bf16) OQ_NEW(context, forms->real, T * width);
-    if (!run->integer) return OQ_OK;
-    OQ_NEW(context, forms->codes, T * width);
-    OQ_NEW(context, forms->scale, T);
-    OQ_NEW(context, forms->zero, T);
-    return OQ_OK;
-}
-
 /* A norm behind a linear: its input and its statistics. */
 static oq_code create_norm(oq_context *context, const oq_block_spec *spec, int norm, int64_t rows, oq_saved *s)
 {
@@ -59,7 +37,7 @@ static oq_code create_stages(oq_context *context, const oq_block_run *run, int l
                              oq_real **rotated, oq_real **mapped, oq_forms *forms, oq_range **ranges)
 {
     const int64_t width = oq_shape_of(run->spec, linear).in, count = run->tokens * width;
-    OQ_TRY(create_input(context, run, width, mapped, forms, ranges));
+    OQ_TRY(oq_input_create(context, run, run->tokens, width, mapped, forms, ranges));
     *rotated = *mapped;
     if (run->maps) OQ_NEW(context, *rotated, count);
     *raw = *rotated;
@@ -91,12 +69,13 @@ oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *
         if (!oq_has_norm(spec, i)) continue;
         OQ_NEW(context, saved->stats[i], T);
         OQ_NEW(context, saved->normed[i], T * H);
-        OQ_TRY(create_input(context, run, H, &saved->h[i], &saved->h_hat[i], &saved->h_ranges[i]));
+        OQ_TRY(oq_input_create(context, run, T, H, &saved->h[i], &saved->h_hat[i], &saved->h_ranges[i]));
     }
     OQ_TRY(create_attention(context, run, saved));
     OQ_TRY(create_norm(context, spec, OQ_POST1, T, saved));
     OQ_TRY(create_norm(context, spec, OQ_POST2, T, saved));
     OQ_NEW(context, saved->x2, T * H);
+    if (spec->experts.count) return oq_saved_experts_create(context, run, &saved->experts);
     if (spec->gated) OQ_NEW(context, saved->gate, T * F);
     OQ_NEW(context, saved->up, T * F);
     return create_stages(context, run, OQ_DOWN, &saved->activated, &saved->u, &saved->down_in, &saved->u_hat,
@@ -181,18 +160,23 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
                           s->attended_ranges, T, n * d);
 }
 
-static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, oq_saved *s)
+/* y [T, H] = what the MLP adds. */
+static oq_code mlp_half(oq_context *context, const oq_block_run *run, const oq_block_weights *weights, oq_saved *s,
+                        oq_real *y)
 {
     const int64_t T = run->tokens, F = run->spec->ffn;
-    const oq_forms *h = &s->h_hat[oq_mlp_norm(run->spec)];
+    const int norm = oq_mlp_norm(run->spec);
+    const oq_forms *h = &s->h_hat[norm];
+    if (s->experts) return oq_experts_forward(context, run, weights, s->h[norm], h, s->experts, y);
     if (run->spec->gated) OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_GATE, h, s->gate));
     OQ_TRY(oq_block_linear_forward(context, run, weights, OQ_UP, h, s->up));
     oq_activation_forward(context, run->spec->activation, s->gate ? s->gate : s->up, s->gate ? s->up : NULL,
                           s->activated, T * F);
     OQ_TRY(oq_rotated_input(context, run->spec, OQ_DOWN, s->activated, s->u, T));
     OQ_TRY(oq_input_map(context, run->spec, weights, OQ_INPUT_DOWN, s->u, s->down_in, T));
-    return oq_input_forms(context, run->quantizers->x, weights->clip[OQ_INPUT_DOWN], s->down_in, &s->u_hat,
-                          s->u_ranges, T, F);
+    OQ_TRY(oq_input_forms(context, run->quantizers->x, weights->clip[OQ_INPUT_DOWN], s->down_in, &s->u_hat,
+                          s->u_ranges, T, F));
+    return linear_and_norm(context, run, weights, OQ_DOWN, OQ_POST2, &s->u_hat, T, s, y);
 }
 
 oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
@@ -207,8 +191,7 @@ oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_
     oq_add(saved->x2, x, count);
     if (residual != OQ_SHARED)
         OQ_TRY(normalize(context, run, weights, OQ_NORM2, residual == OQ_PARALLEL ? x : saved->x2, saved));
-    OQ_TRY(mlp_half(context, run, weights, saved));
-    OQ_TRY(linear_and_norm(context, run, weights, OQ_DOWN, OQ_POST2, &saved->u_hat, T, saved, y));
+    OQ_TRY(mlp_half(context, run, weights, saved, y));
     oq_add(y, saved->x2, count);
     return OQ_OK;
 }

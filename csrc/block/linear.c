@@ -1,5 +1,7 @@
 #include "block/linear.h"
 
+#include <string.h>
+
 #include "math/bf16.h"
 #include "math/gemm.h"
 #include "math/vector.h"
@@ -20,20 +22,63 @@ static oq_code forward_bf16(oq_context *context, int64_t T, oq_linear_shape shap
                                                       .ldc = shape.out});
 }
 
+oq_linear_rows oq_all_rows(const oq_block_spec *spec, int which)
+{
+    const oq_linear_shape shape = oq_shape_of(spec, which);
+    return (oq_linear_rows){which, 0, shape.out, shape.in};
+}
+
+oq_linear_rows oq_rows_of_expert(const oq_block_spec *spec, int which, int64_t expert)
+{
+    const oq_linear_shape shape = oq_shape_of(spec, which);
+    const int64_t out = shape.out / spec->experts.count;
+    return (oq_linear_rows){which, expert * out, out, shape.in};
+}
+
+oq_code oq_input_create(oq_context *context, const oq_block_run *run, int64_t rows, int64_t width, oq_real **x,
+                        oq_forms *forms, oq_range **ranges)
+{
+    const bool quantized = oq_is_quantized(run->quantizers->x);
+    *forms = (oq_forms){0};
+    OQ_NEW(context, *x, rows * width);
+    *ranges = NULL;
+    if (run->bf16) OQ_NEW(context, forms->half, rows * width);
+    if (!quantized) {
+        forms->real = *x;
+        return OQ_OK;
+    }
+    OQ_NEW(context, *ranges, rows);
+    if (!run->bf16) OQ_NEW(context, forms->real, rows * width);
+    if (!run->integer) return OQ_OK;
+    OQ_NEW(context, forms->codes, rows * width);
+    OQ_NEW(context, forms->scale, rows);
+    OQ_NEW(context, forms->zero, rows);
+    return OQ_OK;
+}
+
+#define AT(pointer, offset) ((pointer) ? (pointer) + (offset) : NULL)
+
+oq_code oq_rows_forward(oq_context *context, const oq_block_weights *weights, oq_linear_rows rows, const oq_forms *x,
+                        int64_t T, oq_real *y)
+{
+    const oq_linear_shape shape = {rows.out, rows.in};
+    const oq_forms w = oq_forms_behind(&weights->forms[rows.which], rows.first, rows.in);
+    const oq_real *bias = AT(weights->bias[rows.which], rows.first);
+    if (T == 0) return OQ_OK;
+    if (x->codes && w.centred) return oq_integer_product(context, x, &w, bias, y, T, rows.in, rows.out);
+    if (x->half && w.half)
+        OQ_TRY(forward_bf16(context, T, shape, x->half, w.half, y));
+    else
+        OQ_TRY(oq_linear_forward(context, x->real, weights->weight[rows.which] + rows.first * rows.in, y, T, rows.in,
+                                 rows.out));
+    if (bias) oq_add_to_rows(y, bias, T, rows.out);
+    return OQ_OK;
+}
+
 oq_code oq_block_linear_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                                 int which, const oq_forms *x, oq_real *y)
 {
-    const oq_linear_shape shape = oq_shape_of(run->spec, which);
-    const oq_forms *w = &weights->forms[which];
-    const oq_real *bias = weights->bias[which];
-    const int64_t T = run->tokens;
-    if (x->codes && w->centred) return oq_integer_product(context, x, w, bias, y, T, shape.in, shape.out);
-    if (x->half && w->half)
-        OQ_TRY(forward_bf16(context, T, shape, x->half, w->half, y));
-    else
-        OQ_TRY(oq_linear_forward(context, x->real, weights->weight[which], y, T, shape.in, shape.out));
-    if (bias) oq_add_to_rows(y, bias, T, shape.out);
-    return OQ_OK;
+    return oq_rows_forward(context, weights, oq_all_rows(run->spec, which), x, run->tokens, y);
 }
 
 /* Both products take dy rounded once. */
@@ -72,18 +117,31 @@ static oq_code backward_bf16(oq_context *context, int64_t T, oq_linear_shape sha
     return OQ_OK;
 }
 
+oq_code oq_rows_backward(oq_context *context, const oq_block_weights *weights, const oq_block_gradients *gradients,
+                         oq_linear_rows rows, const oq_forms *x, const oq_real *dy, int64_t T, oq_real *dx,
+                         bool accumulate)
+{
+    const oq_linear_shape shape = {rows.out, rows.in};
+    const int64_t at = rows.first * rows.in;
+    const uint16_t *half = AT(weights->forms[rows.which].half, at);
+    oq_real *dw = AT(gradients->weight[rows.which], at), *db = AT(gradients->bias[rows.which], rows.first);
+    if (T == 0) {
+        if (dw && gradients->fresh) memset(dw, 0, sizeof *dw * (size_t)(rows.out * rows.in));
+        return OQ_OK;
+    }
+    if (db) OQ_TRY(oq_column_sums(context, dy, db, T, rows.out));
+    if (x->half && half)
+        return backward_bf16(context, T, shape, x->half, half, dy, dw, gradients->fresh, dx, accumulate);
+    if (dw) OQ_TRY(oq_linear_backward_weight(context, dy, x->real, dw, T, rows.in, rows.out, !gradients->fresh));
+    if (!dx) return OQ_OK;
+    return oq_linear_backward_input(context, dy, weights->weight[rows.which] + at, dx, T, rows.in, rows.out,
+                                    accumulate);
+}
+
 oq_code oq_block_linear_backward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                                  const oq_block_gradients *gradients, int which, const oq_forms *x,
                                  const oq_real *dy, oq_real *dx, bool accumulate)
 {
-    const oq_linear_shape shape = oq_shape_of(run->spec, which);
-    const uint16_t *half = weights->forms[which].half;
-    oq_real *dw = gradients->weight[which];
-    const int64_t T = run->tokens;
-    if (gradients->bias[which]) OQ_TRY(oq_column_sums(context, dy, gradients->bias[which], T, shape.out));
-    if (x->half && half)
-        return backward_bf16(context, T, shape, x->half, half, dy, dw, gradients->fresh, dx, accumulate);
-    if (dw) OQ_TRY(oq_linear_backward_weight(context, dy, x->real, dw, T, shape.in, shape.out, !gradients->fresh));
-    if (!dx) return OQ_OK;
-    return oq_linear_backward_input(context, dy, weights->weight[which], dx, T, shape.in, shape.out, accumulate);
+    return oq_rows_backward(context, weights, gradients, oq_all_rows(run->spec, which), x, dy, run->tokens, dx,
+                            accumulate);
 }

@@ -4,6 +4,18 @@
 
 #include "block/block.h"
 
+/* Rows [first, first + out) of a linear's weight: all of them, or those of one expert. */
+typedef struct {
+    int which;
+    int64_t first, out, in;
+} oq_linear_rows;
+oq_linear_rows oq_all_rows(const oq_block_spec *spec, int which);
+oq_linear_rows oq_rows_of_expert(const oq_block_spec *spec, int which, int64_t expert);
+
+/* x [rows, width] of a linear and the forms of it this run's products take; ranges are NULL where it stays float. */
+oq_code oq_input_create(oq_context *context, const oq_block_run *run, int64_t rows, int64_t width, oq_real **x,
+                        oq_forms *forms, oq_range **ranges);
+
 /* y [T, out] = x W^T + b, x [T, in]. */
 oq_code oq_block_linear_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                                 int which, const oq_forms *x, oq_real *y);
@@ -11,5 +23,12 @@ oq_code oq_block_linear_forward(oq_context *context, const oq_block_run *run, co
 oq_code oq_block_linear_backward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                                  const oq_block_gradients *gradients, int which, const oq_forms *x,
                                  const oq_real *dy, oq_real *dx, bool accumulate);
+
+/* The same for T rows of x and some rows of the weight; with T = 0 the gradient is none. */
+oq_code oq_rows_forward(oq_context *context, const oq_block_weights *weights, oq_linear_rows rows, const oq_forms *x,
+                        int64_t T, oq_real *y);
+oq_code oq_rows_backward(oq_context *context, const oq_block_weights *weights, const oq_block_gradients *gradients,
+                         oq_linear_rows rows, const oq_forms *x, const oq_real *dy, int64_t T, oq_real *dx,
+                         bool accumulate);
 
 #endif

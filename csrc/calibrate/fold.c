@@ -15,7 +15,7 @@ static oq_code fold_linear(oq_context *context, const oq_transformed *t, const o
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const oq_real *w = oq_transformed_weight(t, linear);
     copy(folded->bias[linear], t->bias[linear], shape.out);
-    if (!oq_is_quantized(t->options->weight)) {
+    if (!oq_quantizes(t->options, linear)) {
         copy(folded->weight[linear], w, shape.out * shape.in);
         return OQ_OK;
     }

@@ -9,7 +9,8 @@ oq_code oq_channel_stats_create(oq_context *context, oq_channel_stats *stats, co
         const oq_affine geometry = oq_site_geometry(spec, site);
         stats->lo[site] = stats->hi[site] = NULL;
         stats->magnitude[site] = NULL;
-        if (site == OQ_SITE_QK || site >= OQ_SITE_FACTORS || (site == OQ_SITE_NORM2 && !oq_has_norm(spec, OQ_NORM2)))
+        if (site == OQ_SITE_QK || site >= OQ_SITE_FACTORS || (site == OQ_SITE_NORM2 && !oq_has_norm(spec, OQ_NORM2)) ||
+            (site == OQ_SITE_UP_DOWN && spec->experts.count))
             continue;
         OQ_NEW(context, stats->lo[site], geometry.blocks * geometry.width);
         OQ_NEW(context, stats->hi[site], geometry.blocks * geometry.width);
@@ -47,7 +48,7 @@ void oq_channel_stats_add(oq_channel_stats *stats, const oq_block_run *run, cons
     add_channels(stats, OQ_SITE_NORM1, saved->h[OQ_NORM1], T, 1, spec->hidden, 1);
     if (stats->lo[OQ_SITE_NORM2]) add_channels(stats, OQ_SITE_NORM2, saved->h[OQ_NORM2], T, 1, spec->hidden, 1);
     add_channels(stats, OQ_SITE_VO, saved->attended, T, spec->heads, spec->head_dim, spec->heads / spec->kv_heads);
-    add_channels(stats, OQ_SITE_UP_DOWN, saved->activated, T, 1, spec->ffn, 1);
+    if (stats->lo[OQ_SITE_UP_DOWN]) add_channels(stats, OQ_SITE_UP_DOWN, saved->activated, T, 1, spec->ffn, 1);
 }
 
 /* largest [blocks n] = max |W_ij| over the rows of every consumer of the site. */
@@ -56,6 +57,7 @@ static void consumer_max(const oq_transformed *t, int site, double *largest)
     const int64_t n = t->map[site].affine.width;
     for (int linear = 0; linear < OQ_LINEARS; linear++) {
         if (oq_sites_of(t->spec, linear).columns != site || !oq_has_linear(t->spec, linear)) continue;
+        if (oq_is_router(linear)) continue; /* what stays in float needs no smaller weights */
         const oq_linear_shape shape = oq_shape_of(t->spec, linear);
         const oq_real *w = oq_unrotated_weight(t, linear);
         const int64_t repeat = oq_repeat_of(t->spec, site, linear);

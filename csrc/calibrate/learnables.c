@@ -34,7 +34,7 @@ static int add_map(oq_learnables *list, int site, const char *name, oq_map_kind 
 static int add_offset(oq_learnables *list, const oq_options *options, int linear, const char *name,
                       const int64_t shape[2])
 {
-    if (options->rounding != OQ_ROUNDING_LEARNED || !oq_is_quantized(options->weight)) return -1;
+    if (options->rounding != OQ_ROUNDING_LEARNED || !oq_quantizes(options, linear)) return -1;
     return add(list, OQ_OFFSET, linear, name, "offset", 2, (int64_t[3]){shape[0], shape[1]});
 }
 
@@ -46,7 +46,7 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
         const oq_linear_shape shape = oq_shape_of(spec, i);
         const int64_t group = oq_group_of(options, shape.in);
         const int64_t size[3] = {shape.out, (shape.in + group - 1) / group};
-        const bool learned = options->lwc && oq_is_quantized(options->weight) && oq_has_linear(spec, i);
+        const bool learned = options->lwc && oq_quantizes(options, i) && oq_has_linear(spec, i);
         list->lwc_max[i] = learned ? add(list, OQ_LWC_MAX, i, oq_linear_names[i], "lwc_max", 2, size) : -1;
         list->lwc_min[i] = learned ? add(list, OQ_LWC_MIN, i, oq_linear_names[i], "lwc_min", 2, size) : -1;
     }

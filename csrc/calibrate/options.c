@@ -10,7 +10,9 @@ static const oq_linear_sites sites_of[OQ_LINEARS] = {
     [OQ_Q] = {OQ_SITE_NORM1, OQ_SITE_QK, true}, [OQ_K] = {OQ_SITE_NORM1, OQ_SITE_QK, false},
     [OQ_V] = {OQ_SITE_NORM1, OQ_SITE_VO, true}, [OQ_O] = {OQ_SITE_VO, -1, false},
     [OQ_GATE] = {OQ_SITE_NORM2, -1, false},     [OQ_UP] = {OQ_SITE_NORM2, OQ_SITE_UP_DOWN, true},
-    [OQ_DOWN] = {OQ_SITE_UP_DOWN, -1, false},
+    [OQ_DOWN] = {OQ_SITE_UP_DOWN, -1, false},   [OQ_ROUTER] = {OQ_SITE_NORM2, -1, false},
+    [OQ_SHARED_GATE] = {OQ_SITE_NORM2, -1, false}, [OQ_SHARED_UP] = {OQ_SITE_NORM2, -1, false},
+    [OQ_SHARED_DOWN] = {OQ_SITE_UP_DOWN, -1, false}, [OQ_SHARED_ROUTER] = {OQ_SITE_NORM2, -1, false},
 };
 
 oq_linear_sites oq_sites_of(const oq_block_spec *spec, int linear)
@@ -18,6 +20,11 @@ oq_linear_sites oq_sites_of(const oq_block_spec *spec, int linear)
     oq_linear_sites sites = sites_of[linear];
     if (sites.columns == OQ_SITE_NORM2 && spec->residual == OQ_SHARED) sites.columns = OQ_SITE_NORM1;
     return sites;
+}
+
+bool oq_quantizes(const oq_options *options, int linear)
+{
+    return oq_is_quantized(options->weight) && !oq_is_router(linear);
 }
 
 oq_map_kind oq_map_at(const oq_block_spec *spec, const oq_options *options, int site)
@@ -88,6 +95,10 @@ static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const 
         return oq_fail(context, OQ_UNSUPPORTED, "norm2_left: the MLP shares its norm, and the input, with attention");
     if (options->map[OQ_SITE_FACTORS] != OQ_MAP_NONE && options->map[OQ_SITE_NORM1] == OQ_MAP_DENSE)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "norm1: an online map beside the inputs' Kronecker maps");
+    if (spec->experts.count && (options->map[OQ_SITE_UP_DOWN] != OQ_MAP_NONE ||
+                                options->map[OQ_SITE_FACTORS] != OQ_MAP_NONE))
+        return oq_fail(context, OQ_UNSUPPORTED, "%s: experts have no map of their own",
+                       options->map[OQ_SITE_UP_DOWN] != OQ_MAP_NONE ? "up_down" : "input_map");
     if (options->map[OQ_SITE_UP_DOWN] != OQ_MAP_NONE && !spec->gated)
         return oq_fail(context, OQ_UNSUPPORTED, "up_down: only gated MLPs are linear between up and down");
     return OQ_OK;
@@ -130,5 +141,9 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
 oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const oq_options *options)
 {
     OQ_TRY(oq_check_training(context, options));
+    if (spec->experts.count && (options->search || options->rounding == OQ_ROUNDING_GPTQ))
+        return oq_fail(context, OQ_UNSUPPORTED,
+                       "experts: Gram matrices of each expert's tokens are not gathered, so neither a searched start "
+                       "nor rounding gptq; nearest: start paper, rounding nearest or learned");
     return check_maps(context, spec, options);
 }

@@ -73,6 +73,8 @@ typedef struct {
     bool inverse;
 } oq_linear_sites;
 oq_linear_sites oq_sites_of(const oq_block_spec *spec, int linear);
+/* Whether a linear's weight is quantized: all are or none, but routers never. */
+bool oq_quantizes(const oq_options *options, int linear);
 /* The map a site of this block takes: none behind a norm it does not have. */
 oq_map_kind oq_map_at(const oq_block_spec *spec, const oq_options *options, int site);
 

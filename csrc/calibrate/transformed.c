@@ -11,7 +11,9 @@
 oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear)
 {
     const oq_linear_shape shape = oq_shape_of(spec, linear);
-    return (oq_groups){shape.out, shape.in, oq_group_of(options, shape.in), options->weight};
+    const oq_quantizer off = {.bits = 16};
+    return (oq_groups){shape.out, shape.in, oq_group_of(options, shape.in),
+                       oq_quantizes(options, linear) ? options->weight : off};
 }
 
 oq_clip oq_weight_clip(const oq_learnables *list, int linear, const oq_real *theta)
@@ -77,8 +79,9 @@ static oq_code create_forms(oq_context *context, oq_transformed *t, int linear)
 {
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const int64_t count = shape.out * shape.in;
-    const bool quantized = oq_is_quantized(t->options->weight);
+    const bool quantized = oq_quantizes(t->options, linear);
     oq_forms *forms = &t->quantized[linear];
+    if (oq_is_router(linear)) return OQ_OK;
     if (t->options->products == OQ_PRODUCTS_BFLOAT16) OQ_NEW(context, forms->half, count);
     if (!quantized) return OQ_OK;
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
@@ -183,7 +186,7 @@ static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_r
     }
     w = oq_transformed_weight(t, linear);
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
-    if (oq_is_quantized(t->options->weight))
+    if (oq_quantizes(t->options, linear))
         return oq_quantize_forms(context, &groups, oq_weight_clip(t->list, linear, theta), w,
                                  &t->quantized[linear], t->ranges[linear]);
     if (t->quantized[linear].half) oq_bf16_from_real(context, w, t->quantized[linear].half, shape.out * shape.in);
@@ -278,7 +281,7 @@ static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_
     const bool columns = t->after_columns[linear], rows = t->after_rows[linear], mapped = t->after_input[linear];
     oq_real *dw = t->dweight[linear]; /* gradient of W^, then of W~, then of the columns' stage, in place */
     if (!dw) return OQ_OK;
-    if (oq_is_quantized(t->options->weight)) {
+    if (oq_quantizes(t->options, linear)) {
         const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
         OQ_TRY(oq_fake_quantize_backward(
             context, &groups, oq_weight_clip(t->list, linear, theta), oq_transformed_weight(t, linear),
@@ -366,7 +369,7 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t)
     for (int i = 0; i < OQ_LINEARS; i++) {
         if (!oq_has_linear(t->spec, i)) continue;
         weights.weight[i] =
-            oq_is_quantized(t->options->weight) ? t->quantized[i].real : oq_transformed_weight(t, i);
+            oq_quantizes(t->options, i) ? t->quantized[i].real : oq_transformed_weight(t, i);
         weights.forms[i] = t->quantized[i];
         weights.bias[i] = t->bias[i];
     }

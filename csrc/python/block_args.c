@@ -29,6 +29,10 @@ const oq_argument oq_spec_fields[] = {
     OQ_FIELD("score_cap", oq_block_spec, scores.cap, .flags = OQ_OPTIONAL),
     OQ_FIELD("window", oq_block_spec, scores.window, .flags = OQ_OPTIONAL),
     OQ_FIELD("alibi", oq_block_spec, scores.alibi, .flags = OQ_OPTIONAL),
+    OQ_FIELD("num_experts", oq_block_spec, experts.count, .flags = OQ_OPTIONAL),
+    OQ_FIELD("experts_per_token", oq_block_spec, experts.used, .flags = OQ_OPTIONAL),
+    OQ_FIELD("normalized_experts", oq_block_spec, experts.normalized, .flags = OQ_OPTIONAL),
+    OQ_FIELD("shared_ffn_size", oq_block_spec, experts.shared_ffn, .flags = OQ_OPTIONAL),
     {.name = NULL},
 };
 
@@ -138,7 +142,8 @@ int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bo
         call->size['o'] = shape.out;
         call->size['i'] = shape.in;
         if (oq_has_linear(spec, i))
-            failed = (weights && take_tensor(call, dict, name, "weight", true, "oi", &w->weight[i])) ||
+            failed = ((weights || oq_is_router(i)) &&
+                      take_tensor(call, dict, name, "weight", true, "oi", &w->weight[i])) ||
                      take_tensor(call, dict, name, "bias", false, "o", &w->bias[i]);
     }
     for (int i = 0; !failed && i < OQ_NORMS; i++) {

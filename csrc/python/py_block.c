@@ -68,7 +68,7 @@ static int make_linear(oq_call *call, values *v, int i)
 {
     const oq_linear_shape shape = oq_shape_of(&v->spec, i);
     const oq_groups groups = oq_weight_groups(&v->spec, &v->options, i);
-    const bool quantized = oq_is_quantized(v->options.weight);
+    const bool quantized = oq_quantizes(&v->options, i);
     const oq_tensor tensors[] = {
         {"bias", v->tensors.bias[i], OQ_REALS, "o", &v->folded.bias[i]},
         {"weight", !quantized, OQ_REALS, "oi", &v->folded.weight[i]},

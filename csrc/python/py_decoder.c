@@ -241,7 +241,7 @@ static int take_block(oq_call *call, values *v)
     v->source.rope_table = v->rope_table;
     if (oq_take_tensors(call, v->tensors, &v->spec, floats, &v->source.floats) < 0) return -1;
     for (int i = 0; !floats && i < OQ_LINEARS; i++)
-        if (oq_has_linear(&v->spec, i) && take_codes(call, v, i) < 0) return -1;
+        if (oq_has_linear(&v->spec, i) && !oq_is_router(i) && take_codes(call, v, i) < 0) return -1;
     return 0;
 }
 

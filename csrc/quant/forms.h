@@ -15,4 +15,16 @@ typedef struct {
     int32_t *sum;   /* [rows] sum of q - z */
 } oq_forms;
 
+/* The forms of x [rows, width] from some row on. */
+static inline oq_forms oq_forms_behind(const oq_forms *x, int64_t row, int64_t width)
+{
+    return (oq_forms){.real = x->real ? x->real + row * width : NULL,
+                      .half = x->half ? x->half + row * width : NULL,
+                      .codes = x->codes ? x->codes + row * width : NULL,
+                      .centred = x->centred ? x->centred + row * width : NULL,
+                      .scale = x->scale ? x->scale + row : NULL,
+                      .zero = x->zero ? x->zero + row : NULL,
+                      .sum = x->sum ? x->sum + row : NULL};
+}
+
 #endif

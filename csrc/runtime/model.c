@@ -7,8 +7,10 @@
 #include "base/alloc.h"
 #include "base/size.h"
 #include "block/input_map.h"
+#include "block/linear.h"
 #include "quant/fake_quantize.h"
 #include "quant/lwc.h"
+#include "quant/pack.h"
 #include "runtime/half.h"
 
 /* ---- the head ----------------------------------------------------------------- */
@@ -112,32 +114,34 @@ static oq_code keep(builder *b, const float *from, int64_t count, const float **
     return OQ_OK;
 }
 
-static oq_qlinear_spec spec_of(const builder *b, int which)
+static oq_qlinear_spec spec_of(const builder *b, oq_linear_rows rows)
 {
-    const oq_linear_shape shape = oq_shape_of(&b->model->spec, which);
     const oq_runtime_source *s = b->source;
-    const float *clip = s->floats.clip[oq_input_of(&b->model->spec, which)];
-    return (oq_qlinear_spec){.out = shape.out,
-                             .in = shape.in,
-                             .group = oq_group_within(s->group, shape.in),
+    const float *clip = s->floats.clip[oq_input_of(&b->model->spec, rows.which)];
+    return (oq_qlinear_spec){.out = rows.out,
+                             .in = rows.in,
+                             .group = oq_group_within(s->group, rows.in),
                              .bits = s->bits,
                              .symmetric = s->symmetric,
-                             .bias = s->floats.bias[which] != NULL,
+                             .bias = s->floats.bias[rows.which] != NULL,
                              .activation = b->model->quantizers.x,
                              .clipped = clip != NULL,
                              .keep_max = clip ? oq_sigmoid(clip[0]) : 1,
                              .keep_min = clip ? oq_sigmoid(clip[1]) : 1};
 }
 
-static oq_code pack_linear(builder *b, int which, oq_runtime_linear *linear)
+static oq_code pack_linear(builder *b, oq_linear_rows rows, oq_runtime_linear *linear)
 {
     const oq_runtime_source *s = b->source;
-    const oq_qlinear_spec spec = spec_of(b, which);
-    const oq_qlinear_source source = {.codes = s->codes[which],
-                                      .dense = true,
-                                      .scales = s->scales[which],
-                                      .zero_points = s->symmetric ? NULL : s->zero_points[which],
-                                      .bias = s->floats.bias[which]};
+    const oq_qlinear_spec spec = spec_of(b, rows);
+    const float *bias = s->floats.bias[rows.which];
+    const int64_t grid = rows.first * ((rows.in + spec.group - 1) / spec.group);
+    const oq_qlinear_source source = {
+        .codes = s->codes[rows.which] + rows.first * oq_packed_width(rows.in, s->bits),
+        .dense = true,
+        .scales = s->scales[rows.which] + grid,
+        .zero_points = s->symmetric ? NULL : s->zero_points[rows.which] + grid,
+        .bias = bias ? bias + rows.first : NULL};
     size_t bytes;
     void *at;
     OQ_TRY(oq_qlinear_bytes(b->context, &spec, &bytes));
@@ -148,15 +152,33 @@ static oq_code pack_linear(builder *b, int which, oq_runtime_linear *linear)
     return b->model->kernel ? oq_qlinear_use(b->context, &linear->integers, b->model->kernel) : OQ_OK;
 }
 
+static oq_code place_rows(builder *b, oq_linear_rows rows, oq_runtime_linear *linear)
+{
+    const oq_block_weights *w = &b->source->floats;
+    const float *bias = w->bias[rows.which], *values;
+    if (b->source->bits < 16 && !oq_is_router(rows.which)) return pack_linear(b, rows, linear);
+    OQ_TRY(keep(b, w->weight[rows.which] + rows.first * rows.in, rows.out * rows.in, &values));
+    linear->floats = (oq_dense){.kind = OQ_DENSE_FLOAT, .out = rows.out, .in = rows.in, .values = values};
+    return keep(b, bias ? bias + rows.first : NULL, rows.out, &linear->floats.bias);
+}
+
+/* A linear, or one of each expert in an array of their own. */
 static oq_code place_linear(builder *b, int which)
 {
-    oq_runtime_linear *linear = &b->block->linear[which];
-    const oq_linear_shape shape = oq_shape_of(&b->model->spec, which);
-    if (b->source->bits < 16) return pack_linear(b, which, linear);
-    const float *values;
-    OQ_TRY(keep(b, b->source->floats.weight[which], shape.out * shape.in, &values));
-    linear->floats = (oq_dense){.kind = OQ_DENSE_FLOAT, .out = shape.out, .in = shape.in, .values = values};
-    return keep(b, b->source->floats.bias[which], shape.out, &linear->floats.bias);
+    const oq_block_spec *spec = &b->model->spec;
+    const int64_t E = spec->experts.count;
+    oq_runtime_linear unused = {0}; /* the first pass has no array yet */
+    void *at;
+    if (!E || (which != OQ_GATE && which != OQ_UP && which != OQ_DOWN))
+        return place_rows(b, oq_all_rows(spec, which), &b->block->linear[which]);
+    OQ_TRY(take(b, (size_t)E, sizeof unused, &at));
+    b->block->of_expert[which] = at;
+    for (int64_t e = 0; e < E; e++) {
+        oq_runtime_linear *linear = at ? (oq_runtime_linear *)at + e : &unused;
+        *linear = (oq_runtime_linear){0};
+        OQ_TRY(place_rows(b, oq_rows_of_expert(spec, which, e), linear));
+    }
+    return OQ_OK;
 }
 
 /* y = x A^-1 is a linear whose matrix is the inverse transposed. */
@@ -215,7 +237,9 @@ static bool same_shape(const oq_block_spec *a, const oq_block_spec *b)
 {
     return a->hidden == b->hidden && a->ffn == b->ffn && a->heads == b->heads && a->kv_heads == b->kv_heads &&
            a->head_dim == b->head_dim && a->gated == b->gated && a->residual == b->residual &&
-           oq_rotary_dim(a) == oq_rotary_dim(b) && a->head_norms == b->head_norms && a->post_norms == b->post_norms;
+           oq_rotary_dim(a) == oq_rotary_dim(b) && a->head_norms == b->head_norms && a->post_norms == b->post_norms &&
+           a->experts.count == b->experts.count && a->experts.used == b->experts.used &&
+           a->experts.shared_ffn == b->experts.shared_ffn;
 }
 
 oq_code oq_runtime_set_block(oq_context *context, oq_runtime_model *model, int64_t index,

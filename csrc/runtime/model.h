@@ -21,6 +21,7 @@ typedef struct {
     oq_block_spec spec; /* of the model's shape; windows and rotary positions may differ */
     int64_t rope_table; /* which of a decoder's */
     oq_runtime_linear linear[OQ_LINEARS];
+    oq_runtime_linear *of_expert[OQ_LINEARS]; /* [E] in its place, of gate, up and down */
     const float *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
     oq_dense map[OQ_INPUT_NORMS]; /* online: the inverse, transposed; values NULL: none */
     /* Of the inputs: Kronecker maps (the inverses) and logits of clipping, or NULL. */

@@ -4,11 +4,11 @@
 
 #include <string.h>
 
-#include "block/act_quant.h"
 #include "block/input_map.h"
 #include "block/rotation.h"
 #include "math/vector.h"
 #include "runtime/attend.h"
+#include "runtime/experts.h"
 
 /* Rows below which Ctrl-C is looked for once a step, not once a block: asking costs microseconds. */
 enum { FEW_ROWS = 16 };
@@ -23,6 +23,7 @@ typedef struct {
     float *raw;                  /* [T, max(H, n d)]: what a norm behind a linear reads */
     float *q, *k, *v, *attended; /* [T, n d], [T, m d] */
     float *gate, *up;            /* [T, F]; plain: gate is up */
+    float *normed;               /* [T, H] what experts read */
 } step;
 
 static oq_code create(oq_context *context, step *s)
@@ -39,21 +40,13 @@ static oq_code create(oq_context *context, step *s)
     OQ_NEW(context, s->k, T * spec->kv_heads * d);
     OQ_NEW(context, s->v, T * spec->kv_heads * d);
     OQ_NEW(context, s->attended, T * spec->heads * d);
+    if (spec->experts.count) {
+        OQ_NEW(context, s->normed, T * spec->hidden);
+        return OQ_OK;
+    }
     OQ_NEW(context, s->up, T * spec->ffn);
     s->gate = s->up;
     if (spec->gated) OQ_NEW(context, s->gate, T * spec->ffn);
-    return OQ_OK;
-}
-
-static oq_code fake_quantize(oq_context *context, oq_quantizer quantizer, const float *clip, float *x, int64_t rows,
-                             int64_t width)
-{
-    if (!oq_is_quantized(quantizer)) return OQ_OK;
-    const oq_mark mark = oq_arena_mark(context->arena);
-    oq_range *ranges; /* for a backward pass, which there is none of */
-    OQ_NEW(context, ranges, rows);
-    OQ_TRY(oq_act_quant_forward(context, quantizer, clip, x, x, ranges, rows, width));
-    oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
 
@@ -77,26 +70,16 @@ static oq_code map_input(oq_context *context, const step *s, int input, float **
     return OQ_OK;
 }
 
-/* Several linears of the same x [T, in], which is mapped and quantized once; x may be rounded in place. */
+/* At most three linears of the same x [T, in], which is mapped and quantized once; x may be rounded in place. */
 static oq_code linears(oq_context *context, const step *s, float *x, const output *outputs, int count)
 {
-    const oq_runtime_model *model = s->decoder->model;
-    const oq_runtime_linear *first = &s->block->linear[outputs[0].which];
     const oq_mark mark = oq_arena_mark(context->arena);
     const int input = oq_input_of(&s->decoder->model->spec, outputs[0].which);
-    oq_activations shared = {0};
+    oq_linear_output linear[3];
     OQ_TRY(map_input(context, s, input, &x));
-    if (first->packed)
-        OQ_TRY(oq_qlinear_quantize(context, &first->integers, x, s->T, &shared));
-    else
-        OQ_TRY(fake_quantize(context, model->quantizers.x, s->block->clip[input], x, s->T, first->floats.in));
-    for (int i = 0; i < count; i++) {
-        const oq_runtime_linear *linear = &s->block->linear[outputs[i].which];
-        if (linear->packed)
-            OQ_TRY(oq_qlinear_apply(context, &linear->integers, &shared, outputs[i].y));
-        else
-            OQ_TRY(oq_dense_run(context, model->lanes, &linear->floats, x, s->T, outputs[i].y));
-    }
+    for (int i = 0; i < count; i++)
+        linear[i] = (oq_linear_output){&s->block->linear[outputs[i].which], outputs[i].y};
+    OQ_TRY(oq_run_linears(context, s->decoder->model, s->block->clip[input], x, s->T, linear, count));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
@@ -146,7 +129,7 @@ static oq_code attention_half(oq_context *context, const step *s, float *h)
     norm_behind(context, s, OQ_NORM_K, T * m, s->k);
     rotate(context, s);
     OQ_TRY(oq_rotate_qk(context, spec, s->q, s->k, T));
-    OQ_TRY(fake_quantize(context, decoder->model->quantizers.q, NULL, s->q, T * n, d));
+    OQ_TRY(oq_round_rows(context, decoder->model->quantizers.q, NULL, s->q, T * n, d));
     OQ_TRY(oq_cache_append(context, &decoder->shape, s->cache, s->position, s->k, s->v, T));
     OQ_TRY(oq_attend(context, decoder->model->lanes, &decoder->shape, s->cache, &spec->scores, n, s->position, s->q,
                      T, s->attended));
@@ -162,6 +145,10 @@ static oq_code mlp_half(oq_context *context, const step *s, float *h)
     const oq_block_spec *spec = &s->block->spec;
     const int64_t T = s->T;
     const output both[] = {{OQ_UP, s->up}, {OQ_GATE, s->gate}};
+    if (spec->experts.count) {
+        memcpy(s->normed, h, sizeof *h * (size_t)(T * spec->hidden)); /* h may be s->h */
+        return oq_run_experts(context, s->decoder->model, s->block, s->normed, T, s->h);
+    }
     OQ_TRY(linears(context, s, h, both, spec->gated ? 2 : 1));
     oq_activation_forward(context, spec->activation, s->gate, spec->gated ? s->up : NULL, s->gate, T * spec->ffn);
     OQ_TRY(oq_rotate_input(context, spec, OQ_DOWN, s->gate, T));

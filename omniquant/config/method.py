@@ -378,6 +378,7 @@ def core_options(
     rope: bool,
     gated: bool = True,
     head_norms: bool = False,
+    experts: bool = False,
 ) -> dict[str, int | float | bool | str | dict[str, int | bool]]:
     """Return the option dict of ``_core.calibrate_block`` and ``_core.fold_block``.
 
@@ -393,6 +394,8 @@ def core_options(
         Whether the MLP is gated: only then is it linear between `up` and `down`, so that scales fold there.
     head_norms : bool
         Whether norms stand between the linears of Q and K and their product.
+    experts : bool
+        Whether the MLP is a mixture of experts: `up` and `down` of several share no scales.
 
     Returns
     -------
@@ -415,7 +418,7 @@ def core_options(
         "vo_map": options.vo_map,
         "qk_map": core_qk_map(options, rope, head_norms),
         "input_map": options.input_map,
-        "up_down": options.up_down and gated,
+        "up_down": options.up_down and gated and not experts,
         "shift": options.shift,
         "parametrization": options.parametrization,
         "dominance": options.dominance,

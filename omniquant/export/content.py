@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant import _core
-from omniquant.blockfile import linear_shapes, online_maps
+from omniquant.blockfile import online_maps
 from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.source import Layout
 from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
@@ -18,6 +18,7 @@ from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError, UnsupportedError
 from omniquant.forward import F32
 from omniquant.models.adapter import FamilyAdapter
+from omniquant.models.experts import stored_shapes, unstacked
 from omniquant.models.registry import adapter_for_model_type
 from omniquant.models.tensors import TensorRef, stored_tensors
 from omniquant.quantized import CalibrationResult
@@ -33,7 +34,7 @@ class Linear:
     Parameters
     ----------
     name : str
-        Ours: q, k, v, o, gate, up or down.
+        Ours: q, k, v, o, gate, up or down; "gate@3" is the fourth expert's.
     codes : ndarray of uint8 [N, K]
     scale : ndarray of float32 [N, G]
     zero_point : ndarray of uint8 [N, G]
@@ -119,7 +120,8 @@ class Content:
 
     def block(self, index: int) -> Block:
         """Return a block."""
-        folded: dict[str, Any] = dict(self.result.state(index).folded)
+        spec = self.result.architecture.spec
+        folded: dict[str, Any] = unstacked(self.result.state(index).folded, spec)
         scheme = self.result.scheme
         linears = {
             name: Linear(
@@ -132,7 +134,7 @@ class Content:
                 scheme.w_bits,
                 scheme.w_symmetric,
             )
-            for name, (_, columns) in linear_shapes(self.result.architecture.spec).items()
+            for name, (_, columns) in stored_shapes(spec).items()
             if f"{name}.codes" in folded
         }
         tensors = {

@@ -78,6 +78,12 @@ def no_kronecker_map(wish: Wish) -> None:
         raise wish.fail("online maps on the inputs of linears", "calibrate with --input-map none")
 
 
+def no_experts(wish: Wish) -> None:
+    """Refuse mixtures of experts: nothing that reads the format here takes their packed weights."""
+    if wish.spec.num_experts:
+        raise wish.fail("a mixture of experts", "huggingface, with dequantized weights")
+
+
 def float_activations(wish: Wish) -> None:
     """Refuse quantized activations: the format describes weights alone."""
     if wish.weights_only or wish.scheme.weight_only:

@@ -54,7 +54,7 @@ class Format:
         return write
 
 
-_WEIGHTS_ALONE = (may.no_online_map, may.integer_weights, may.float_activations)
+_WEIGHTS_ALONE = (may.no_experts, may.no_online_map, may.integer_weights, may.float_activations)
 
 _GRAPH = (may.rms_norm, may.no_kronecker_map, may.float_activations, may.whole_groups())
 
@@ -63,6 +63,7 @@ FORMATS: dict[str, Format] = {
         "transformers and vLLM",
         "compressed_tensors",
         (
+            may.no_experts,
             may.no_online_map,
             may.integer_weights,
             may.attention_in_float,

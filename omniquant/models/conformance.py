@@ -67,7 +67,10 @@ class _Suite:
         changed = self.tokens.copy()
         changed[:, -1] = (changed[:, -1] + 1) % self.model.vocab_size
         prefix = float_logits(self.model, changed)[:, :-1]
-        self.require(np.array_equal(ours[:, :-1], prefix), "a token changes logits before it")
+        # Experts multiply the rows of their tokens together: other rows, other order of sums.
+        least = 1e-6 * float(np.abs(ours).max()) if self.model.spec.num_experts else 0.0
+        change = float(np.abs(ours[:, :-1] - prefix).max())
+        self.require(change <= least, "a token changes logits before it")
         if reference is not None:
             theirs = np.asarray(reference(self.tokens), np.float64)
             error = float(np.abs(ours - theirs).max() / max(1.0, float(np.abs(theirs).max())))

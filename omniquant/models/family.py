@@ -12,6 +12,7 @@ from omniquant.checkpoint.source import Layout
 from omniquant.checkpoint.text import shown
 from omniquant.errors import CheckpointError, ConfigError
 from omniquant.models.adapter import Architecture
+from omniquant.models.experts import EXPERT, stored_shapes
 from omniquant.models.spec import Activation, BlockSpec
 from omniquant.models.tensors import TensorRef, View
 
@@ -36,7 +37,7 @@ class Names:
     block
         What the names of a block's tensors begin with; {i} is the layer.
     parts, outer
-        Ours to what follows there, and to the names outside the blocks.
+        Ours to what follows there, {e} being the expert, and to the names outside the blocks.
     """
 
     block: str
@@ -148,8 +149,9 @@ class Family:
         spec, names = architecture.spec, self.names(layout)
         norms = {part: (width,) for part, width in spec.norm_widths().items()}
         refs: dict[str, TensorRef] = {}
-        for part, shape in {**norms, **spec.linear_shapes()}.items():
-            stem = names.block.format(i=layer) + names.parts[part]
+        for part, shape in {**norms, **stored_shapes(spec)}.items():
+            what, _, expert = part.partition(EXPERT)
+            stem = names.block.format(i=layer) + names.parts[what].replace("{e}", expert)
             refs |= self._refs(architecture, part, shape, stem, layout)
         return refs
 
@@ -175,7 +177,7 @@ class Family:
     ) -> dict[str, TensorRef]:
         place = self.place(architecture, part, layout)
         refs = {f"{part}.weight": place.ref(f"{stem}.weight", shape)}
-        if part in architecture.biases:
+        if part.partition(EXPERT)[0] in architecture.biases:
             refs[f"{part}.bias"] = place.ref(f"{stem}.bias", shape[:1])
         return refs
 

@@ -20,6 +20,7 @@ from omniquant.checkpoint.text_settings import TextSettings, settings_from_confi
 from omniquant.errors import CheckpointError, ConfigError, DataError
 from omniquant.models.adapter import Architecture, FamilyAdapter
 from omniquant.models.ends import Ends, ends_of
+from omniquant.models.experts import stacked
 from omniquant.models.layered import Layered
 from omniquant.models.tensors import TensorRef
 from omniquant.runtime.matrix import Matrix
@@ -146,7 +147,8 @@ class Model(Layered):
         Keys: "norm1.weight" [H], "q.weight" [n d, H], "k.weight" and "v.weight" [n_kv d, H],
         "o.weight" [H, n d], "norm2.weight" [H], "gate.weight" and "up.weight" [F, H],
         "down.weight" [H, F], and "*.bias" where the family has them; no "gate" in a plain MLP, and whatever
-        other norms the spec has.
+        other norms the spec has. Those of E experts are stacked by rows, beside "router.weight" [E, H]; a
+        shared one is "shared_gate.weight", "shared_up.weight", "shared_down.weight", "shared_router.weight".
 
         Raises
         ------
@@ -158,7 +160,7 @@ class Model(Layered):
                 f"block {index} does not exist: {self.name} has blocks 0 to {self.num_layers - 1}"
             )
         refs = self._adapter.block_tensors(self.architecture, index, self._source.layout)
-        tensors = {ours: self._load(ref) for ours, ref in refs.items()}
+        tensors = stacked({ours: self._load(ref) for ours, ref in refs.items()})
         # What was widened is not read again; of views the pages come back when they are used.
         self._source.drop_pages()
         return tensors

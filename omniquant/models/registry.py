@@ -12,13 +12,16 @@ from omniquant.models.gpt2 import Gpt2Adapter
 from omniquant.models.gpt_neox import GptNeoxAdapter
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.mistral import MistralAdapter
+from omniquant.models.mixtral import MixtralAdapter
 from omniquant.models.opt import OptAdapter
 from omniquant.models.phi import Phi3Adapter, PhiAdapter
 from omniquant.models.qwen import Qwen2Adapter, Qwen3Adapter
+from omniquant.models.qwen_moe import Qwen2MoeAdapter, Qwen3MoeAdapter
 
 ADAPTERS: tuple[FamilyAdapter, ...] = (
     LlamaAdapter(),
     MistralAdapter(),
+    MixtralAdapter(),
     Gpt2Adapter(),
     GptNeoxAdapter(),
     OptAdapter(),
@@ -26,6 +29,8 @@ ADAPTERS: tuple[FamilyAdapter, ...] = (
     PhiAdapter(),
     Qwen2Adapter(),
     Qwen3Adapter(),
+    Qwen2MoeAdapter(),
+    Qwen3MoeAdapter(),
     BloomAdapter(),
     FalconAdapter(),
     Gemma2Adapter(),

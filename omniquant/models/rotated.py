@@ -77,6 +77,10 @@ class Rotation:
                 "rotation: a LayerNorm subtracts the mean over channels, which no rotation keeps; "
                 "nearest: rotation none"
             )
+        if original.spec.num_experts:
+            raise UnsupportedError(
+                "rotation: the stacked matrices of experts are not turned; nearest: rotation none"
+            )
         if original.spec.post_norms or original.embedding_norm or original.learned_positions:
             raise UnsupportedError(
                 "rotation: what norms or a table of positions add to the residual stream cannot be turned; "

@@ -50,6 +50,13 @@ class BlockSpec:
         Tokens a token sees, itself included; 0: all before it.
     alibi
         Scores fall with the distance, by a slope a head (Press et al. 2022, arXiv 2108.12409).
+    num_experts, experts_per_token
+        E MLPs of F in place of one, of which a token takes the likeliest few by the softmax of a router in
+        float (Shazeer et al. 2017, arXiv 1701.06538); 0: one MLP. Their matrices are stacked by rows.
+    normalized_experts
+        The probabilities of those a token takes are made to sum to 1.
+    shared_ffn_size
+        Width of an MLP beside them that all tokens take, by the sigmoid of a router of its own; 0: none.
     rotate_qk, rotate_heads, rotate_down
         Online rotations (``csrc/block/rotation.h``): of q and k behind their positions, over the heads before
         `o`, of the input of `down`. No checkpoint has them, a rotated model does.
@@ -78,6 +85,10 @@ class BlockSpec:
     score_cap: float = 0.0
     window: int = 0
     alibi: bool = False
+    num_experts: int = 0
+    experts_per_token: int = 0
+    normalized_experts: bool = False
+    shared_ffn_size: int = 0
     rotate_qk: bool = False
     rotate_heads: bool = False
     rotate_down: bool = False
@@ -100,6 +111,7 @@ class BlockSpec:
         if self.rope and (self.rotary % 2 or not 0 < self.rotary <= self.head_dim):
             name = "rotary_dim" if self.rotary_dim else "head_dim"
             raise ConfigError(f"{name} is {self.rotary}, rotary positions need an even one within the head")
+        _check_experts(self)
         for field in ("attention_scale", "score_cap", "window"):
             value = getattr(self, field)
             if isinstance(value, bool) or not (0 <= value < 2**31):
@@ -115,8 +127,18 @@ class BlockSpec:
         hidden, ffn = self.hidden_size, self.ffn_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         shapes = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
-        gate = {"gate": (ffn, hidden)} if self.mlp == "gated" else {}
-        return shapes | gate | {"up": (ffn, hidden), "down": (hidden, ffn)}
+        stacked = max(1, self.num_experts)
+        shapes["gate"] = shapes["up"] = (stacked * ffn, hidden)
+        shapes["down"] = (stacked * hidden, ffn)
+        if self.num_experts:
+            shapes["router"] = (self.num_experts, hidden)
+        if self.shared_ffn_size:
+            shared = self.shared_ffn_size
+            shapes |= {"shared_gate": (shared, hidden), "shared_up": (shared, hidden)}
+            shapes |= {"shared_down": (hidden, shared), "shared_router": (1, hidden)}
+        if self.mlp == "plain":
+            shapes = {name: shape for name, shape in shapes.items() if name not in ("gate", "shared_gate")}
+        return shapes
 
     def norm_widths(self) -> dict[str, int]:
         """Return the width of every norm."""
@@ -127,7 +149,12 @@ class BlockSpec:
 
     def map_facts(self) -> dict[str, bool]:
         """Return what decides which maps a block permits, as :func:`omniquant.config.core_options` asks."""
-        return {"rope": self.rope, "gated": self.mlp == "gated", "head_norms": self.head_norms}
+        return {
+            "rope": self.rope,
+            "gated": self.mlp == "gated",
+            "head_norms": self.head_norms,
+            "experts": self.num_experts > 0,
+        }
 
     def extras(self) -> dict[str, object]:
         """Return the fields in which the block differs from LLaMA's kind."""
@@ -159,7 +186,31 @@ _EXTRAS = {
     "score_cap": 0.0,
     "window": 0,
     "alibi": False,
+    "num_experts": 0,
+    "experts_per_token": 0,
+    "normalized_experts": False,
+    "shared_ffn_size": 0,
 }
+
+# Linears that stay in float whatever the scheme.
+ROUTERS = ("router", "shared_router")
+# Those of which every expert has one.
+EXPERTS = ("gate", "up", "down")
+
+
+def _check_experts(spec: BlockSpec) -> None:
+    for field in ("num_experts", "experts_per_token", "shared_ffn_size"):
+        value = getattr(spec, field)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+            raise ConfigError(f"{field} is {value!r}, expected an integer of at least 0")
+    least = min(1, spec.num_experts)
+    if not least <= spec.experts_per_token <= spec.num_experts:
+        raise ConfigError(
+            f"experts_per_token is {spec.experts_per_token}, "
+            f"expected {least} to num_experts {spec.num_experts}"
+        )
+    if spec.shared_ffn_size and not spec.num_experts:
+        raise ConfigError(f"shared_ffn_size is {spec.shared_ffn_size} in a block without experts")
 
 
 def _factors(width: int) -> tuple[int, int]:

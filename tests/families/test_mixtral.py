@@ -1,0 +1,35 @@
+"""Mixtral: experts in place of the MLP, a router in float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import omniquant
+from families.oracle import SIZES, VOCABULARY, check_family, random_model, transformers
+from omniquant.errors import UnsupportedError
+
+TINY = {**SIZES, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize("window", [5, None])
+def test_mixtral(tmp_path: Path, window: int | None) -> None:
+    config = transformers.MixtralConfig(**TINY, sliding_window=window)
+    spec = check_family(config, tmp_path / "m", packed=False).spec
+    assert (spec.num_experts, spec.experts_per_token, spec.window) == (5, 2, window or 0)
+
+
+def test_what_experts_cannot(tmp_path: Path) -> None:
+    random_model(transformers.MixtralConfig(**TINY)).save_pretrained(tmp_path / "m")
+    model = omniquant.load_model(tmp_path / "m")
+    tokens = np.arange(16).reshape(1, 16) % VOCABULARY
+    with pytest.raises(UnsupportedError, match=r"rotation: the stacked matrices of experts .* rotation none"):
+        omniquant.calibrate(model, tokens, "W4A16", method="rtn", rotation="folded", progress=False)
+    with pytest.raises(UnsupportedError, match=r"experts: Gram matrices .* nearest: start paper"):
+        omniquant.calibrate(model, tokens, "W4A16", method="gptq", progress=False)
+    result = omniquant.calibrate(model, tokens, "W4sA16g32", method="rtn", progress=False)
+    for name in ("compressed-tensors", "gptq", "awq", "gguf", "onnx", "openvino"):
+        with pytest.raises(UnsupportedError, match=r"experts.*nearest: huggingface"):
+            result.export(tmp_path / name, name)

@@ -131,6 +131,7 @@ def test_memory_and_start(result: Path) -> None:
     )
     added, seconds = map(float, done.stdout.split())
     files = sum(path.stat().st_size for path in result.iterdir())
+    assert added <= 1.1 * files
     RESULTS.append(
         f"SmolLM2 loaded in {seconds:.2f} s: {added / files:.2f} x the files' {files / 2**20:.0f} MiB"
     )

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #ifdef _WIN32
 #include <malloc.h>
@@ -45,17 +46,43 @@ static void *wish_large_pages(void *memory, size_t bytes)
     return memory;
 }
 
-void *oq_malloc(size_t bytes)
+static void *allocate(size_t bytes, size_t alignment)
 {
     size_t rounded;
     if (told_to_fail()) return NULL;
-    if (!oq_size_align(bytes ? bytes : 1, alignment_of(bytes), &rounded)) return NULL;
+    if (!oq_size_align(bytes ? bytes : 1, alignment, &rounded)) return NULL;
     if (rounded > PTRDIFF_MAX) return NULL; /* no allocator has it, sanitizers stop the process over it */
 #ifdef _WIN32
     return _aligned_malloc(rounded, ALIGNMENT);
 #else
-    return wish_large_pages(aligned_alloc(alignment_of(bytes), rounded), rounded);
+    return wish_large_pages(aligned_alloc(alignment, rounded), rounded);
 #endif
+}
+
+void *oq_malloc(size_t bytes) { return allocate(bytes, alignment_of(bytes)); }
+
+/* What madvise wants in wholes; where pages are larger it refuses, and zeros are written. */
+enum { PAGE = 4096 };
+
+/* Linux hands out zeros for pages it was told to forget, once they are touched. */
+static bool forget(void *memory, size_t bytes)
+{
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+    return madvise(memory, bytes / PAGE * PAGE, MADV_DONTNEED) == 0;
+#else
+    (void)memory;
+    (void)bytes;
+    return false;
+#endif
+}
+
+void *oq_zeroed(size_t bytes)
+{
+    const size_t alignment = alignment_of(bytes) < PAGE ? PAGE : alignment_of(bytes);
+    uint8_t *memory = allocate(bytes, alignment);
+    const size_t done = memory && forget(memory, bytes) ? bytes / PAGE * PAGE : 0;
+    if (memory) memset(memory + done, 0, bytes - done);
+    return memory;
 }
 
 void oq_free(void *pointer)

@@ -7,6 +7,8 @@
 
 /* 64-byte aligned; NULL when out of memory. */
 void *oq_malloc(size_t bytes);
+/* The same, all zeros; on Linux pages that are never touched take no memory. */
+void *oq_zeroed(size_t bytes);
 void oq_free(void *pointer);
 
 /* Test hook: the n-th call from now (1-based) fails, and every later one too

@@ -49,10 +49,11 @@ static oq_tiles tiles_of(const product *p, int64_t panel, int64_t width)
 {
     const oq_qlinear *q = p->linear;
     const oq_layout *l = &q->layout;
+    const int64_t summed = oq_is_quantized(q->spec.activation) ? panel : 0;
     return (oq_tiles){.layout = l,
                       .codes = q->codes + panel * OQ_PANEL_TILES * l->units * l->unit_bytes,
                       .scales = q->scales + panel * OQ_PANEL * l->groups,
-                      .code_sums = q->sums + panel * OQ_PANEL * l->segments,
+                      .code_sums = q->sums + summed * OQ_PANEL * l->segments,
                       .zeros = q->zeros ? q->zeros + panel * OQ_PANEL * l->groups : NULL,
                       .zero_stride = q->zeros ? width : 0,
                       .width = width,

@@ -57,7 +57,7 @@ typedef struct {
     oq_layout layout;
     const uint8_t *codes;
     const float *scales;
-    const int16_t *sums;                   /* of a segment's codes */
+    const int16_t *sums;                   /* of a segment's codes; one panel of zeros beside floats */
     const uint8_t *zeros;                  /* NULL when symmetric */
     const float *bias;                     /* NULL without one */
     const struct oq_kernel *kernel, *wide; /* the latter for many rows */

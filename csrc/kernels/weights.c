@@ -42,10 +42,11 @@ static bool place(size_t *at, size_t *total, int64_t count, size_t size)
 static bool place_all(const oq_qlinear_spec *s, const oq_layout *l, offsets *o)
 {
     const int64_t tiles = oq_pieces(s->out, OQ_TILE), width = tiles * OQ_TILE;
+    const int64_t summed = oq_is_quantized(s->activation) ? width : OQ_PANEL;
     *o = (offsets){0};
     return place(&o->codes, &o->total, tiles * l->units, (size_t)l->unit_bytes) &&
            place(&o->scales, &o->total, width * l->groups, sizeof(float)) &&
-           place(&o->sums, &o->total, width * l->segments, sizeof(int16_t)) &&
+           place(&o->sums, &o->total, summed * l->segments, sizeof(int16_t)) &&
            place(&o->zeros, &o->total, s->symmetric ? 0 : width * l->groups, 1) &&
            place(&o->bias, &o->total, s->bias ? width : 0, sizeof(float));
 }
@@ -84,7 +85,7 @@ static void put_quad(uint8_t *unit, const uint8_t quad[64], int64_t j, int bits)
     for (int i = 0; i < 64; i++) unit[i] = (uint8_t)(unit[i] | quad[i] << (j * bits));
 }
 
-/* codes [16, in] from input `begin`; sums[lane] of the `length` codes of this segment. */
+/* codes [16, in] from input `begin`; sums[lane] of the `length` codes of this segment, if wanted. */
 static void put_segment(const oq_layout *l, const uint8_t *codes, int64_t begin, int64_t length, uint8_t *to,
                         int64_t stride, int16_t *sums)
 {
@@ -102,7 +103,7 @@ static void put_segment(const oq_layout *l, const uint8_t *codes, int64_t begin,
             put_quad(to, quad, j, l->stored_bits);
         }
     }
-    for (int lane = 0; lane < OQ_TILE; lane++) sums[lane] = (int16_t)total[lane];
+    for (int lane = 0; sums && lane < OQ_TILE; lane++) sums[lane] = (int16_t)total[lane];
 }
 
 typedef struct {
@@ -112,7 +113,7 @@ typedef struct {
     const oq_layout *layout;
     uint8_t *codes, *zeros;
     float *scales;
-    int16_t *sums;
+    int16_t *sums; /* NULL: floats have no zero point that they would correct */
     uint8_t *rows; /* [threads, 16, in] */
 } packing;
 
@@ -147,13 +148,13 @@ static void put_codes(const packing *p, tile_place t, const uint8_t *rows)
     const int64_t stride = t.width / OQ_TILE * l->unit_bytes;
     uint8_t *to =
         p->codes + t.panel * OQ_PANEL_TILES * l->units * l->unit_bytes + t.lane / OQ_TILE * l->unit_bytes;
-    int16_t *sums = p->sums + t.panel * OQ_PANEL * l->segments + t.lane;
+    int16_t *sums = p->sums ? p->sums + t.panel * OQ_PANEL * l->segments + t.lane : NULL;
     for (int64_t g = 0; g < l->groups; g++)
         for (int64_t done = 0, length; done < oq_group_length(l, g); done += length) {
             length = oq_least(OQ_SEGMENT, oq_group_length(l, g) - done);
             put_segment(l, rows, g * l->group + done, length, to, stride, sums);
             to += oq_segment_units(l, length) * stride;
-            sums += t.width;
+            if (sums) sums += t.width;
         }
 }
 
@@ -233,6 +234,8 @@ oq_code oq_qlinear_pack(oq_context *context, const oq_qlinear_spec *spec, const 
     OQ_TRY(check_source(context, spec, &linear->layout, source));
     OQ_TRY(oq_qlinear_use(context, linear, NULL));
     uint8_t *base = memory;
+    int16_t *sums = (int16_t *)(base + o.sums);
+    const bool summed = oq_is_quantized(spec->activation);
     const int64_t tiles = oq_pieces(spec->out, OQ_TILE);
     packing p = {.context = context,
                  .spec = spec,
@@ -241,13 +244,14 @@ oq_code oq_qlinear_pack(oq_context *context, const oq_qlinear_spec *spec, const 
                  .codes = base + o.codes,
                  .zeros = spec->symmetric ? NULL : base + o.zeros,
                  .scales = (float *)(base + o.scales),
-                 .sums = (int16_t *)(base + o.sums)};
+                 .sums = summed ? sums : NULL};
+    if (!summed) memset(sums, 0, (size_t)(OQ_PANEL * linear->layout.segments) * sizeof *sums);
     OQ_NEW(context, p.rows, oq_least(context->threads, tiles) * OQ_TILE * spec->in);
     oq_parallel_for(context->threads, tiles, pack_tile, &p);
     oq_arena_rewind(context->arena, mark);
     linear->codes = p.codes;
     linear->scales = p.scales;
-    linear->sums = p.sums;
+    linear->sums = sums;
     linear->zeros = p.zeros;
     if (spec->bias) linear->bias = memcpy(base + o.bias, source->bias, (size_t)spec->out * sizeof(float));
     return OQ_OK;

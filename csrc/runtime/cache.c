@@ -88,10 +88,8 @@ void oq_cache_place(const oq_cache_shape *shape, void *memory, oq_cache *cache)
     }
     if (is_quantized(&shape->value)) {
         cache->value_scales = (float *)(void *)at;
-        cache->value_zeros = at += p.scales;
-        at += p.zeros;
+        cache->value_zeros = at + p.scales;
     }
-    memset(memory, 0, (size_t)(at - (uint8_t *)memory));
 }
 
 /* ---- storing --------------------------------------------------------------- */

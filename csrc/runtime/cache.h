@@ -39,7 +39,7 @@ oq_cache_shape oq_cache_shape_of(int64_t heads, int64_t head_dim, int64_t tokens
                                  oq_quantizer value);
 /* Bytes of one layer, a multiple of 64; OQ_OUT_OF_MEMORY where they overflow. */
 oq_code oq_cache_bytes(oq_context *context, const oq_cache_shape *shape, size_t *bytes);
-/* A view of memory [oq_cache_bytes], which is zeroed. */
+/* A view of memory [oq_cache_bytes], all zeros: what attention reads beyond the last token must be finite. */
 void oq_cache_place(const oq_cache_shape *shape, void *memory, oq_cache *cache);
 /* Store k and v [tokens, heads d] as tokens `position` onwards. */
 oq_code oq_cache_append(oq_context *context, const oq_cache_shape *shape, const oq_cache *cache, int64_t position,

@@ -40,7 +40,7 @@ oq_code oq_decoder_create(oq_context *context, oq_decoder *decoder)
     decoder->bytes = all;
     decoder->arena = oq_arena_create();
     decoder->layers = oq_malloc(views);
-    decoder->memory = oq_malloc(all);
+    decoder->memory = oq_zeroed(all);
     if (!decoder->arena || !decoder->layers || !decoder->memory) return oq_fail_memory(context, layers, one);
     for (size_t i = 0; i < layers; i++)
         oq_cache_place(&decoder->shape, (uint8_t *)decoder->memory + i * one, &decoder->layers[i]);

@@ -30,9 +30,7 @@ class FalconAdapter(LlamaAdapter):
     classes: ClassVar[Mapping[str, str]] = {"falcon": "FalconForCausalLM"}
     gguf_architectures: tuple[str, ...] = ()
     tied_by_default = True
-    hf_names = Names(
-        "transformer.h.{i}.", {**_PARTS, "norm1": "input_layernorm", "norm2": "ln_mlp"}, _OUTER
-    )
+    hf_names = Names("transformer.h.{i}.", {**_PARTS, "norm1": "input_layernorm", "norm2": "ln_mlp"}, _OUTER)
 
     def architecture(self, config: Fields) -> Architecture:
         """Read a config.json."""

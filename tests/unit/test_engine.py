@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 
@@ -247,3 +248,30 @@ def test_a_decoder_is_used_by_one_thread_at_a_time():
     thread.join()
     assert refused == ["the decoder is in use by another thread"]
     assert decoder.length in (0, 512)
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc here")
+def test_a_cache_takes_memory_as_the_text_grows():
+    model = RandomModel(SPEC, "W4A8", layers=1)
+    model.max_positions = 40_000
+    before, decoder = resident(), Engine(model).decoder(40_000)
+    decoder.fill(TOKENS)
+    assert 2 << 20 < decoder.facts()["bytes"] < 4 << 20  # larger ones ask for large pages
+    assert resident() - before < decoder.facts()["bytes"] / 2
+
+
+@pytest.mark.parametrize("length", [75, 5000])
+def test_memory_that_was_used_before_is_as_good_as_new(length):
+    model = RandomModel(SPEC, "W4A32", layers=1)
+    model.max_positions = length
+    engine = Engine(model)
+    expected = engine.decoder(length).logits(TOKENS)
+    for _ in range(5):
+        rubbish = np.full(engine.decoder(length).facts()["bytes"], 255, np.uint8)  # NaN as floats
+        del rubbish
+        np.testing.assert_array_equal(engine.decoder(length).logits(TOKENS), expected)

@@ -136,7 +136,7 @@ def calibrate_block(
     on_step(epoch, step, loss, min_margin) and on_epoch(epoch, learnables) may raise: that ends the call.
     Keys: learnables, folded (dicts of arrays), trace float64 [epochs], loss_rtn, loss_initial, loss_final,
     kept, steps, rows_projected, steps_rejected, min_margin, max_condition, varah_bound (None without affine
-    maps), worst_row.
+    maps), worst_row, expert_tokens int32 [E]: tokens the full-precision stream sends to each expert.
     """
 
 def fold_block(

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from omniquant.report import BlockReport
+from omniquant.report import LEAST_TOKENS, BlockReport
 
 F32 = npt.NDArray[np.float32]
 
@@ -90,7 +90,11 @@ def describe(report: BlockReport, blocks: int) -> str:
     loss = f"loss {report.loss_initial:.4g} -> {report.loss_final:.4g} (rtn {report.loss_rtn:.4g})"
     margin = "" if report.min_margin is None else f", margin {report.min_margin:.3g}"
     kept = "" if report.kept == "final" else f", kept {report.kept}"
-    return f"block {report.index + 1}/{blocks}: {loss}{margin}{kept}, {report.seconds:.1f} s"
+    starved = ""
+    if report.starved and report.steps:
+        which = ", ".join(str(expert) for expert in report.starved)
+        starved = f", experts {which} data-free (fewer than {LEAST_TOKENS} tokens)"
+    return f"block {report.index + 1}/{blocks}: {loss}{margin}{kept}{starved}, {report.seconds:.1f} s"
 
 
 class LineProgress(Callback):

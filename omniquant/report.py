@@ -10,6 +10,9 @@ from typing import Any
 from omniquant.checkpoint.text import shown
 from omniquant.errors import CheckpointError, NotFiniteError
 
+# Of csrc/calibrate/starved.h: what an expert must see to be trained.
+LEAST_TOKENS = 32
+
 
 @dataclass(frozen=True)
 class BlockReport:
@@ -34,6 +37,9 @@ class BlockReport:
         Where the smallest margin is, such as "qk_map head 3 row 5".
     trace : tuple of float
         Mean training loss of each epoch.
+    expert_tokens : tuple of int
+        Tokens of the calibration each expert sees in the original model; empty where there are no experts.
+        Those with fewer than :data:`LEAST_TOKENS` are not trained: see :attr:`starved`.
     seconds : float
         Time the block took, forward passes included; not part of the saved state.
     """
@@ -51,21 +57,36 @@ class BlockReport:
     varah_bound: float | None = None
     worst_row: str = ""
     trace: tuple[float, ...] = ()
+    expert_tokens: tuple[int, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def starved(self) -> tuple[int, ...]:
+        """Experts with too few tokens to learn from.
+
+        Where a method clips weights, their clipping is searched on the weights alone, and stays; nothing else
+        of theirs is trained. Plain rounding, kept "rtn", clips nothing.
+        """
+        return tuple(i for i, tokens in enumerate(self.expert_tokens) if tokens < LEAST_TOKENS)
 
     @classmethod
     def from_core(cls, index: int, result: Mapping[str, Any], seconds: float) -> BlockReport:
         """Read the dict of ``_core.calibrate_block``."""
-        names = {field.name for field in fields(cls)} - {"index", "seconds", "trace"}
+        names = {field.name for field in fields(cls)} - {"index", "seconds", "trace", "expert_tokens"}
         values = {name: _plain(result[name]) for name in names}
         for name in ("loss_rtn", "loss_initial", "loss_final"):
             if values[name] is None:
                 raise NotFiniteError(f"block {index}: {name} is {result[name]}")
-        return cls(index=index, seconds=seconds, trace=tuple(float(v) for v in result["trace"]), **values)
+        trace = tuple(float(v) for v in result["trace"])
+        tokens = tuple(int(v) for v in result["expert_tokens"])
+        return cls(index=index, seconds=seconds, trace=trace, expert_tokens=tokens, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, ready for JSON."""
-        return asdict(self) | {"trace": list(self.trace)}
+        values = asdict(self) | {"trace": list(self.trace), "expert_tokens": list(self.expert_tokens)}
+        if not self.expert_tokens:
+            del values["expert_tokens"]
+        return values
 
     def durable(self) -> dict[str, Any]:
         """Return the fields that depend on model, data and configuration alone, not on the clock."""
@@ -81,6 +102,7 @@ class BlockReport:
             for field in fields(cls)
             if field.name != "seconds"
         }
+        values = dict[str, Any]({"expert_tokens": []} | values)  # blocks without experts do not write them
         if set(values) != set(kinds):
             odd = sorted(set(values) ^ set(kinds))[0]
             raise CheckpointError(
@@ -91,7 +113,10 @@ class BlockReport:
                 raise CheckpointError(f"{where}: report field {name!r} is {shown(values[name])}")
         if not all(isinstance(loss, (int, float)) for loss in values["trace"]):
             raise CheckpointError(f"{where}: report field 'trace' holds something else than numbers")
-        return cls(**(values | {"trace": tuple(values["trace"])}))
+        if not all(isinstance(tokens, int) for tokens in values["expert_tokens"]):
+            raise CheckpointError(f"{where}: report field 'expert_tokens' holds something else than integers")
+        lists = {name: tuple(values[name]) for name in ("trace", "expert_tokens")}
+        return cls(**(values | lists))
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -100,6 +125,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "float | None": (int, float, type(None)),
     "tuple[float, ...]": (list,),
+    "tuple[int, ...]": (list,),
 }
 
 

@@ -5,6 +5,7 @@
 #include "base/pages.h"
 #include "calibrate/search.h"
 #include "calibrate/session.h"
+#include "calibrate/starved.h"
 
 /* Statistics of every linear's input on the full-precision stream, then the start of every learnable. */
 static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
@@ -25,11 +26,13 @@ static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
         OQ_TRY(oq_check_cancel(context));
         OQ_TRY(oq_block_forward(context, &run, s->original, s->data->x_fp + i * window, &saved, s->y));
         oq_channel_stats_add(&stats, &run, &saved);
+        oq_count_tokens(&run, &saved, s->expert_tokens);
         OQ_TRY(oq_grams_add(context, &grams, &saved, run.tokens));
         if (s->data->mapped) oq_pages_drop(s->data->x_fp + i * window, sizeof(oq_real) * (size_t)window);
     }
     OQ_TRY(oq_initialize(context, &s->transformed, &stats, initial));
     if (s->options->search) OQ_TRY(oq_search_start(context, &s->transformed, &stats, &grams, initial));
+    if (s->expert_tokens) OQ_TRY(oq_clip_starved(context, &s->transformed, s->expert_tokens, initial));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
@@ -64,7 +67,9 @@ static oq_code gradients(oq_context *context, void *user, const oq_real *theta, 
         OQ_TRY(oq_session_window(context, s, windows[i], 1 / (double)count, true, &one));
         *loss += one / (double)count;
     }
-    return oq_transformed_backward(context, &s->transformed, theta, dtheta);
+    OQ_TRY(oq_transformed_backward(context, &s->transformed, theta, dtheta));
+    if (s->expert_tokens) oq_freeze_starved(&s->transformed, s->expert_tokens, dtheta);
+    return OQ_OK;
 }
 
 oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const oq_block_weights *weights,
@@ -76,6 +81,7 @@ oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const
     OQ_TRY(oq_session_create(context, &s, spec, weights, options, data));
     OQ_NEW(context, initial, s.list.total);
     OQ_NEW(context, rtn, s.list.total);
+    s.expert_tokens = result->expert_tokens;
     OQ_TRY(start(context, &s, initial));
     oq_initialize_rtn(&s.transformed, rtn);
     const oq_objective objective = {&s, data->samples, apply, evaluate, gradients, next};

@@ -15,6 +15,7 @@ typedef struct {
     oq_saved saved;
     double *token_weights; /* [N, T] */
     oq_real *y, *dy;       /* [T, H] */
+    int32_t *expert_tokens; /* [E] of the full-precision stream; NULL: no experts */
 } oq_session;
 
 oq_code oq_session_create(oq_context *context, oq_session *session, const oq_block_spec *spec,

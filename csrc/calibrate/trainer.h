@@ -43,6 +43,7 @@ typedef enum { OQ_KEPT_FINAL, OQ_KEPT_BEST, OQ_KEPT_INITIAL, OQ_KEPT_RTN, OQ_KEP
 typedef struct {
     oq_real *theta; /* [list->total], caller's */
     double *trace;  /* [options->epochs] mean training loss, caller's; of the epochs taken alone */
+    int32_t *expert_tokens; /* [E] zeroed, caller's: what each expert of the block sees; NULL: it has none */
     double loss_rtn, loss_initial, loss_final;
     oq_kept kept; /* whose learnables theta holds: training never returns worse than its start or RTN */
     int64_t epochs, steps; /* taken */

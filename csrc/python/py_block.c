@@ -21,6 +21,7 @@ struct values {
     oq_learnables list;
     oq_real *y, *theta, *dtheta;
     double loss, *trace;
+    int32_t *expert_tokens;
     bool mapped;
     PyObject *folded_tensors; /* owned by the call */
     oq_folded folded;
@@ -56,6 +57,7 @@ static int list_learnables(oq_call *call, values *v)
     oq_learnables_list(&v->spec, &v->options, &v->tensors, &v->list);
     call->size['t'] = v->list.total;
     call->size['e'] = v->options.epochs;
+    call->size['x'] = v->spec.experts.count;
     return 0;
 }
 
@@ -173,6 +175,7 @@ static const oq_argument calibrate_block_arguments[] = {
     OQ_SCALAR(mapped, .flags = OQ_KEYWORD, .then = check_mapped),
     OQ_THREADS,
     OQ_RESULT(trace, "e"),
+    OQ_RESULT(expert_tokens, "x"),
     OQ_DERIVED(make_folded),
 };
 
@@ -184,6 +187,8 @@ static oq_code calibrate_block_run(oq_call *call, values *v)
     const oq_hooks hooks = oq_python_hooks(&listener);
     const oq_mark mark = oq_arena_mark(context->arena);
     v->result = (oq_calibration_result){.theta = v->theta, .trace = v->trace};
+    if (v->spec.experts.count) v->result.expert_tokens = v->expert_tokens;
+    for (int64_t e = 0; e < v->spec.experts.count; e++) v->expert_tokens[e] = 0;
     OQ_TRY(oq_calibrate_block(context, &v->spec, &v->tensors, &v->options, &data, &hooks, &v->result));
     oq_arena_rewind(context->arena, mark);
     OQ_TRY(oq_fold_block(context, &v->spec, &v->tensors, &v->options, v->theta, &v->folded));
@@ -192,13 +197,16 @@ static oq_code calibrate_block_run(oq_call *call, values *v)
     return oq_error_feedback(context, &v->spec, &v->tensors, &v->options, &data, &v->folded, &v->result);
 }
 
-static PyObject *report(oq_call *call, values *v)
+static PyObject *report_of(oq_call *call, values *v)
 {
     PyObject *learnables = oq_learnables_to_dict(call, &v->list, v->theta);
-    return oq_training_report(call, &v->result, oq_site_names, learnables, v->folded_tensors);
+    PyObject *report = oq_training_report(call, &v->result, oq_site_names, learnables, v->folded_tensors);
+    if (report && PyDict_SetItemString(report, "expert_tokens", (PyObject *)oq_made_array(call, "expert_tokens")) < 0)
+        Py_CLEAR(report);
+    return report;
 }
 
-OQ_FUNCTION_WITH(calibrate_block, report);
+OQ_FUNCTION_WITH(calibrate_block, report_of);
 
 /* ---- fold_block ------------------------------------------------------------ */
 

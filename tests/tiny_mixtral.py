@@ -60,18 +60,22 @@ def model_of(tensors: Tensors) -> omniquant.Model:
     return omniquant.model_from_arrays(tensors, CONFIG, name="tiny-mixtral")
 
 
-def plant_outliers(tensors: Tensors, channels: tuple[int, ...], factor: float = 32.0) -> Tensors:
+READERS = {"input_layernorm": "self_attn.", "post_attention_layernorm": "block_sparse_moe."}
+
+
+def plant_outliers(
+    tensors: Tensors, channels: tuple[int, ...], factor: float = 32.0, norms: tuple[str, ...] = tuple(READERS)
+) -> Tensors:
     """Return a model that computes the same, whose norms give some channels `factor` times as large.
 
     The factor is a power of two: gains times it, columns of everything that reads them, routers too, over it.
     """
     planted = {name: values.copy() for name, values in tensors.items()}
-    readers = {"input_layernorm": "self_attn.", "post_attention_layernorm": "block_sparse_moe."}
     for name, values in planted.items():
-        for norm, of in readers.items():
+        for norm in norms:
             if norm in name:
                 values[list(channels)] *= np.float32(factor)
-            elif of in name and not name.endswith(("o_proj.weight", "w2.weight")):
+            elif READERS[norm] in name and not name.endswith(("o_proj.weight", "w2.weight")):
                 values[:, list(channels)] /= np.float32(factor)
     return planted
 

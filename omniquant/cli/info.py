@@ -121,7 +121,7 @@ def _text(data: dict[str, Any]) -> str:
         f"blocks    {data['num_layers']}, hidden {spec['hidden_size']}, ffn {spec['ffn_size']}, "
         f"{spec['num_heads']} heads of {spec['head_dim']}, {spec['num_kv_heads']} key/value heads",
         f"kind      {spec['norm']} norm, {'rotary' if spec['rope'] else 'no rotary'} positions, "
-        f"{spec['mlp']} {spec['activation']} MLP, sequences up to {data['max_positions']}",
+        f"{spec['mlp']} {spec['activation']} MLP{_experts(spec)}, sequences up to {data['max_positions']}",
         f"weights   {data['linear_weights']:,} in linears, {data['embedding_weights']:,} in "
         f"{'the tied embedding' if data['tied_embeddings'] else 'embedding and head'}",
     ]
@@ -129,6 +129,22 @@ def _text(data: dict[str, Any]) -> str:
     lines.append(f"files     {total:,} bytes in {len(data['files'])}")
     lines += [f"          {entry['bytes']:>13,}  {entry['file']}" for entry in data["files"]]
     return "\n".join(lines)
+
+
+def _fed(tokens: list[int]) -> str:
+    """Return what is worth knowing of the tokens each expert saw."""
+    from omniquant.report import LEAST_TOKENS
+
+    starved = sum(count < LEAST_TOKENS for count in tokens)
+    few = f", {starved} of them too few to learn from" if starved else ""
+    return f", experts saw {min(tokens)} to {max(tokens)} tokens{few}" if tokens else ""
+
+
+def _experts(spec: dict[str, Any]) -> str:
+    if not spec.get("num_experts"):
+        return ""
+    shared = f" and a shared one of {spec['shared_ffn_size']}" if spec.get("shared_ffn_size") else ""
+    return f" ({spec['experts_per_token']} of {spec['num_experts']} experts a token{shared})"
 
 
 def _result_lines(data: dict[str, Any]) -> list[str]:
@@ -152,6 +168,6 @@ def _result_lines(data: dict[str, Any]) -> list[str]:
         )
         lines.append(
             f"block {block['index']:<4}loss rtn {block['loss_rtn']:.4g}, start {block['loss_initial']:.4g}, "
-            f"kept {block['loss_final']:.4g} ({block['kept']}){margin}"
+            f"kept {block['loss_final']:.4g} ({block['kept']}){margin}{_fed(block.get('expert_tokens', []))}"
         )
     return lines

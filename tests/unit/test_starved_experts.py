@@ -15,6 +15,7 @@ from tiny_mixtral import EXPERTS, LAYERS, model_of, random_tensors, tokens_of
 
 import omniquant
 from omniquant import _core
+from omniquant.cli import main
 from omniquant.errors import CheckpointError
 from omniquant.progress import Callback, describe
 from omniquant.report import LEAST_TOKENS, BlockReport
@@ -106,6 +107,15 @@ def test_the_report_and_the_log_say_so() -> None:
     fed = omniquant.calibrate(skewed(0), tokens_of(1, 4, 64), "W3A16", **CALL)
     assert fed.blocks[0].starved == ()
     assert "data-free" not in describe(fed.blocks[0], LAYERS)
+
+
+def test_info_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = {**CALL, "method": "rtn", "epochs": 0, "output": tmp_path / "out"}
+    omniquant.calibrate(skewed(-6), tokens_of(1, 4, 64), "W4A16", **call)
+    assert main(["info", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "gated silu MLP (2 of 4 experts a token)" in out
+    assert "1 of them too few to learn from" in out
 
 
 class Stop(Callback):

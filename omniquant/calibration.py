@@ -130,7 +130,7 @@ def _in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions
     if options.target != "any":
         from omniquant.export.table import refuse_target  # late: only who names a format needs their table
 
-        refuse_target(scheme, options, model.architecture)
+        refuse_target(scheme, options, model)
     return model
 
 

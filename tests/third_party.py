@@ -84,11 +84,15 @@ def difference(found: Logits, expected: Logits) -> float:
 class LlamaCpp:
     """llama.cpp over one file, asked for log probabilities."""
 
-    def __init__(self, path: Path, context: int = 256) -> None:
+    def __init__(self, path: Path, context: int = 256, *, exact: bool = False) -> None:
+        """Load a file; exact: keys, values and attention in float32, not in float16."""
         library = pytest.importorskip("xllamacpp")
         parameters = library.CommonParams()
         parameters.model.path, parameters.n_ctx = str(path), context
         parameters.cpuparams.n_threads, parameters.warmup = 1, False
+        if exact:
+            parameters.cache_type_k = parameters.cache_type_v = library.ggml_type.GGML_TYPE_F32
+            parameters.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = library.Server(parameters)
 
     def complete(self, prompt: Any, **options: Any) -> Any:
@@ -100,10 +104,15 @@ class LlamaCpp:
         entries: list[dict[str, Any]] = answer["choices"][0]["logprobs"]["content"]
         return entries
 
-    def logp(self, tokens: Tokens, vocab: int) -> npt.NDArray[np.float64]:
-        """Return the log probabilities [V] of what follows tokens [n]."""
+    def logp(self, tokens: Tokens, vocab: int, then: int | None = None) -> npt.NDArray[np.float64]:
+        """Return the log probabilities [V] of what follows tokens [n].
+
+        A bias makes it choose `then`, for it tells nothing where its choice is a part of a character; the
+        probabilities are those before the bias.
+        """
         found = np.full(vocab, -np.inf)
-        for entry in self._entries(tokens, n_probs=vocab)[0]["top_logprobs"]:
+        bias = {} if then is None else {"logit_bias": [[then, 1e4]]}
+        for entry in self._entries(tokens, n_probs=vocab, **bias)[0]["top_logprobs"]:
             found[entry["id"]] = entry["logprob"]
         return found
 

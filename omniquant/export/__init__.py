@@ -31,10 +31,7 @@ def export_result(
     """Write a model folder; see :meth:`omniquant.CalibrationResult.export`."""
     found, chosen = format_of(format, variant)
     content = Content(result, weights_only, chosen, perplexity or {})
-    unusual = result.architecture.unusual()
-    refuse(
-        Wish(format, chosen, result.scheme, result.options, result.architecture.spec, weights_only, unusual)
-    )
+    refuse(Wish.of(result.fold(), format, chosen, result.scheme, result.options, weights_only))
     write = found.writer(format)
     target = Path(path)
     with new_folder(target) as folder:
@@ -45,12 +42,7 @@ def export_result(
 def result_arrays(result: CalibrationResult, weights_only: bool = False) -> Weights:
     """Return a result as arrays; see :meth:`omniquant.CalibrationResult.arrays`."""
     content = Content(result, weights_only)
-    unusual = result.architecture.unusual()
-    refuse(
-        Wish(
-            "huggingface", "", result.scheme, result.options, result.architecture.spec, weights_only, unusual
-        )
-    )
+    refuse(Wish.of(result.fold(), "huggingface", "", result.scheme, result.options, weights_only))
     arrays = content.outer_tensors()
     for index in range(result.header.num_layers):
         for name, values in folded_tensors(content, index).items():

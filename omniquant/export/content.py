@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,10 @@ from omniquant.forward import F32
 from omniquant.models.adapter import FamilyAdapter
 from omniquant.models.experts import stored_shapes, unstacked
 from omniquant.models.registry import adapter_for_model_type
-from omniquant.models.tensors import TensorRef, stored_tensors
+from omniquant.models.tensors import Array, TensorRef, stored_tensors
 from omniquant.quantized import CalibrationResult
 
 U8 = npt.NDArray[np.uint8]
-Place = tuple[str, npt.NDArray[np.intp] | None]  # name, and the order of rows there
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,6 @@ class Linear:
         """Return the dequantized weight [N, K]: what the calibration computed with."""
         values: F32 = _core.dequantize(self.codes, self.scale, self.zero_point, group_size=self.group)
         return values
-
-    def rows(self, order: npt.NDArray[np.intp]) -> Linear:
-        """Return the same linear with its outputs in another order."""
-        bias = None if self.bias is None else self.bias[order]
-        codes, scale, zero_point = self.codes[order], self.scale[order], self.zero_point[order]
-        return replace(self, codes=codes, scale=scale, zero_point=zero_point, bias=bias)
 
 
 @dataclass(frozen=True)
@@ -144,61 +137,59 @@ class Content:
         }
         return Block(linears, tensors, online_maps(folded))
 
-    def refs(self, index: int) -> dict[str, TensorRef]:
-        """Map our names of a block's tensors ("q.weight", "norm1.weight") to Hugging Face's tensors."""
-        return dict(self._adapter.block_tensors(self.result.architecture, index, "safetensors"))
-
-    def gguf_names(self, index: int) -> dict[str, Place]:
-        """Map our names of a block's tensors to those of GGUF and the order of rows there."""
-        architecture = self.result.architecture
-        names: dict[str, Place] = {}
-        for ours, ref in self._adapter.block_tensors(architecture, index, "gguf").items():
-            order = None
-            if ref.view is not None:
-                # A view brings stored rows into our order; where it puts row numbers is its inverse.
-                order = np.argsort(ref.view(np.arange(ref.shape[0])).reshape(-1)).astype(np.intp)
-            names[ours] = (ref.key, order)
-        return names
+    def refs(self, index: int, layout: Layout) -> dict[str, TensorRef]:
+        """Map our names of a block's tensors ("q.weight", "norm1.weight") to those of a layout."""
+        return dict(self._adapter.block_tensors(self.result.architecture, index, layout))
 
     @property
     def gguf_architecture(self) -> str:
         """The general.architecture llama.cpp knows the family by."""
-        return (*self._adapter.gguf_architectures, "llama")[0]
+        return self._adapter.gguf_architecture
 
     @property
     def class_name(self) -> str:
         """The class of transformers that reads the model."""
         return self._adapter.classes[str(self.result.fold().config["model_type"])]
 
-    def slot(self, places: Mapping[str, Place], name: str, index: int) -> Place:
-        """Return the place of one of our tensors; UnsupportedError where there is no slot for a bias."""
-        if name in places:
-            return places[name]
-        raise UnsupportedError(
-            f"block {index}: {name}: a shift left a bias, but the architecture has no slot for one; "
-            "nearest: calibrate with shift=False"
-        )
+    def stored(self, tensors: Mapping[str, Array], index: int, layout: Layout) -> dict[str, Array]:
+        """Return tensors of a block as a layout stores them, by its names.
 
-    def outer_names(self, layout: Layout) -> dict[str, str]:
-        """Map "embedding.weight", "final_norm.weight" and, if untied, "lm_head.weight" to names."""
-        refs = self._adapter.outer_tensors(self.result.architecture, layout)
-        return {ours: ref.key for ours, ref in refs.items()}
+        Raises
+        ------
+        UnsupportedError
+            Where there is no slot for a bias.
+        """
+        refs = self.refs(index, layout)
+        homeless = next((name for name in tensors if name not in refs), None)
+        if homeless is not None:
+            raise UnsupportedError(
+                f"block {index}: {homeless}: a shift left a bias, but the architecture has no slot for one; "
+                "nearest: calibrate with shift=False"
+            )
+        return stored_tensors(refs, tensors)
+
+    def outer_refs(self, layout: Layout) -> dict[str, TensorRef]:
+        """Map "embedding.weight", "final_norm.weight", and what else there is, to tensors of a layout."""
+        return dict(self._adapter.outer_tensors(self.result.architecture, layout))
 
     def outer_tensors(self) -> dict[str, F32]:
         """Return what lies outside the blocks as Hugging Face stores it."""
-        model, architecture = self.result.fold(), self.result.architecture
-        refs = self._adapter.outer_tensors(architecture, "safetensors")
-        ends = model.ends()
-        tensors = {"embedding.weight": model.embedding(np.arange(architecture.vocab_size))}
-        tensors |= {f"final_norm.{kind}": values for kind, values in ends.final_norm.items()}
+        model, refs = self.result.fold(), self.outer_refs("safetensors")
+        tensors = {"embedding.weight": model.embedding(np.arange(self.result.architecture.vocab_size))}
+        if "lm_head.weight" in refs:
+            tensors["lm_head.weight"] = model.lm_head()
+        return stored_tensors(refs, tensors | self.small_outer())
+
+    def small_outer(self) -> dict[str, F32]:
+        """Return what lies outside the blocks but embedding and head, by our names."""
+        ends = self.result.fold().ends()
+        tensors = {f"final_norm.{kind}": values for kind, values in ends.final_norm.items()}
         tensors |= {f"embedding_norm.{kind}": values for kind, values in ends.embedding_norm.items()}
         if ends.positions is not None:
             tensors["positions.weight"] = ends.positions
         if ends.lm_head_bias is not None:
             tensors["lm_head.bias"] = ends.lm_head_bias
-        if "lm_head.weight" in refs:
-            tensors["lm_head.weight"] = model.lm_head()
-        return stored_tensors(refs, tensors)
+        return tensors
 
     def tokenizer_json(self) -> str | None:
         """Return the tokenizer's text, None where the result holds none."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.export.content import Block, Content, Linear
-from omniquant.export.huggingface import float_tensors
+from omniquant.export.huggingface import floats_of
 from omniquant.models.rotated import fixed_rotation
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.matrix import Matrix
@@ -104,7 +104,7 @@ class _Decoder:
 
     def block(self, x: Node, index: int) -> Node:
         block = self.content.block(index)
-        tensors = {name: values.astype(np.float32) for name, values in float_tensors(block).items()}
+        tensors = {name: values.astype(np.float32) for name, values in floats_of(block).items()}
         h = self.site(x, block, tensors, "norm1")
         x = self.ops.apply("add", x, self.attention(h, block, tensors, index))
         h = self.site(x, block, tensors, "norm2")

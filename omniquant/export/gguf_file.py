@@ -21,10 +21,11 @@ from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.export.bits import halves
 from omniquant.export.card import model_card
 from omniquant.export.content import Content, Linear
+from omniquant.export.gguf_fields import add_architecture
 from omniquant.export.gguf_tokenizer import add_tokenizer
-from omniquant.export.huggingface import float_tensors, write_common
+from omniquant.export.huggingface import floats_of, stored_linears, write_common
 from omniquant.forward import F32
-from omniquant.models.rope import Rope
+from omniquant.models.tensors import stored_tensors
 from omniquant.runtime.matrix import BFLOAT, BYTES, FLOAT, HALF, Matrix
 
 BLOCK = 32
@@ -42,14 +43,18 @@ def write(content: Content, folder: Path) -> None:
     library = importlib.import_module("gguf")
     write_common(content, folder)
     writer = library.GGUFWriter(folder / FILE_NAME, content.gguf_architecture)
-    _add_model(writer, library, content)
+    kind = number_type(content)
+    writer.add_quantization_version(library.GGML_QUANT_VERSION)
+    writer.add_file_type(library.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    writer.add_name(content.result.header.model["name"])
+    add_architecture(writer, library, content.result.architecture)
     add_tokenizer(writer, content)
     _add_tensors(writer, library, content)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    card = model_card(content, f"GGUF {number_type(content)}", "gguf", _LOAD, "gguf")
+    card = model_card(content, f"GGUF {kind}", "gguf", _LOAD, "gguf")
     atomic_write_bytes(folder / "README.md", card.encode())
 
 
@@ -94,54 +99,21 @@ def _half(values: npt.NDArray[np.floating], linear: Linear) -> Bytes:
     return half[..., None].view(np.uint8)
 
 
-def _add_model(writer: Any, library: Any, content: Content) -> None:
-    architecture = content.result.architecture
-    spec, rope = architecture.spec, architecture.rope or Rope()
-    writer.add_name(content.result.header.model["name"])
-    writer.add_quantization_version(library.GGML_QUANT_VERSION)
-    kind = number_type(content)
-    writer.add_file_type(library.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
-    writer.add_vocab_size(architecture.vocab_size)
-    writer.add_context_length(architecture.max_positions)
-    writer.add_embedding_length(spec.hidden_size)
-    writer.add_block_count(architecture.num_layers)
-    writer.add_feed_forward_length(spec.ffn_size)
-    writer.add_head_count(spec.num_heads)
-    writer.add_head_count_kv(spec.num_kv_heads)
-    writer.add_key_length(spec.head_dim)
-    writer.add_value_length(spec.head_dim)
-    writer.add_layer_norm_rms_eps(spec.norm_eps)
-    writer.add_rope_dimension_count(spec.head_dim)
-    writer.add_rope_freq_base(rope.theta)
-    if isinstance(rope.scaling, float):
-        writer.add_rope_scaling_type(library.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope.scaling)
-    elif rope.scaling is not None:
-        # llama.cpp divides each pair's frequency by a factor of this tensor.
-        plain = Rope(rope.theta).inverse_frequencies(spec.head_dim)
-        factors = plain / rope.inverse_frequencies(spec.head_dim)
-        writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
-
-
 def _add_tensors(writer: Any, library: Any, content: Content) -> None:
     kind = number_type(content)
     embedding, head = content.result.fold().matrices()
-    names = content.outer_names("gguf")
-    _add_matrix(writer, library, names["embedding.weight"], embedding)
-    writer.add_tensor(names["final_norm.weight"], content.result.fold().ends().final_norm["weight"])
-    if "lm_head.weight" in names:
-        _add_matrix(writer, library, names["lm_head.weight"], head)
+    refs = content.outer_refs("gguf")
+    _add_matrix(writer, library, refs["embedding.weight"].key, embedding)
+    if "lm_head.weight" in refs:
+        _add_matrix(writer, library, refs["lm_head.weight"].key, head)
+    for key, values in stored_tensors(refs, content.small_outer()).items():
+        writer.add_tensor(key, values)
     for index in range(content.result.header.num_layers):
         block = content.block(index)
-        places = content.gguf_names(index)
-        for name, linear in block.linears.items():
-            key, order = places[f"{name}.weight"]
-            data = blocks_of(linear if order is None else linear.rows(order), kind)
-            writer.add_tensor(key, data, raw_dtype=library.GGMLQuantizationType[kind])
-        for name, values in float_tensors(block).items():
-            key, order = content.slot(places, name, index)
-            plain = values.astype(np.float32)
-            writer.add_tensor(key, plain if order is None else plain[order])
+        for key, linear in stored_linears(content, block, index, "gguf").items():
+            writer.add_tensor(key, blocks_of(linear, kind), raw_dtype=library.GGMLQuantizationType[kind])
+        for key, values in content.stored(floats_of(block), index, "gguf").items():
+            writer.add_tensor(key, values.astype(np.float32))
 
 
 def _add_matrix(writer: Any, library: Any, name: str, matrix: Matrix) -> None:

@@ -16,13 +16,14 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.checkpoint.source import Layout
 from omniquant.checkpoint.text_settings import TextSettings
 from omniquant.errors import UnsupportedError
 from omniquant.export.card import model_card
 from omniquant.export.content import Block, Content, Linear
 from omniquant.export.folder import Shards, Tensors, compact, write_json
 from omniquant.forward import F32
-from omniquant.models.tensors import TensorRef, grouped, stored_tensors
+from omniquant.models.tensors import TensorRef, grouped
 
 _LOAD = """\
 ```python
@@ -53,20 +54,16 @@ def write_tensors(content: Content, folder: Path, tensors_of: Callable[[Linear, 
     shards = Shards(folder)
     for index in range(content.result.header.num_layers):
         block = content.block(index)
-        shards.add(_stored(content, index, _floats(block)))
-        for weight, linear in stored_linears(content, block, index).items():
+        shards.add(_compact(content.stored(floats_of(block), index, "safetensors")))
+        for weight, linear in stored_linears(content, block, index, "safetensors").items():
             stem = weight.removesuffix("weight")
             shards.add({stem + kind: values for kind, values in tensors_of(linear, index).items()})
     shards.add({name: compact(values) for name, values in content.outer_tensors().items()})
     shards.close()
 
 
-def float_tensors(block: Block) -> Tensors:
+def floats_of(block: Block) -> dict[str, F32]:
     """Return norms, biases and weights that stay in float, by our names."""
-    return {name: compact(values) for name, values in _floats(block).items()}
-
-
-def _floats(block: Block) -> dict[str, F32]:
     biases = {f"{n}.bias": linear.bias for n, linear in block.linears.items() if linear.bias is not None}
     return block.tensors | biases
 
@@ -75,25 +72,22 @@ def folded_tensors(content: Content, index: int) -> dict[str, npt.NDArray[np.flo
     """Return a block's tensors as Hugging Face stores them, weights dequantized."""
     block = content.block(index)
     weights = {f"{name}.weight": linear.weight() for name, linear in block.linears.items()}
-    return _stored(content, index, {**weights, **_floats(block)})
+    return _compact(content.stored({**weights, **floats_of(block)}, index, "safetensors"))
 
 
-def _stored(content: Content, index: int, tensors: Tensors) -> dict[str, npt.NDArray[np.floating]]:
-    refs = content.refs(index)
-    for name in tensors:
-        content.slot({known: (ref.key, None) for known, ref in refs.items()}, name, index)
-    return {name: compact(values) for name, values in stored_tensors(refs, tensors).items()}
+def _compact(tensors: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.floating]]:
+    return {name: compact(values) for name, values in tensors.items()}
 
 
-def stored_linears(content: Content, block: Block, index: int) -> dict[str, Linear]:
-    """Return the quantized linears of a block as Hugging Face stores them, by the name of their weight.
+def stored_linears(content: Content, block: Block, index: int, layout: Layout) -> dict[str, Linear]:
+    """Return the quantized linears of a block as a layout stores them, by the name of their weight.
 
     Raises
     ------
     UnsupportedError
         If they are stored transposed: groups and scales go along the inputs.
     """
-    refs = content.refs(index)
+    refs = content.refs(index, layout)
     weights = {f"{name}.weight": linear for name, linear in block.linears.items()}
     return {
         key: _fused([refs[name] for name in names], [weights[name] for name in names], index)

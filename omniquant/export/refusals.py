@@ -10,7 +10,10 @@ from omniquant.blockfile import linear_shapes
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import UnsupportedError
+from omniquant.models.model import Model
+from omniquant.models.registry import adapter_for_model_type
 from omniquant.models.spec import BlockSpec
+from omniquant.quantized import QuantizedModel
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Wish:
         The quantizers of activations may be left out.
     unusual : tuple of str
         What the model has outside its blocks beyond LLaMA's kind.
+    gguf_lacks : tuple of str
+        What of the model llama.cpp does not compute.
     """
 
     format: str
@@ -36,6 +41,23 @@ class Wish:
     spec: BlockSpec
     weights_only: bool = False
     unusual: tuple[str, ...] = ()
+    gguf_lacks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: Model | QuantizedModel,
+        format: str,
+        variant: str,
+        scheme: QuantConfig,
+        options: CalibrationOptions,
+        weights_only: bool = False,
+    ) -> Wish:
+        """Return the wish to export a model."""
+        architecture = model.architecture
+        adapter = adapter_for_model_type(str(model.config["model_type"]), "config.json")
+        unusual, lacks = architecture.unusual(), adapter.gguf_lacks(architecture)
+        return cls(format, variant, scheme, options, architecture.spec, weights_only, unusual, lacks)
 
     def fail(self, cannot: str, nearest: str) -> UnsupportedError:
         """Return the error."""
@@ -161,8 +183,14 @@ def whole_outputs(multiple: int) -> Check:
     return check
 
 
-def rms_norm(wish: Wish) -> None:
-    """Refuse what is no LLaMA-like block: the writer's graph or names are for those."""
+def in_llama_cpp(wish: Wish) -> None:
+    """Refuse what llama.cpp does not compute."""
+    if wish.gguf_lacks:
+        raise wish.fail(f"{' and '.join(wish.gguf_lacks)}: llama.cpp does not compute that", "huggingface")
+
+
+def llama_like(wish: Wish) -> None:
+    """Refuse what is no LLaMA-like block: the writer's graph is for those."""
     spec = wish.spec
     if spec.norm != "rms" or spec.mlp != "gated" or not spec.rope:
         raise wish.fail(

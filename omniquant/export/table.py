@@ -11,7 +11,7 @@ from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import ConfigError, UnsupportedError
 from omniquant.export import refusals as may
 from omniquant.export.content import Content
-from omniquant.models.adapter import Architecture
+from omniquant.models.model import Model
 
 Writer = Callable[[Content, Path], None]
 
@@ -56,7 +56,7 @@ class Format:
 
 _WEIGHTS_ALONE = (may.no_experts, may.no_online_map, may.integer_weights, may.float_activations)
 
-_GRAPH = (may.rms_norm, may.no_kronecker_map, may.float_activations, may.whole_groups())
+_GRAPH = (may.llama_like, may.no_kronecker_map, may.float_activations, may.whole_groups())
 
 FORMATS: dict[str, Format] = {
     "compressed-tensors": Format(
@@ -88,7 +88,8 @@ FORMATS: dict[str, Format] = {
         "gguf_file",
         (
             may.no_online_map,
-            may.rms_norm,
+            may.no_experts,
+            may.in_llama_cpp,
             may.float_activations,
             may.bits(4, 8),
             may.symmetric(8),
@@ -134,7 +135,6 @@ def refuse(wish: may.Wish) -> None:
         check(wish)
 
 
-def refuse_target(scheme: QuantConfig, options: CalibrationOptions, architecture: Architecture) -> None:
+def refuse_target(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> None:
     """Raise UnsupportedError if the target of a calibration could not hold its result, before it begins."""
-    spec, unusual = architecture.spec, architecture.unusual()
-    refuse(may.Wish(options.target, "", scheme, options, spec, weights_only=True, unusual=unusual))
+    refuse(may.Wish.of(model, options.target, "", scheme, options, weights_only=True))

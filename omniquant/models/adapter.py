@@ -101,6 +101,13 @@ class FamilyAdapter(Protocol):
     def gguf_architectures(self) -> tuple[str, ...]:
         """The GGUF general.architecture values it serves."""
 
+    @property
+    def gguf_architecture(self) -> str:
+        """The general.architecture it is written as; empty: llama.cpp has none for it."""
+
+    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return what of a model llama.cpp's own graph of the family does not compute, for people."""
+
     def architecture(self, config: Fields) -> Architecture:
         """Read a config.json; every impossible field is a CheckpointError."""
 

@@ -6,9 +6,19 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from omniquant.checkpoint.fields import Fields
-from omniquant.checkpoint.source import Layout
+from omniquant.checkpoint.source import Layout, TensorSource
 from omniquant.models.adapter import Architecture
-from omniquant.models.family import Names, Place, block_spec, head_dim_of, refuse_quantized, refuse_unless
+from omniquant.models.family import (
+    FUSED_GGUF_NAMES,
+    Names,
+    Place,
+    block_spec,
+    head_dim_of,
+    refuse_quantized,
+    refuse_unless,
+    stacked_heads,
+)
+from omniquant.models.gguf_config import GgufMetadata
 from omniquant.models.gpt_neox import third_of_heads
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.spec import BlockSpec
@@ -19,7 +29,9 @@ class BloomAdapter(LlamaAdapter):
 
     name = "bloom"
     classes: ClassVar[Mapping[str, str]] = {"bloom": "BloomForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("bloom",)
+    gguf_activation = "gelu_tanh"
+    gguf_names = FUSED_GGUF_NAMES
     hf_names = Names(
         "transformer.h.{i}.",
         {
@@ -73,8 +85,27 @@ class BloomAdapter(LlamaAdapter):
         )
 
     def place(self, architecture: Architecture, part: str, layout: Layout) -> Place:
-        """Return where q, k and v lie: a head's three parts behind each other, head after head."""
+        """Return where q, k and v lie: a head's three parts behind each other, head after head.
+
+        In GGUF all of q, all of k, all of v.
+        """
+        if layout == "gguf":
+            return stacked_heads(architecture.spec, part) or Place()
         heads, which = architecture.spec.num_heads, {"q": 0, "k": 1, "v": 2}.get(part)
         if which is None:
             return Place()
         return Place(3 * architecture.spec.hidden_size, lambda stored: third_of_heads(heads, which, stored))
+
+    def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
+        """Translate GGUF metadata into a config.json."""
+        gguf = GgufMetadata(metadata, source)
+        return {
+            "model_type": "bloom",
+            "hidden_size": gguf.integer("embedding_length"),
+            "n_layer": gguf.integer("block_count"),
+            "n_head": gguf.integer("attention.head_count"),
+            "seq_length": gguf.integer("context_length"),
+            "vocab_size": gguf.vocab_size(),
+            "layer_norm_epsilon": gguf.positive("attention.layer_norm_epsilon"),
+            "tie_word_embeddings": gguf.tied(),
+        }

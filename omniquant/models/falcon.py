@@ -7,9 +7,19 @@ from dataclasses import replace
 from typing import ClassVar
 
 from omniquant.checkpoint.fields import Fields
-from omniquant.checkpoint.source import Layout
+from omniquant.checkpoint.source import Layout, TensorSource
 from omniquant.models.adapter import Architecture
-from omniquant.models.family import Names, Place, activation_of, block_spec, head_dim_of, refuse_unless
+from omniquant.models.family import (
+    FUSED_GGUF_NAMES,
+    Names,
+    Place,
+    activation_of,
+    block_spec,
+    head_dim_of,
+    refuse_unless,
+    stacked_heads,
+)
+from omniquant.models.gguf_config import GgufMetadata
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.spec import BlockSpec
 from omniquant.models.tensors import Array, TensorRef
@@ -28,7 +38,10 @@ class FalconAdapter(LlamaAdapter):
 
     name = "falcon"
     classes: ClassVar[Mapping[str, str]] = {"falcon": "FalconForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("falcon",)
+    gguf_activation = "gelu"  # which llama.cpp computes by its tanh form
+    gguf_scales_each_frequency = False
+    gguf_names = replace(FUSED_GGUF_NAMES, parts={**FUSED_GGUF_NAMES.parts, "norm2": "attn_norm"})
     tied_by_default = True
     hf_names = Names("transformer.h.{i}.", {**_PARTS, "norm1": "input_layernorm", "norm2": "ln_mlp"}, _OUTER)
 
@@ -69,17 +82,43 @@ class FalconAdapter(LlamaAdapter):
         refs = super().block_tensors(architecture, layer, layout)
         if architecture.spec.residual == "parallel":
             for name in ("norm1.weight", "norm1.bias"):
-                key = refs[name].key.replace("input_layernorm", "ln_attn")
+                key = refs[name].key.replace("input_layernorm", "ln_attn").replace("attn_norm", "attn_norm_2")
                 refs[name] = replace(refs[name], key=key)
         return refs
 
     def place(self, architecture: Architecture, part: str, layout: Layout) -> Place:
-        """Return where q, k and v lie: behind the queries of each group its key and its value."""
+        """Return where q, k and v lie: behind the queries of each group its key and its value.
+
+        In GGUF all of q, all of k, all of v.
+        """
+        if layout == "gguf":
+            return stacked_heads(architecture.spec, part) or Place()
         spec = architecture.spec
         if part not in ("q", "k", "v"):
             return Place()
         total = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
         return Place(total, lambda stored: _of_groups(spec, part, stored))
+
+    def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
+        """Translate GGUF metadata into a config.json."""
+        gguf = GgufMetadata(metadata, source)
+        heads = gguf.integer("attention.head_count")
+        groups = gguf.integer("attention.head_count_kv", heads)
+        return {
+            "model_type": "falcon",
+            "hidden_size": gguf.integer("embedding_length"),
+            "ffn_hidden_size": gguf.integer("feed_forward_length"),
+            "num_hidden_layers": gguf.integer("block_count"),
+            "num_attention_heads": heads,
+            "num_kv_heads": groups,
+            "multi_query": groups == 1,
+            "new_decoder_architecture": gguf.has_tensor("blk.0.attn_norm_2.weight"),
+            "vocab_size": gguf.vocab_size(),
+            "max_position_embeddings": gguf.integer("context_length"),
+            "layer_norm_epsilon": gguf.positive("attention.layer_norm_epsilon"),
+            "tie_word_embeddings": gguf.tied(),
+            "rope_parameters": gguf.rope(),
+        }
 
 
 def _of_groups(spec: BlockSpec, part: str, stored: Array) -> Array:

@@ -132,7 +132,10 @@ GGUF_NAMES = Names(
 class Family:
     """An adapter by tables; a family fills in the rest (see :class:`omniquant.models.FamilyAdapter`)."""
 
+    name: str
     gguf_architectures: tuple[str, ...] = ()
+    gguf_activation: Activation = "silu"  # what a GGUF file of the family means
+    gguf_scales_each_frequency = False  # llama.cpp reads rope_freqs.weight
     hf_names = LLAMA_NAMES
     gguf_names = GGUF_NAMES
 
@@ -184,6 +187,38 @@ class Family:
     def layer_of(self, key: str, layout: Layout) -> int | None:
         """Return the block a checkpoint's tensor belongs to, by its name."""
         return self.names(layout).layer_of(key)
+
+    @property
+    def gguf_architecture(self) -> str:
+        """The general.architecture it is written as; empty: llama.cpp has none for it."""
+        return next(iter(self.gguf_architectures), "")
+
+    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return what llama.cpp's graph of the family does not compute: what GGUF metadata cannot say."""
+        if not self.gguf_architecture:
+            return (f"{self.name}, an architecture it does not know",)
+        spec, rope = architecture.spec, architecture.rope
+        scaled = rope is not None and not isinstance(rope.scaling, float | None)
+        lacks = {
+            f"{spec.activation} as activation": spec.activation != self.gguf_activation,
+            f"a window of {spec.window} tokens": 0 < spec.window < architecture.max_positions,
+            "a scaling of each frequency": scaled and not self.gguf_scales_each_frequency,
+        }
+        return tuple(what for what, is_so in lacks.items() if is_so)
+
+
+def stacked_heads(spec: BlockSpec, part: str) -> Place | None:
+    """Return the rows of q, k or v in a tensor that holds the three behind each other; None: another part."""
+    query, key = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    begin = {"q": 0, "k": query, "v": query + key}.get(part)
+    if begin is None:
+        return None
+    return rows(begin, begin + (query if part == "q" else key), query + 2 * key)
+
+
+FUSED_GGUF_NAMES = Names(
+    GGUF_NAMES.block, {**GGUF_NAMES.parts, **dict.fromkeys(("q", "k", "v"), "attn_qkv")}, GGUF_NAMES.outer
+)
 
 
 def refuse_quantized(config: Fields) -> None:

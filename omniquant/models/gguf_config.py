@@ -28,9 +28,9 @@ class GgufMetadata:
         """Tell whether a field is there."""
         return self.fields.has(f"{self.prefix}.{field}")
 
-    def integer(self, field: str, default: int | None = None) -> int:
-        """Return an integer above zero."""
-        return self.fields.integer(f"{self.prefix}.{field}", default)
+    def integer(self, field: str, default: int | None = None, minimum: int = 1) -> int:
+        """Return an integer of at least `minimum`."""
+        return self.fields.integer(f"{self.prefix}.{field}", default, minimum=minimum)
 
     def positive(self, field: str, default: float | None = None) -> float:
         """Return a number above zero."""
@@ -61,6 +61,18 @@ class GgufMetadata:
         """Return the dims of a head that rotate."""
         return self.integer("rope.dimension_count", self.head_dim())
 
+    def partial_rotation(self) -> dict[str, object]:
+        """Return the share of each head that rotates, as a config.json has it."""
+        return {"partial_rotary_factor": self.rotary_dim() / self.head_dim()}
+
+    def vocab_size(self) -> int:
+        """Return the number of token ids."""
+        return self.source.shape("token_embd.weight")[0]
+
+    def tied(self) -> bool:
+        """Tell whether the head is the embedding."""
+        return not self.has_tensor("output.weight")
+
     def sizes(self) -> dict[str, object]:
         """Return the sizes by the names most configurations give them."""
         heads = self.integer("attention.head_count")
@@ -71,9 +83,9 @@ class GgufMetadata:
             "num_attention_heads": heads,
             "num_key_value_heads": self.integer("attention.head_count_kv", heads),
             "head_dim": self.head_dim(),
-            "vocab_size": self.source.shape("token_embd.weight")[0],
+            "vocab_size": self.vocab_size(),
             "max_position_embeddings": self.integer("context_length"),
-            "tie_word_embeddings": not self.has_tensor("output.weight"),
+            "tie_word_embeddings": self.tied(),
         }
 
     def rope(self) -> dict[str, object]:

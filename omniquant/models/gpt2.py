@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from omniquant.checkpoint.fields import Fields
-from omniquant.checkpoint.source import Layout
+from omniquant.checkpoint.source import Layout, TensorSource
 from omniquant.models.adapter import Architecture
 from omniquant.models.family import (
+    FUSED_GGUF_NAMES,
     Names,
     Place,
     activation_of,
@@ -16,7 +18,9 @@ from omniquant.models.family import (
     head_dim_of,
     refuse_quantized,
     refuse_unless,
+    stacked_heads,
 )
+from omniquant.models.gguf_config import GgufMetadata
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.spec import BlockSpec
 
@@ -26,7 +30,9 @@ class Gpt2Adapter(LlamaAdapter):
 
     name = "gpt2"
     classes: ClassVar[Mapping[str, str]] = {"gpt2": "GPT2LMHeadModel"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("gpt2",)
+    gguf_activation = "gelu_tanh"
+    gguf_names = FUSED_GGUF_NAMES
     hf_names = Names(
         "transformer.h.{i}.",
         {
@@ -79,10 +85,22 @@ class Gpt2Adapter(LlamaAdapter):
         )
 
     def place(self, architecture: Architecture, part: str, layout: Layout) -> Place:
-        """Return where a part lies: every linear transposed, q, k and v beside each other."""
-        hidden = architecture.spec.hidden_size
-        which = {"q": 0, "k": 1, "v": 2}.get(part)
-        if which is not None:
-            begin = which * hidden
-            return Place(3 * hidden, lambda stored: stored[begin : begin + hidden], transposed=True)
-        return Place(transposed=part in ("o", "up", "down"))
+        """Return where a part lies: q, k and v beside each other; Hugging Face transposes every linear."""
+        place = stacked_heads(architecture.spec, part) or Place()
+        linear = part in architecture.spec.linear_shapes()
+        return replace(place, transposed=linear and layout == "safetensors")
+
+    def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
+        """Translate GGUF metadata into a config.json."""
+        gguf = GgufMetadata(metadata, source)
+        return {
+            "model_type": "gpt2",
+            "n_embd": gguf.integer("embedding_length"),
+            "n_inner": gguf.integer("feed_forward_length"),
+            "n_layer": gguf.integer("block_count"),
+            "n_head": gguf.integer("attention.head_count"),
+            "n_positions": gguf.integer("context_length"),
+            "vocab_size": gguf.vocab_size(),
+            "layer_norm_epsilon": gguf.positive("attention.layer_norm_epsilon"),
+            "tie_word_embeddings": gguf.tied(),
+        }

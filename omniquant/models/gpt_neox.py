@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from omniquant.checkpoint.fields import Fields
-from omniquant.checkpoint.source import Layout
+from omniquant.checkpoint.source import Layout, TensorSource
 from omniquant.models.adapter import Architecture
-from omniquant.models.family import Names, Place, activation_of, block_spec, head_dim_of
+from omniquant.models.family import (
+    FUSED_GGUF_NAMES,
+    Names,
+    Place,
+    activation_of,
+    block_spec,
+    head_dim_of,
+    stacked_heads,
+)
+from omniquant.models.gguf_config import GgufMetadata
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.rope import rotary_dim_of
 from omniquant.models.spec import BlockSpec
@@ -20,7 +29,10 @@ class GptNeoxAdapter(LlamaAdapter):
 
     name = "gpt_neox"
     classes: ClassVar[Mapping[str, str]] = {"gpt_neox": "GPTNeoXForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("gptneox",)
+    gguf_activation = "gelu"  # which llama.cpp computes by its tanh form
+    gguf_scales_each_frequency = False
+    gguf_names = FUSED_GGUF_NAMES
     hf_names = Names(
         "gpt_neox.layers.{i}.",
         {
@@ -59,12 +71,33 @@ class GptNeoxAdapter(LlamaAdapter):
         return frozenset(("norm1", "norm2", "up", "down", "final_norm", *attention))
 
     def place(self, architecture: Architecture, part: str, layout: Layout) -> Place:
-        """Return where q, k and v lie: a head's three parts behind each other, head after head."""
+        """Return where q, k and v lie: a head's three parts behind each other, head after head.
+
+        In GGUF all of q, all of k, all of v.
+        """
+        if layout == "gguf":
+            return stacked_heads(architecture.spec, part) or Place()
         spec, which = architecture.spec, {"q": 0, "k": 1, "v": 2}.get(part)
         if which is None:
             return Place()
         heads, width = spec.num_heads, spec.head_dim
         return Place(3 * heads * width, lambda stored: third_of_heads(heads, which, stored))
+
+    def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
+        """Translate GGUF metadata into a config.json."""
+        gguf = GgufMetadata(metadata, source)
+        return {
+            "model_type": "gpt_neox",
+            **gguf.sizes(),
+            "layer_norm_eps": gguf.positive("attention.layer_norm_epsilon"),
+            "use_parallel_residual": metadata.boolean(f"{gguf.prefix}.use_parallel_residual", True),
+            "rope_parameters": gguf.rope() | gguf.partial_rotation(),
+        }
+
+    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return what llama.cpp's graph of the family does not compute."""
+        unbiased = () if "q" in architecture.biases else ("attention without biases",)
+        return super().gguf_lacks(architecture) + unbiased
 
 
 def third_of_heads(heads: int, which: int, stored: Array) -> Array:

@@ -37,6 +37,7 @@ class LlamaAdapter(Family):
     gguf_architectures: tuple[str, ...] = ("llama",)
     tied_by_default = False  # where a config.json does not say
     gguf_rotates_neighbours = True  # llama.cpp orders rows of q and k as Meta's own code does
+    gguf_scales_each_frequency = True
 
     def architecture(self, config: Fields) -> Architecture:
         """Read a config.json."""

@@ -11,11 +11,12 @@ from omniquant.models.spec import BlockSpec
 
 
 class MistralAdapter(LlamaAdapter):
-    """Mistral; in GGUF files it goes by llama's name, without its window."""
+    """Mistral; in GGUF files it goes by llama's name, whose tokens see everything."""
 
     name = "mistral"
     classes: ClassVar[Mapping[str, str]] = {"mistral": "MistralForCausalLM"}
     gguf_architectures: tuple[str, ...] = ()
+    gguf_architecture = "llama"
 
     def spec(self, config: Fields, **differences: object) -> BlockSpec:
         """Return LLaMA's spec with a window, which later Mistral models leave out."""

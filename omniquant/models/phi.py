@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
+from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.fields import Fields
-from omniquant.checkpoint.source import Layout
+from omniquant.checkpoint.source import Layout, TensorSource
 from omniquant.models.adapter import Architecture
 from omniquant.models.family import (
+    FUSED_GGUF_NAMES,
     LLAMA_NAMES,
     Names,
     Place,
@@ -17,10 +20,14 @@ from omniquant.models.family import (
     head_dim_of,
     refuse_unless,
     rows,
+    stacked_heads,
 )
+from omniquant.models.gguf_config import GgufMetadata
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.rope import rotary_dim_of
 from omniquant.models.spec import BlockSpec
+
+_LONG_FACTORS = "rope_factors_long.weight"
 
 
 class Phi3Adapter(LlamaAdapter):
@@ -28,7 +35,11 @@ class Phi3Adapter(LlamaAdapter):
 
     name = "phi3"
     classes: ClassVar[Mapping[str, str]] = {"phi3": "Phi3ForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("phi3",)
+    gguf_scales_each_frequency = False
+    gguf_names = replace(
+        FUSED_GGUF_NAMES, parts={**FUSED_GGUF_NAMES.parts, **dict.fromkeys(("gate", "up"), "ffn_up")}
+    )
     hf_names = Names(
         LLAMA_NAMES.block,
         {
@@ -55,18 +66,30 @@ class Phi3Adapter(LlamaAdapter):
         return frozenset()
 
     def place(self, architecture: Architecture, part: str, layout: Layout) -> Place:
-        """Return the rows of a part in its fused tensor."""
+        """Return the rows of a part in its fused tensor, the same in either layout."""
+        ffn = architecture.spec.ffn_size
+        places = {"gate": rows(0, ffn, 2 * ffn), "up": rows(ffn, 2 * ffn, 2 * ffn)}
+        return stacked_heads(architecture.spec, part) or places.get(part, Place())
+
+    def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
+        """Translate GGUF metadata into a config.json."""
+        gguf = GgufMetadata(metadata, source)
+        if gguf.has_tensor(_LONG_FACTORS):
+            raise UnsupportedCheckpointError(f"{metadata.where}: tensor {_LONG_FACTORS} is not supported")
+        config = super().config_from_gguf(metadata, source)
+        window = {"sliding_window": gguf.integer("attention.sliding_window", 0, minimum=0) or None}
+        return config | window | gguf.partial_rotation()
+
+    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return what llama.cpp's graph of the family does not compute."""
         spec = architecture.spec
-        query, key = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        ffn, fused = spec.ffn_size, query + 2 * key
-        places = {
-            "q": rows(0, query, fused),
-            "k": rows(query, query + key, fused),
-            "v": rows(query + key, fused, fused),
-            "gate": rows(0, ffn, 2 * ffn),
-            "up": rows(ffn, 2 * ffn, 2 * ffn),
-        }
-        return places.get(part, Place())
+        other = spec.num_heads * spec.head_dim != spec.hidden_size
+        return super().gguf_lacks(architecture) + (
+            ("heads that together are not as wide as the hidden size",) if other else ()
+        )
+
+    def check_gguf(self, gguf: GgufMetadata) -> None:
+        """Take any share of the heads to rotate."""
 
 
 class PhiAdapter(LlamaAdapter):
@@ -74,7 +97,10 @@ class PhiAdapter(LlamaAdapter):
 
     name = "phi"
     classes: ClassVar[Mapping[str, str]] = {"phi": "PhiForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("phi2",)
+    gguf_activation = "gelu_tanh"
+    gguf_rotates_neighbours = False
+    gguf_scales_each_frequency = False
     hf_names = Names(
         LLAMA_NAMES.block,
         {**LLAMA_NAMES.parts, "o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"},
@@ -104,3 +130,14 @@ class PhiAdapter(LlamaAdapter):
     def biases(self, config: Fields) -> frozenset[str]:
         """Return every linear and norm, the head included."""
         return frozenset(("norm1", "q", "k", "v", "o", "up", "down", "final_norm", "lm_head"))
+
+    def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
+        """Translate GGUF metadata into a config.json."""
+        gguf = GgufMetadata(metadata, source)
+        return {
+            "model_type": "phi",
+            **gguf.sizes(),
+            "layer_norm_eps": gguf.positive("attention.layer_norm_epsilon"),
+            "rope_parameters": gguf.rope(),
+            **gguf.partial_rotation(),
+        }

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.fields import Fields
+from omniquant.models.adapter import Architecture
 from omniquant.models.llama import ATTENTION, LlamaAdapter
 from omniquant.models.spec import BlockSpec
 
@@ -16,7 +17,9 @@ class Qwen2Adapter(LlamaAdapter):
 
     name = "qwen2"
     classes: ClassVar[Mapping[str, str]] = {"qwen2": "Qwen2ForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("qwen2",)
+    gguf_rotates_neighbours = False
+    gguf_scales_each_frequency = False
 
     def spec(self, config: Fields, **differences: object) -> BlockSpec:
         """Return LLaMA's spec; windows, which no published model of the family uses, are refused."""
@@ -34,7 +37,7 @@ class Qwen3Adapter(Qwen2Adapter):
 
     name = "qwen3"
     classes: ClassVar[Mapping[str, str]] = {"qwen3": "Qwen3ForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("qwen3",)
 
     def spec(self, config: Fields, **differences: object) -> BlockSpec:
         """Return LLaMA's spec with norms of heads, 128 wide where the configuration does not say."""
@@ -44,3 +47,7 @@ class Qwen3Adapter(Qwen2Adapter):
     def biases(self, config: Fields) -> frozenset[str]:
         """Return the parts that carry biases."""
         return frozenset(ATTENTION if config.boolean("attention_bias", False) else ())
+
+    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return what llama.cpp's graph of the family does not compute."""
+        return super().gguf_lacks(architecture) + (("a bias of o",) if "o" in architecture.biases else ())

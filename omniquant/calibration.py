@@ -31,8 +31,9 @@ from omniquant.errors import ConfigError, DataError, OmniQuantError
 from omniquant.forward import I32, Activation, Weights, as_windows, block_parts, chunks, rope_or_empty
 from omniquant.manifest import Header
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
+from omniquant.models.adapter import Architecture
 from omniquant.models.model import Model
-from omniquant.models.rotated import RotatedModel, Rotation
+from omniquant.models.rotated import RotatedModel, Rotation, permits_online
 from omniquant.progress import Callback, StepEvent, progress_callback
 from omniquant.quantized import CalibrationResult
 from omniquant.report import BlockReport
@@ -105,7 +106,9 @@ def calibrate(
         If `output` cannot be written, or holds another calibration.
     """
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
-    chosen = _choose(method, scheme, options).with_products(scheme, _core.runtime_info()["products"])
+    chosen = _choose(method, scheme, model.architecture, options).with_products(
+        scheme, _core.runtime_info()["products"]
+    )
     windows = _windows(tokens, model)
     model = _in_its_basis(model, scheme, chosen)
     if resume and output is None:
@@ -135,10 +138,13 @@ def _in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions
 
 
 def _choose(
-    method: str | CalibrationOptions, scheme: QuantConfig, options: dict[str, Any]
+    method: str | CalibrationOptions,
+    scheme: QuantConfig,
+    architecture: Architecture,
+    options: dict[str, Any],
 ) -> CalibrationOptions:
     if isinstance(method, str):
-        return CalibrationOptions.for_method(method, scheme, **options)
+        return CalibrationOptions.for_method(method, scheme, online=permits_online(architecture), **options)
     try:
         return replace(method, **options)
     except TypeError as error:

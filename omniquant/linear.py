@@ -155,7 +155,7 @@ def calibrate_linear(
     elif input_map not in _CORE_MAP:
         raise ConfigError(f"input_map {input_map!r} is not one of {', '.join(_CORE_MAP)}")
     options |= {"norm_map": _CORE_MAP[input_map], "batch_size": batch_size}
-    chosen = CalibrationOptions.for_method(method, scheme, **options)
+    chosen = CalibrationOptions.for_method(method, scheme, online=False, **options)
     if chosen.start == "search":
         raise ConfigError("start 'search' is for blocks; a single layer starts as the papers do")
     if chosen.rounding == "gptq":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omniquant.cli.common import Commands, add_run_options, check_data, command, emit, is_result, note
 from omniquant.config.method import CHOICES, METHODS
 from omniquant.config.preset import PRESETS
+from omniquant.config.recipe import AUTO
 from omniquant.errors import ConfigError
 
 _EXAMPLES = """\
@@ -38,7 +40,12 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help='a folder, a .gguf file, or "omniquant-tiny"')
     parser.add_argument("--scheme", required=True, help="what to quantize to: W4A4, W3A16, W2A16g64, ...")
-    parser.add_argument("--method", choices=METHODS, default="omniquant", help="default: omniquant")
+    parser.add_argument(
+        "--method",
+        choices=(*METHODS, AUTO),
+        default="omniquant",
+        help="default: omniquant; auto: what measured best for the scheme",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new directory for the result")
     parser.add_argument("--resume", action="store_true", help="go on with what DIR holds")
     parser.add_argument(
@@ -202,7 +209,10 @@ def run(arguments: argparse.Namespace) -> None:
     scheme = QuantConfig.parse(arguments.scheme)
     names = {field.name for field in fields(CalibrationOptions)} - {"method"}
     given = {name: value for name, value in vars(arguments).items() if name in names}
-    options = CalibrationOptions.for_method(arguments.method, scheme, preset=arguments.preset, **given)
+    choose = partial(
+        CalibrationOptions.for_method, arguments.method, scheme, preset=arguments.preset, **given
+    )
+    options = choose()
     threads = resolve_threads(arguments.threads)
     memory = parse_bytes("--memory", arguments.memory or DEFAULT_MEMORY)
     check_data(arguments.data, arguments.model)
@@ -214,8 +224,10 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.calibration import calibrate
     from omniquant.data import calibration_windows
     from omniquant.models.load import load_model
+    from omniquant.models.rotated import permits_online
 
     model = load_model(arguments.model)
+    options = choose(online=permits_online(model.architecture))
     windows = calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
     note(
         arguments,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from omniquant.config.preset import PRESETS, preset_values
+from omniquant.config.recipe import AUTO, recipe_for
 from omniquant.config.scheme import QuantConfig
 from omniquant.config.target import TARGETS, scale_bits
 from omniquant.errors import ConfigError
@@ -200,17 +201,25 @@ class CalibrationOptions:
 
     @classmethod
     def for_method(
-        cls, method: str, scheme: QuantConfig, *, preset: str = "default", **overrides: Any
+        cls,
+        method: str,
+        scheme: QuantConfig,
+        *,
+        preset: str = "default",
+        online: bool = True,
+        **overrides: Any,
     ) -> CalibrationOptions:
         """Return the defaults of `method` for `scheme`, with `overrides` applied.
 
         Parameters
         ----------
         method : str
-            One of ``METHODS``.
+            One of ``METHODS``; or "auto", the one of them, with options, that measured best for the scheme.
         scheme : QuantConfig
         preset : {"default", "fast"}
             The papers' budget of training, or a small one at higher rates.
+        online : bool
+            Whether "auto" may choose rotations and maps at run time.
         **overrides
             Fields of this class; None means the default. Epochs are always 0 for rtn, smoothquant, gptq
             and awq, which train nothing.
@@ -225,8 +234,11 @@ class CalibrationOptions:
             For an unknown method, preset or option, a value out of range, or a combination that does not
             exist.
         """
+        recipe: dict[str, Any] = {}
+        if method == AUTO:
+            method, recipe = recipe_for(scheme, overrides.get("target") or "any", online)
         if method not in METHODS:
-            raise ConfigError(f"method {method!r} is not one of {', '.join(METHODS)}")
+            raise ConfigError(f"method {method!r} is not one of {', '.join((*METHODS, AUTO))}")
         if preset not in PRESETS:
             raise ConfigError(f"preset {preset!r} is not one of {', '.join(PRESETS)}")
         if not scheme.quantizes_weights and scheme.weight_only and method != "rtn":
@@ -235,7 +247,7 @@ class CalibrationOptions:
         unknown = sorted(set(overrides) - known)
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        values = _defaults(method, scheme) | preset_values(preset, scheme)
+        values = _defaults(method, scheme) | preset_values(preset, scheme) | recipe
         values |= {k: v for k, v in overrides.items() if v is not None}
         if method in UNTRAINED:
             # GPTQ may have its clipping searched; there is no other clipping without training.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import omniquant
@@ -18,6 +19,10 @@ def test_opt(tmp_path: Path) -> None:
     model = check_family(config, tmp_path / "m")
     assert model.spec.norm == "layer"
     assert not model.spec.rope
+    # No rotation passes LayerNorm, so "auto" has to do without what runs beside the model.
+    windows = np.random.default_rng(0).integers(2, VOCABULARY - 1, (2, 16))
+    result = omniquant.calibrate(model, windows, "W4A4", method="auto", epochs=1, progress=False)
+    assert (result.method, result.options.rotation) == ("omniquant", "none")
 
 
 def test_norms_behind_are_refused(tmp_path: Path) -> None:

@@ -199,6 +199,16 @@ def test_resume_makes_the_same_result(capsys, quantize, tmp_path):
     assert contents(tmp_path / "new") == contents(tmp_path / "out")
 
 
+def test_auto_says_what_it_chose(capsys, quantize):
+    out = succeeds(capsys, *quantize("--json", scheme="W3A16", method="auto")).out
+    found = json.loads(out)
+    assert (found["method"], found["options"]["rounding"], found["options"]["epochs"]) == (
+        "omniquant",
+        "learned",
+        1,
+    )
+
+
 def test_training_options_of_methods_that_train_nothing_are_noted(capsys, quantize):
     _, err = succeeds(capsys, *quantize(method="rtn"))
     assert "rtn trains nothing: --epochs 1 has no effect" in err

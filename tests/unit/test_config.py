@@ -241,3 +241,27 @@ def test_hash_sees_every_difference():
     }
     assert len(hashes) == 3
     assert config_hash(QuantConfig.parse("w4a4"), replace(options)) in hashes
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method", "rounding", "rotation"),
+    [
+        ("W4A16", "omniquant", "learned", "none"),
+        ("W2A16g64", "omniquant", "learned", "none"),
+        ("W4A4", "affinequant", "nearest", "online"),
+        ("W6A6", "omniquant", "nearest", "none"),
+        ("W16A16", "rtn", "nearest", "none"),
+    ],
+)
+def test_auto_is_a_recipe_a_scheme(scheme, method, rounding, rotation):
+    options = CalibrationOptions.for_method("auto", QuantConfig.parse(scheme))
+    assert (options.method, options.rounding, options.rotation) == (method, rounding, rotation)
+
+
+def test_auto_yields_to_what_is_asked_for_and_to_what_can_be_held():
+    config = QuantConfig.parse("W3A16")
+    assert CalibrationOptions.for_method("auto", config, epochs=1, rounding="nearest").rounding == "nearest"
+    folded = CalibrationOptions.for_method("auto", QuantConfig.parse("W4A4"), target="huggingface")
+    assert (folded.rotation, folded.input_map) == ("none", "none")
+    plain = CalibrationOptions.for_method("auto", QuantConfig.parse("W4A4"), online=False)
+    assert (plain.rotation, plain.input_map) == ("none", "none")

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from omniquant.linear import LinearResult, calibrate_linear
     from omniquant.models.arrays import model_from_arrays
+    from omniquant.models.conformance import check_model_adapter
     from omniquant.models.load import load_model
     from omniquant.models.model import Model
     from omniquant.progress import Callback, MapSnapshots
@@ -87,6 +88,7 @@ _HOMES = {
     "LinearResult": "linear",
     "calibrate_linear": "linear",
     "model_from_arrays": "models.arrays",
+    "check_model_adapter": "models.conformance",
     "load_model": "models.load",
     "Model": "models.model",
     "Callback": "progress",
@@ -135,6 +137,7 @@ __all__ = [
     "calibrate",
     "calibrate_linear",
     "calibration_windows",
+    "check_model_adapter",
     "dequantize",
     "dominance_margins",
     "evaluation_windows",

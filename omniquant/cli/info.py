@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from omniquant.models.adapter import Architecture
 
 _EXAMPLES = """\
-  omniquant info MODEL          sizes and kinds
+  omniquant info MODEL          sizes, kinds and the maps its blocks permit
   omniquant info DIR            scheme, method, maps and their cost, losses and margins, files
   omniquant info --families     the model families it reads, by their Hugging Face model_type
 """
@@ -58,6 +58,7 @@ def _families() -> list[dict[str, str]]:
 
 def _architecture(architecture: Architecture) -> dict[str, Any]:
     from omniquant.describe import linear_parameters
+    from omniquant.permits import permitted_maps
 
     spec = architecture.spec
     hidden = architecture.vocab_size * spec.hidden_size
@@ -70,6 +71,9 @@ def _architecture(architecture: Architecture) -> dict[str, Any]:
         "linear_weights": linears,
         "embedding_weights": hidden if architecture.tied_embeddings else 2 * hidden,
         "spec": spec.to_core(),
+        "permits": [
+            site.to_dict() | {"text": str(site)} for site in permitted_maps(spec, architecture.biases)
+        ],
     }
 
 
@@ -125,6 +129,7 @@ def _text(data: dict[str, Any]) -> str:
         f"weights   {data['linear_weights']:,} in linears, {data['embedding_weights']:,} in "
         f"{'the tied embedding' if data['tied_embeddings'] else 'embedding and head'}",
     ]
+    lines += [f"permits   {entry['text']}" for entry in data["permits"]]
     total = sum(entry["bytes"] for entry in data["files"])
     lines.append(f"files     {total:,} bytes in {len(data['files'])}")
     lines += [f"          {entry['bytes']:>13,}  {entry['file']}" for entry in data["files"]]

@@ -162,6 +162,8 @@ def test_info_of_a_model(capsys, folder):
     )
     out, _ = succeeds(capsys, "info", folder)
     assert "4 heads of 4, 2 key/value heads" in out
+    assert [site["site"] for site in data["permits"]][:2] == ["norm1 -> q, k, v", "q <-> k"]
+    assert "permits   up -> down: one scale a channel\n" in out
 
 
 def test_info_of_the_families(capsys):

@@ -14,6 +14,7 @@ from omniquant.config import CalibrationOptions, QuantConfig, core_options
 from omniquant.errors import ConfigError
 from omniquant.forward import F32, Weights
 from omniquant.memory import peak_rss_mib
+from omniquant.models.experts import EXPERT, stored_shapes
 from omniquant.models.rope import Rope, rope_tables
 from omniquant.models.spec import BlockSpec
 from omniquant.threads import resolve_threads
@@ -140,17 +141,26 @@ def step_products(
     """Return the products of a step's linears, y = x W^T, dx = dy W, dW = dy^T x, as the core takes them."""
     backward = "bfloat16" if options.products == "bfloat16" else "float32"
     products = []
-    for name, (out, width) in linear_shapes(spec).items():
+    for name, (rows, out, width) in _products_of(spec, tokens):
         exact = options.products != "float32" and scheme.a_bits <= 8 and scheme.groups(width) == 1
         fits = scheme.w_bits <= 7 or (scheme.w_bits == 8 and scheme.w_symmetric)
         products.append(
-            Product("integer" if exact and fits else backward, tokens, out, width, transpose_b=True)
+            Product("integer" if exact and fits else backward, rows, out, width, transpose_b=True)
         )
-        products.append(Product(backward, out, width, tokens, transpose_a=True))
+        products.append(Product(backward, out, width, rows, transpose_a=True))
         # Nothing before the first norm is learned but the norm's own map.
         if name not in ("q", "k", "v") or options.norm_map != "none":
-            products.append(Product(backward, tokens, width, out))
+            products.append(Product(backward, rows, width, out))
     return products
+
+
+def _products_of(spec: BlockSpec, tokens: int) -> list[tuple[str, tuple[int, int, int]]]:
+    """Return (rows of its input, out, in) of every linear; experts one by one, with equal shares."""
+    shared = max(1, -(-tokens * spec.experts_per_token // max(1, spec.num_experts)))
+    return [
+        (name, (shared if EXPERT in name else tokens, out, width))
+        for name, (out, width) in stored_shapes(spec).items()
+    ]
 
 
 class _Block:

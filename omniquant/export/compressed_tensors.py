@@ -7,6 +7,7 @@ too; those carry no tensors, the runtime takes their scales from each token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from omniquant.export.card import model_card
 from omniquant.export.content import Content, Linear
 from omniquant.export.folder import Tensors
 from omniquant.export.huggingface import write_common, write_tensors
+from omniquant.models.spec import ROUTERS
 
 _LOAD = """\
 ```python
@@ -34,7 +36,7 @@ _DEQUANTIZE = "quantization_config=CompressedTensorsConfig(dequantize=True), "
 def write(content: Content, folder: Path) -> None:
     """Write the folder."""
     scheme = content.scheme
-    write_common(content, folder, quantization_config(scheme))
+    write_common(content, folder, quantization_config(scheme, routers(content)))
     tensors_of = packed if scheme.weight_only else as_bytes
     write_tensors(content, folder, lambda linear, _: tensors_of(linear))
     how = "" if scheme.w_symmetric or not scheme.weight_only else _DEQUANTIZE
@@ -43,8 +45,19 @@ def write(content: Content, folder: Path) -> None:
     atomic_write_bytes(folder / "README.md", card.encode())
 
 
-def quantization_config(scheme: QuantConfig) -> dict[str, Any]:
-    """Return config.json's quantization_config."""
+def routers(content: Content) -> list[str]:
+    """Return the names of the linears that choose experts, which stay in float."""
+    refs = [content.refs(index) for index in range(content.result.header.num_layers)]
+    return [
+        ref.key.removesuffix(".weight")
+        for of_block in refs
+        for name, ref in of_block.items()
+        if name.partition(".")[0] in ROUTERS
+    ]
+
+
+def quantization_config(scheme: QuantConfig, ignored: Sequence[str] = ()) -> dict[str, Any]:
+    """Return config.json's quantization_config; `ignored` linears stay in float, as the head does."""
     weights = {
         "num_bits": scheme.w_bits,
         "type": "int",
@@ -67,7 +80,7 @@ def quantization_config(scheme: QuantConfig) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "format": _layout(scheme),
         "quantization_status": "compressed",
-        "ignore": ["lm_head"],
+        "ignore": ["lm_head", *ignored],
         "config_groups": {"group_0": group},
     }
 

@@ -103,7 +103,17 @@ def no_kronecker_map(wish: Wish) -> None:
 def no_experts(wish: Wish) -> None:
     """Refuse mixtures of experts: nothing that reads the format here takes their packed weights."""
     if wish.spec.num_experts:
-        raise wish.fail("a mixture of experts", "huggingface, with dequantized weights")
+        raise wish.fail("a mixture of experts", "compressed-tensors, or huggingface")
+
+
+def packed_experts(wish: Wish) -> None:
+    """Refuse experts in layouts of which transformers does not make its one tensor of all experts."""
+    weight_only = wish.weights_only or wish.scheme.weight_only
+    if not wish.spec.num_experts or (weight_only and wish.scheme.w_symmetric):
+        return
+    nearest = QuantConfig(wish.scheme.w_bits, FLOAT_BITS, wish.scheme.group_size, True)
+    what = f"experts with {'asymmetric weights' if weight_only else 'quantized activations'}"
+    raise wish.fail(f"{what}, which transformers does not read", f"scheme {nearest}, or huggingface")
 
 
 def float_activations(wish: Wish) -> None:

@@ -63,7 +63,7 @@ FORMATS: dict[str, Format] = {
         "transformers and vLLM",
         "compressed_tensors",
         (
-            may.no_experts,
+            may.packed_experts,
             may.no_online_map,
             may.integer_weights,
             may.attention_in_float,

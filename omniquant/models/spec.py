@@ -192,6 +192,7 @@ _EXTRAS = {
     "shared_ffn_size": 0,
 }
 
+MOST_EXPERTS = 4096
 # Linears that stay in float whatever the scheme.
 ROUTERS = ("router", "shared_router")
 # Those of which every expert has one.
@@ -203,6 +204,8 @@ def _check_experts(spec: BlockSpec) -> None:
         value = getattr(spec, field)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
             raise ConfigError(f"{field} is {value!r}, expected an integer of at least 0")
+    if spec.num_experts > MOST_EXPERTS:  # a table of tensors as long as a file pleases would be made
+        raise ConfigError(f"num_experts is {spec.num_experts}, expected at most {MOST_EXPERTS}")
     least = min(1, spec.num_experts)
     if not least <= spec.experts_per_token <= spec.num_experts:
         raise ConfigError(

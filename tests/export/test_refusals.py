@@ -20,6 +20,7 @@ from omniquant.models.spec import BlockSpec
 
 TINY = BlockSpec(hidden_size=128, ffn_size=384, num_heads=8, num_kv_heads=4, head_dim=16)
 TURNED = replace(TINY, rotate_heads=True, rotate_down=True)
+EXPERTS = replace(TINY, num_experts=4, experts_per_token=2)
 PARALLEL = replace(TINY, residual="parallel")
 NARROW = replace(TINY, num_kv_heads=1)
 STORIES = BlockSpec(hidden_size=64, ffn_size=172, num_heads=8, num_kv_heads=4, head_dim=8)
@@ -44,6 +45,28 @@ CASES = [
         (format, "W4A16g32", replace(TINY, norm="layer"), {}, "a block of layer norm, gated MLP; nearest:")
         for format in ("onnx", "openvino")
     ),
+    *(
+        (
+            format,
+            "W4sA16g32",
+            EXPERTS,
+            {},
+            "a mixture of experts; nearest: compressed-tensors, or huggingface",
+        )
+        for format in ("gptq", "awq")
+    ),
+    *(
+        (
+            format,
+            "W4sA16g32",
+            EXPERTS,
+            {},
+            "a model with num_experts, experts_per_token; nearest: huggingface",
+        )
+        for format in ("gguf", "onnx", "openvino")
+    ),
+    ("compressed-tensors", "W4A16g32", EXPERTS, {}, "transformers does not read; nearest: scheme W4sA16g32"),
+    ("compressed-tensors", "W8sA8sfKV16", EXPERTS, {}, "experts with quantized activations, which"),
     ("onnx", "W4A16g32", PARALLEL, {}, "a model with residual; nearest: huggingface"),
     ("huggingface", "W4A4", TINY, {}, "quantized activations, Q, K or V (W4A4); nearest: --weights-only"),
     ("huggingface", "W3A16", TINY, {"norm_map": "online"}, ONLINE),

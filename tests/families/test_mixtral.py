@@ -17,7 +17,7 @@ TINY = {**SIZES, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 
 @pytest.mark.parametrize("window", [5, None])
 def test_mixtral(tmp_path: Path, window: int | None) -> None:
     config = transformers.MixtralConfig(**TINY, sliding_window=window)
-    spec = check_family(config, tmp_path / "m", packed=False).spec
+    spec = check_family(config, tmp_path / "m").spec
     assert (spec.num_experts, spec.experts_per_token, spec.window) == (5, 2, window or 0)
 
 
@@ -29,7 +29,11 @@ def test_what_experts_cannot(tmp_path: Path) -> None:
         omniquant.calibrate(model, tokens, "W4A16", method="rtn", rotation="folded", progress=False)
     with pytest.raises(UnsupportedError, match=r"experts: Gram matrices .* nearest: start paper"):
         omniquant.calibrate(model, tokens, "W4A16", method="gptq", progress=False)
+    for scheme, kind in (("W4A16", "asymmetric weights"), ("W8sA8sKV16", "quantized activations")):
+        result = omniquant.calibrate(model, tokens, scheme, method="rtn", progress=False)
+        with pytest.raises(UnsupportedError, match=f"experts with {kind}.*nearest: scheme W.sA16, or hugg"):
+            result.export(tmp_path / "ct", "compressed-tensors")
     result = omniquant.calibrate(model, tokens, "W4sA16g32", method="rtn", progress=False)
-    for name in ("compressed-tensors", "gptq", "awq", "gguf", "onnx", "openvino"):
-        with pytest.raises(UnsupportedError, match=r"experts.*nearest: huggingface"):
+    for name in ("gptq", "awq", "gguf", "onnx", "openvino"):
+        with pytest.raises(UnsupportedError, match=r"experts.*nearest: .*huggingface"):
             result.export(tmp_path / name, name)

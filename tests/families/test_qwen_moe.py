@@ -18,7 +18,7 @@ SHARED = {**EXPERTS, "shared_expert_intermediate_size": 40}
 @pytest.mark.parametrize("normalized", [False, True])
 def test_qwen2_moe(tmp_path: Path, normalized: bool) -> None:
     config = transformers.Qwen2MoeConfig(**SIZES, **SHARED, num_experts_per_tok=3, norm_topk_prob=normalized)
-    model = check_family(config, tmp_path / "m", packed=False)
+    model = check_family(config, tmp_path / "m")
     assert (model.spec.shared_ffn_size, model.spec.ffn_size) == (40, 24)
     assert "q.bias" in model.block(0)
 
@@ -27,7 +27,7 @@ def test_qwen3_moe(tmp_path: Path) -> None:
     config = transformers.Qwen3MoeConfig(
         **SIZES, **EXPERTS, num_experts_per_tok=1, head_dim=16, norm_topk_prob=True
     )
-    assert check_family(config, tmp_path / "m", packed=False).spec.head_norms
+    assert check_family(config, tmp_path / "m").spec.head_norms
 
 
 @pytest.mark.parametrize("field", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [1]}])

@@ -110,6 +110,7 @@ IMPOSSIBLE = [
     ({"num_experts": 3, "experts_per_token": 4}, "experts_per_token"),
     ({"num_experts": 3, "experts_per_token": 0}, "experts_per_token"),
     ({"num_experts": -1}, "num_experts"),
+    ({"num_experts": 4097, "experts_per_token": 1}, "num_experts"),
     ({"shared_ffn_size": 8}, "shared_ffn_size"),
     ({"shared_ffn_size": -1, "num_experts": 2, "experts_per_token": 1}, "shared_ffn_size"),
 ]

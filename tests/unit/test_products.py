@@ -15,10 +15,10 @@ needs_integer = pytest.mark.skipif("integer" not in AVAILABLE, reason="no exact 
 needs_bfloat16 = pytest.mark.skipif("bfloat16" not in AVAILABLE, reason="no fast bfloat16 products here")
 
 
-def block(seed: int, **forced: object) -> Case:
+def block(seed: int, quirks: bool = False, **forced: object) -> Case:
     """Return a random block wide enough for the fast kernels to be used."""
     sizes = {"hidden_size": 48, "ffn_size": 96, "head_dim": 8, "samples": 3, "tokens": 24}
-    return Draw(seed, **{**sizes, **forced}).case()
+    return Draw(seed, quirks=quirks, **{**sizes, **forced}).case()
 
 
 def direction_of(case: Case, products: str) -> tuple[float, np.ndarray]:
@@ -143,3 +143,25 @@ def test_unknown_kinds_are_refused() -> None:
 def test_kinds_the_processor_lacks_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="products bfloat16"):
         direction_of(block(0), "bfloat16")
+
+
+@needs_integer
+def test_experts_take_every_kind_of_product() -> None:
+    """Rows of stacked codes and of gathered tokens are those of fake quantization, whatever the form."""
+    kinds = AVAILABLE[1:]
+    experts = {"num_experts": 3, "experts_per_token": 2, "shared_ffn_size": 40}
+    plain = {"up_down": False, "input_map": "none", "rotate_down": False, "post_norms": False}
+    bits = {"w_bits": 6, "bits": 8, "q_bits": 16, "k_bits": 16, "v_bits": 16, "group_size": 0}
+    losses: dict[str, list[float]] = {kind: [] for kind in kinds}
+    cosines: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for seed in range(12):
+        case = block(seed, quirks=True, **experts, **plain, **bits)
+        loss, g = direction_of(case, "float32")
+        for kind in kinds:
+            other, h = direction_of(case, kind)
+            losses[kind].append(abs(other / loss - 1))
+            cosines[kind].append(g @ h / (np.linalg.norm(g) * np.linalg.norm(h)))
+    assert np.median(losses["integer"]) <= 1e-5
+    for kind in kinds:
+        assert np.median(losses[kind]) <= 0.05
+        assert np.median(cosines[kind]) >= 0.99

@@ -47,7 +47,7 @@ def write(content: Content, folder: Path) -> None:
 
 def routers(content: Content) -> list[str]:
     """Return the names of the linears that choose experts, which stay in float."""
-    refs = [content.refs(index) for index in range(content.result.header.num_layers)]
+    refs = [content.refs(index, "safetensors") for index in range(content.result.header.num_layers)]
     return [
         ref.key.removesuffix(".weight")
         for of_block in refs

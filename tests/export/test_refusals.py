@@ -53,7 +53,7 @@ CASES = [
             {},
             "a mixture of experts; nearest: compressed-tensors, or huggingface",
         )
-        for format in ("gptq", "awq")
+        for format in ("gptq", "awq", "gguf")
     ),
     *(
         (
@@ -63,7 +63,7 @@ CASES = [
             {},
             "a model with num_experts, experts_per_token; nearest: huggingface",
         )
-        for format in ("gguf", "onnx", "openvino")
+        for format in ("onnx", "openvino")
     ),
     ("compressed-tensors", "W4A16g32", EXPERTS, {}, "transformers does not read; nearest: scheme W4sA16g32"),
     ("compressed-tensors", "W8sA8sfKV16", EXPERTS, {}, "experts with quantized activations, which"),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from omniquant.checkpoint.fields import Fields
+from omniquant.checkpoint.prefixed import fully_named
 from omniquant.checkpoint.source import F32, TensorSource
 from omniquant.checkpoint.text import shown
 from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
@@ -68,11 +69,12 @@ class Model(Layered):
         self.config = config
         self.architecture = architecture
         self._adapter = adapter
-        self._source = source
         self._read_tokenizer = read_tokenizer
         self._read_text = read_text
         self._outer = adapter.outer_tensors(architecture, source.layout)
-        _check_tensors(adapter, architecture, source)
+        heads = [ref.key for ours, ref in self._outer.items() if ours.startswith("lm_head.")]
+        self._source = fully_named(source, self._outer["embedding.weight"].key, heads)
+        _check_tensors(adapter, architecture, self._source)
 
     @property
     def family(self) -> str:

@@ -355,16 +355,16 @@ def model_set_block(
     spec: Mapping[str, Any],
     rope_table: int,
     tensors: Mapping[str, npt.ArrayLike],
-    bits: int,
-    symmetric: bool,
-    group_size: int,
+    linears: Mapping[str, Mapping[str, int | bool]],
+    activation: Mapping[str, int | bool] | None,
     *,
     threads: int = 1,
 ) -> None:
-    """Pack one block from the tensors of its file; each block once. group_size 0: whole rows.
+    """Pack one block from the tensors of its file; each block once.
 
-    The spec may differ from the model's in window, scores and rotary positions; rope_table: which of a
-    decoder's tables it takes.
+    linears: LinearScheme.to_core() of each; activation: of inputs alone, the rest is the model's. The spec
+    may differ from the model's in window, scores and rotary positions; rope_table: which of a decoder's
+    tables it takes.
     """
 
 def model_facts(model: object, /) -> dict[str, Any]:

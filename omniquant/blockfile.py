@@ -25,10 +25,10 @@ import safetensors.numpy
 
 from omniquant import _core
 from omniquant.checkpoint.text import one_line
-from omniquant.config import QuantConfig
+from omniquant.config.scheme import BlockScheme
 from omniquant.errors import CheckpointError
 from omniquant.forward import F32, Weights
-from omniquant.models.spec import ROUTERS, BlockSpec
+from omniquant.models.spec import BlockSpec
 
 Array = npt.NDArray[Any]
 
@@ -48,30 +48,30 @@ def linear_shapes(spec: BlockSpec) -> dict[str, tuple[int, int]]:
     return spec.linear_shapes()
 
 
-def to_tensors(state: BlockState, scheme: QuantConfig) -> dict[str, Array]:
+def to_tensors(state: BlockState, scheme: BlockScheme) -> dict[str, Array]:
     """Return the tensors of a block's file."""
     tensors = {}
     for name, values in state.folded.items():
-        tensors[name] = _core.pack(values, scheme.w_bits) if name.endswith(".codes") else values
+        linear, _, kind = name.rpartition(".")
+        tensors[name] = _core.pack(values, scheme[linear].bits) if kind == "codes" else values
     return tensors | {_LEARNABLE + name: np.asarray(values) for name, values in state.learnables.items()}
 
 
-def from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where: str) -> BlockState:
+def from_bytes(data: bytes, spec: BlockSpec, scheme: BlockScheme, where: str) -> BlockState:
     """Read a block's file, which nobody vouches for; errors as :func:`tensors_from_bytes`."""
     tensors = tensors_from_bytes(data, spec, scheme, where)
     learnables = {k.removeprefix(_LEARNABLE): v for k, v in tensors.items() if k.startswith(_LEARNABLE)}
     shapes = linear_shapes(spec)
-    folded = {
-        name: _core.unpack(values, scheme.w_bits, shapes[name.removesuffix(".codes")][1])
-        if name.endswith(".codes")
-        else values
-        for name, values in tensors.items()
-        if not name.startswith(_LEARNABLE)
-    }
+    folded = {}
+    for name, values in tensors.items():
+        linear, _, kind = name.rpartition(".")
+        if not name.startswith(_LEARNABLE):
+            coded = kind == "codes"
+            folded[name] = _core.unpack(values, scheme[linear].bits, shapes[linear][1]) if coded else values
     return BlockState(folded, learnables)
 
 
-def tensors_from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where: str) -> dict[str, Array]:
+def tensors_from_bytes(data: bytes, spec: BlockSpec, scheme: BlockScheme, where: str) -> dict[str, Array]:
     """Read a block's file as it is stored, codes packed.
 
     Raises
@@ -92,7 +92,7 @@ def tensors_from_bytes(data: bytes, spec: BlockSpec, scheme: QuantConfig, where:
     for name, values in stored.items():
         if name not in expected:
             raise CheckpointError(f"{where}: tensor {name!r} is unknown")
-        _check_tensor(values, expected[name], scheme, f"{where}: {name}")
+        _check_tensor(values, expected[name], f"{where}: {name}")
     return dict(tensors)
 
 
@@ -101,16 +101,18 @@ class _Layout:
     dtype: type
     shape: tuple[int, ...]
     optional: bool = False
+    bits: int = 8  # zero points have no more
 
 
-def _expected(spec: BlockSpec, scheme: QuantConfig) -> dict[str, _Layout]:
+def _expected(spec: BlockSpec, scheme: BlockScheme) -> dict[str, _Layout]:
     layouts = {}
     for name, (rows, columns) in linear_shapes(spec).items():
-        groups = (rows, scheme.groups(columns))
-        if scheme.quantizes_weights and name not in ROUTERS:
-            layouts[f"{name}.codes"] = _Layout(np.uint8, (rows, -(-columns * scheme.w_bits // 8)))
+        linear = scheme[name]
+        groups = (rows, linear.groups(columns))
+        if linear.quantized:
+            layouts[f"{name}.codes"] = _Layout(np.uint8, (rows, -(-columns * linear.bits // 8)))
             layouts[f"{name}.scale"] = _Layout(np.float32, groups)
-            layouts[f"{name}.zero_point"] = _Layout(np.uint8, groups)
+            layouts[f"{name}.zero_point"] = _Layout(np.uint8, groups, bits=linear.bits)
         else:
             layouts[f"{name}.weight"] = _Layout(np.float32, (rows, columns))
         layouts[f"{name}.bias"] = _Layout(np.float32, (rows,), optional=True)
@@ -127,21 +129,21 @@ def _expected(spec: BlockSpec, scheme: QuantConfig) -> dict[str, _Layout]:
     return layouts
 
 
-def _check_tensor(values: Array, layout: _Layout, scheme: QuantConfig, where: str) -> None:
+def _check_tensor(values: Array, layout: _Layout, where: str) -> None:
     if values.dtype != layout.dtype or values.shape != layout.shape:
         raise CheckpointError(
             f"{where} is {values.dtype} {list(values.shape)}, "
             f"expected {np.dtype(layout.dtype)} {list(layout.shape)}"
         )
-    if where.endswith(".zero_point") and values.size and int(values.max()) >> scheme.w_bits:
-        raise CheckpointError(f"{where} holds {int(values.max())}, too large for {scheme.w_bits} bits")
+    if where.endswith(".zero_point") and values.size and int(values.max()) >> layout.bits:
+        raise CheckpointError(f"{where} holds {int(values.max())}, too large for {layout.bits} bits")
     if layout.dtype is np.float32 and not np.isfinite(values).all():
         raise CheckpointError(f"{where} holds NaN or infinity")
     if where.endswith(".scale") and values.size and float(values.min()) <= 0:
         raise CheckpointError(f"{where} holds {float(values.min())}, scales are positive")
 
 
-def dequantized(folded: Mapping[str, Array], scheme: QuantConfig) -> Weights:
+def dequantized(folded: Mapping[str, Array], scheme: BlockScheme) -> Weights:
     """Return a block's weights as ``_core.block_forward`` takes them: exactly what training saw."""
     weights: Weights = {}
     for name, values in folded.items():
@@ -149,7 +151,7 @@ def dequantized(folded: Mapping[str, Array], scheme: QuantConfig) -> Weights:
         if kind == "codes":
             scale, zero_point = folded[f"{linear}.scale"], folded[f"{linear}.zero_point"]
             weights[f"{linear}.weight"] = _core.dequantize(
-                values, scale, zero_point, group_size=scheme.group_size or 0
+                values, scale, zero_point, group_size=scheme[linear].group_size or 0
             )
         elif kind not in ("scale", "zero_point"):
             weights[name] = values

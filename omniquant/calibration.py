@@ -14,9 +14,10 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,13 @@ from omniquant import _core
 from omniquant.blockfile import BlockState, dequantized
 from omniquant.checkpoint.finite import check_finite
 from omniquant.config import CalibrationOptions, QuantConfig, core_options
+from omniquant.config.overrides import Overrides
 from omniquant.errors import ConfigError, DataError, OmniQuantError
 from omniquant.forward import I32, Activation, Weights, as_windows, block_parts, chunks, rope_or_empty
 from omniquant.manifest import Header
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
+from omniquant.mixed.allocation import CANDIDATE_BITS
+from omniquant.mixed.plan import Wishes, mixed_scheme
 from omniquant.models.adapter import Architecture
 from omniquant.models.model import Model
 from omniquant.models.rotated import RotatedModel, Rotation, permits_online
@@ -48,6 +52,9 @@ def calibrate(
     config: QuantConfig | str,
     *,
     method: str | CalibrationOptions = "omniquant",
+    overrides: Overrides = (),
+    average_bits: float | None = None,
+    candidate_bits: Sequence[int] = CANDIDATE_BITS,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     threads: int | None = None,
@@ -68,7 +75,16 @@ def calibrate(
     config : QuantConfig or str
         The scheme, such as "W4A4" or "W2A16g64".
     method : str or CalibrationOptions
-        "rtn", "smoothquant", "omniquant" or "affinequant", with the papers' defaults; or every option made.
+        "rtn", "smoothquant", "gptq", "awq", "omniquant" or "affinequant", with the papers' defaults; or every
+        option made.
+    overrides : mapping of str to scheme, or iterable of "PATTERN=SCHEME"
+        Other schemes for linears, by patterns of their names ("layers.0.*", "model.layers.*.mlp.down_proj");
+        the last match counts. "float" skips them. Q, K and V are always `config`'s.
+    average_bits : float, optional
+        Choose the bits of every other linear, at most so many a weight on average, by what each costs on the
+        calibration tokens: :func:`omniquant.mixed.allocate`.
+    candidate_bits : sequence of int
+        What is chosen from.
     output : path, optional
         A directory that gets each block the moment it is done. None: the result stays in memory.
     resume : bool
@@ -106,9 +122,8 @@ def calibrate(
         If `output` cannot be written, or holds another calibration.
     """
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
-    chosen = _choose(method, scheme, model.architecture, options).with_products(
-        scheme, _core.runtime_info()["products"]
-    )
+    chosen = _choose(method, scheme, model.architecture, options)
+    wishes = Wishes.of(overrides, average_bits, candidate_bits)
     windows = _windows(tokens, model)
     model = _in_its_basis(model, scheme, chosen)
     if resume and output is None:
@@ -118,23 +133,41 @@ def calibrate(
         listeners = [*callbacks, *([progress_callback()] if progress else [])]
         for listener in listeners:
             stack.callback(listener.on_end)
-        run = _Run(model, windows, scheme, chosen, resolve_threads(threads), place, listeners)
-        header = _header(model, windows, scheme, chosen)
+        workers = resolve_threads(threads)
+        scheme, allocation = mixed_scheme(
+            model,
+            windows,
+            scheme,
+            wishes,
+            threads=workers,
+            check=partial(_check_target, chosen, model),
+            say=partial(_tell, listeners),
+        )
+        chosen = chosen.with_products(scheme, _core.runtime_info()["products"])
+        run = _Run(model, windows, scheme, chosen, workers, place, listeners)
+        header = replace(_header(model, windows, scheme, chosen), allocation=allocation)
         if output is None:
             return run.in_memory(header)
         return run.in_directory(_open(Path(output), header, model, resume, run.say))
 
 
 def _in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions) -> Model:
-    """Return the model as the options calibrate it: rotated, or refused where their target cannot hold it."""
+    """Return the model as the options calibrate it: rotated, where they ask for it."""
     rotation = Rotation.of(options, scheme)
-    if rotation is not None:
-        model = RotatedModel(model, rotation)
+    return model if rotation is None else RotatedModel(model, rotation)
+
+
+def _check_target(options: CalibrationOptions, model: Model, scheme: QuantConfig) -> None:
+    """Refuse a scheme that the options' target cannot hold."""
     if options.target != "any":
         from omniquant.export.table import refuse_target  # late: only who names a format needs their table
 
         refuse_target(scheme, options, model)
-    return model
+
+
+def _tell(listeners: Iterable[Callback], line: str) -> None:
+    for listener in listeners:
+        listener.on_message(line)
 
 
 def _choose(
@@ -212,8 +245,7 @@ class _Run:
 
     def say(self, line: str) -> None:
         """Tell the listeners something worth knowing."""
-        for listener in self.listeners:
-            listener.on_message(line)
+        _tell(self.listeners, line)
 
     @property
     def steps(self) -> int:
@@ -307,8 +339,9 @@ class _Run:
         if streams.full is not streams.quantized:  # before the first block both are one
             streams.pool.give_back(streams.full)
         streams.full = full
-        weights = dequantized(state.folded, self.scheme)
-        self._through(index, weights, streams.quantized, streams.quantized, self.scheme.activation())
+        weights = dequantized(state.folded, self.scheme.block(index))
+        activation = self.scheme.activation(index)
+        self._through(index, weights, streams.quantized, streams.quantized, activation)
 
     def compute(self, index: int, streams: _Streams, store: MemoryStore | StateDirectory) -> None:
         """Calibrate one block, keep it, and move both activations behind it."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from omniquant.blockfile import linear_shapes
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.config.method import core_qk_map
+from omniquant.config.scheme import LinearScheme
 from omniquant.models.rotated import rotation_cost
-from omniquant.models.spec import ROUTERS, BlockSpec
+from omniquant.models.spec import BlockSpec, quantized_shapes
 
 _SCALE_BITS = 32  # scales are stored as float32
 _ZERO_POINT_BITS = 8
@@ -100,20 +100,42 @@ def describe_maps(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescr
 
 def linear_parameters(spec: BlockSpec) -> int:
     """Return the number of weights of the linears of a block, routers aside, which stay in float."""
-    return sum(rows * columns for rows, columns in _quantized(spec))
+    return sum(rows * columns for rows, columns in quantized_shapes(spec).values())
 
 
-def _quantized(spec: BlockSpec) -> list[tuple[int, int]]:
-    return [shape for name, shape in linear_shapes(spec).items() if name not in ROUTERS]
+def bits_per_weight(scheme: QuantConfig, spec: BlockSpec, num_layers: int) -> float:
+    """Return the bits a weight of the linears takes, scales (32 bits) and zero points (8 bits) counted.
 
-
-def bits_per_weight(scheme: QuantConfig, spec: BlockSpec) -> float:
-    """Return the bits a weight of the linears takes, scales (32 bits) and zero points (8 bits) counted."""
-    if not scheme.quantizes_weights:
-        return 32.0
-    extra = _SCALE_BITS + (0 if scheme.w_symmetric else _ZERO_POINT_BITS)
+    Weights in float count 32 bits.
+    """
+    shapes = quantized_shapes(spec)
     bits = sum(
-        rows * (columns * scheme.w_bits + scheme.groups(columns) * extra)
-        for rows, columns in _quantized(spec)
+        linear_bits(linears[name], *shape)
+        for linears in map(scheme.block, range(num_layers))
+        for name, shape in shapes.items()
     )
-    return bits / linear_parameters(spec)
+    return bits / (num_layers * linear_parameters(spec))
+
+
+def describe_linears(
+    scheme: QuantConfig, spec: BlockSpec, num_layers: int
+) -> dict[str, dict[str, str | float]]:
+    """Return scheme, bits of the codes (or "float") and all bits a weight of every linear, by our names."""
+    described: dict[str, dict[str, str | float]] = {}
+    for layer in range(num_layers):
+        linears = scheme.block(layer)
+        for name, (rows, columns) in quantized_shapes(spec).items():
+            described[f"layers.{layer}.{name}"] = {
+                "scheme": scheme.of_linear(layer, name).text,
+                "bits": str(linears[name].bits) if linears[name].quantized else "float",
+                "bits_per_weight": linear_bits(linears[name], rows, columns) / (rows * columns),
+            }
+    return described
+
+
+def linear_bits(linear: LinearScheme, rows: int, columns: int) -> int:
+    """Return the bits one linear takes."""
+    if not linear.quantized:
+        return 32 * rows * columns
+    extra = _SCALE_BITS + (0 if linear.symmetric else _ZERO_POINT_BITS)
+    return rows * (columns * linear.bits + linear.groups(columns) * extra)

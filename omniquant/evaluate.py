@@ -17,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.errors import NotFiniteError
-from omniquant.forward import HIDDEN_BYTES, I32, ForwardModel, Head, as_windows, chunks, run_block
+from omniquant.forward import (
+    HIDDEN_BYTES,
+    I32,
+    ForwardModel,
+    Head,
+    activation_of,
+    as_windows,
+    chunks,
+    run_block,
+)
 from omniquant.threads import resolve_threads
 
 
@@ -128,9 +137,9 @@ def _window_losses(
     model: ForwardModel, windows: I32, threads: int, progress: Callable[[int], None]
 ) -> npt.NDArray[np.float64]:
     """Return the mean cross entropy of each window [N]."""
-    activation = getattr(model, "activation", None)  # a full-precision model quantizes none
     x = model.embed(windows)
     for index in range(model.num_layers):
+        activation = activation_of(model, index)
         x = run_block(model, index, model.block(index), x, activation=activation, threads=threads)
         progress(index + 1)
     head = Head(model)

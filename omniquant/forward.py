@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant import _core
+from omniquant.config import QuantConfig
 from omniquant.errors import DataError
 from omniquant.models.ends import Ends
 from omniquant.models.spec import BlockSpec
@@ -62,6 +63,12 @@ class ForwardModel(Protocol):
 
     def rope_tables(self, length: int, layer: int, /) -> tuple[F32, F32]:
         """Return cos and sin [length, r/2] of one block."""
+
+
+def activation_of(model: ForwardModel, index: int) -> Activation | None:
+    """Return the quantizers of a block's activations; None of a model in full precision."""
+    scheme: QuantConfig | None = getattr(model, "scheme", None)
+    return None if scheme is None else scheme.activation(index)
 
 
 def as_windows(tokens: npt.ArrayLike, vocab_size: int, seqlen: int | None = None) -> I32:
@@ -269,8 +276,8 @@ class Head:
 def float_logits(model: ForwardModel, tokens: npt.ArrayLike, *, threads: int = 1) -> F32:
     """Return logits [N, T, V] of windows [N, T], with activations rounded where the model rounds them."""
     windows = as_windows(tokens, model.vocab_size)
-    activation = getattr(model, "activation", None)  # a full-precision model quantizes none
     x = model.embed(windows)
     for layer in range(model.num_layers):
+        activation = activation_of(model, layer)
         x = run_block(model, layer, model.block(layer), x, activation=activation, threads=threads)
     return model.ends().logits(x, model.lm_head(), threads=threads)

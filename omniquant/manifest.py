@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.json_file import parse_json_object
-from omniquant.checkpoint.text import one_line
+from omniquant.checkpoint.text import one_line, shown
 from omniquant.config import CalibrationOptions, QuantConfig
+from omniquant.config.scheme import LINEARS
 from omniquant.errors import CheckpointError, ConfigError
+from omniquant.mixed.allocation import Allocation
 from omniquant.report import BlockReport
 
 MANIFEST_NAME = "manifest.json"
@@ -26,6 +29,7 @@ FORMAT_VERSION = 1
 
 _MAX_BYTES = 256 << 20
 _HEX = frozenset("0123456789abcdef")
+_LINEAR = re.compile(rf"layers\.\d{{1,6}}\.({'|'.join(LINEARS)})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,28 @@ class Header:
     options: CalibrationOptions
     model: dict[str, Any]  # name, source, fingerprint, num_layers, vocab_size, spec
     calibration: dict[str, Any]  # samples, seqlen, tokens_sha256
+    allocation: Allocation | None = None  # what the bits were chosen by
 
     @property
     def num_layers(self) -> int:
         """Number of blocks of the model."""
         return int(self.model["num_layers"])
 
+    @property
+    def budget(self) -> float | None:
+        """The bits a weight that were to be spent; None where nothing was allocated."""
+        return None if self.allocation is None else self.allocation.average_bits
+
     def difference(self, other: Header) -> str | None:
         """Return what differs from `other`, as "scheme W4A4, not W3A16"; None if they are the same run."""
-        if self.scheme != other.scheme:
-            return f"scheme {self.scheme}, not {other.scheme}"
+        if self.scheme.text != other.scheme.text:
+            return f"scheme {self.scheme.text}, not {other.scheme.text}"
+        one, two = dict(self.scheme.overrides), dict(other.scheme.overrides)
+        for name in sorted({*one, *two}):
+            if one.get(name) != two.get(name):
+                return f"{name} {one.get(name, self.scheme).text}, not {two.get(name, other.scheme).text}"
+        if self.budget != other.budget:
+            return f"average_bits {self.budget}, not {other.budget}"
         mine, theirs = self.options.to_dict(), other.options.to_dict()
         for name in mine:
             if mine[name] != theirs[name]:
@@ -131,7 +147,8 @@ class Manifest:
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "scheme": str(header.scheme),
+            "scheme": header.scheme.text,
+            **_mixed(header),
             "options": header.options.to_dict(),
             "model": header.model,
             "calibration": header.calibration,
@@ -192,7 +209,7 @@ def _section(fields_: Fields, name: str) -> Fields:
 
 def _read_header(fields_: Fields) -> Header:
     try:
-        scheme = QuantConfig.parse(fields_.text("scheme"))
+        scheme = _read_scheme(fields_)
         options = CalibrationOptions.from_dict(_section(fields_, "options").values)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{fields_.where}: {one_line(error)}") from None
@@ -205,7 +222,31 @@ def _read_header(fields_: Fields) -> Header:
     for name in ("samples", "seqlen"):
         calibration.integer(name)
     calibration.text("tokens_sha256")
-    return Header(scheme, options, dict(model.values), dict(calibration.values))
+    section = fields_.section("allocation")
+    allocation = None if section is None else Allocation.from_fields(section)
+    for name in (*dict(scheme.overrides), *(allocation.costs if allocation else ())):
+        if not _LINEAR.fullmatch(name) or int(name.split(".")[1]) >= model.integer("num_layers"):
+            raise CheckpointError(f"{fields_.where}: {shown(name)} is no linear of the model")
+    return Header(scheme, options, dict(model.values), dict(calibration.values), allocation)
+
+
+def _mixed(header: Header) -> dict[str, Any]:
+    """Return what a manifest says of mixed precision; nothing where there is none."""
+    mixed: dict[str, Any] = {}
+    if header.scheme.overrides:
+        mixed["overrides"] = {name: own.text for name, own in header.scheme.overrides}
+    if header.allocation is not None:
+        mixed["allocation"] = header.allocation.to_dict()
+    return mixed
+
+
+def _read_scheme(fields_: Fields) -> QuantConfig:
+    scheme = QuantConfig.parse(fields_.text("scheme"))
+    section = fields_.section("overrides")
+    if section is None:
+        return scheme
+    own = tuple((name, QuantConfig.parse(section.text(name))) for name in section.values)
+    return replace(scheme, overrides=own)
 
 
 def _read_list(fields_: Fields, name: str) -> list[Fields]:

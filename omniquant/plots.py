@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from omniquant import _core
 from omniquant.errors import UnsupportedError
+from omniquant.models.spec import quantized_shapes
 from omniquant.progress import MapSnapshots
 from omniquant.quantized import CalibrationResult
 
@@ -137,6 +138,56 @@ def _draw_matrix(axis: Any, values: npt.NDArray[Any], title: str, colours: Mappi
     axis.set_title(title, fontsize="small")
     axis.set_xticks([])
     axis.set_yticks([])
+
+
+def plot_allocation(result: CalibrationResult) -> Figure:
+    """Draw what each linear costs at the fewest bits and the bits it was given, one column a block.
+
+    Parameters
+    ----------
+    result : CalibrationResult
+        Calibrated with `average_bits`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Costs are estimated nats of divergence at the end of the model, as powers of ten; linears with schemes
+        wished for by hand have none.
+
+    Raises
+    ------
+    UnsupportedError
+        Without matplotlib, or where no bits were chosen.
+    """
+    allocation, scheme = result.header.allocation, result.scheme
+    if allocation is None:
+        raise UnsupportedError(f"{result.method} {scheme}: no bits were chosen, there was no --average-bits")
+    layers, names = range(result.header.num_layers), list(quantized_shapes(result.architecture.spec))
+    found = {name: values[0] for name, values in allocation.costs.items()}
+    costs = np.array([[found.get(f"layers.{layer}.{name}", 0.0) for layer in layers] for name in names])
+    bits = np.array([[scheme.block(layer)[name].bits for layer in layers] for name in names])
+    figure, axes = _new_figure(2, 1, 2.6 + 0.36 * len(layers), 5.6)
+    logarithms = np.ma.log10(np.ma.masked_less_equal(costs, 0))
+    fewest = f"divergence at {allocation.bits[0]} bits, nats (powers of ten)"
+    image = _draw_linears(axes[0, 0], logarithms, names, "viridis", fewest)
+    figure.colorbar(image, ax=axes[0, 0])
+    title = f"bits chosen, {allocation.average_bits:g} on average"
+    image = _draw_linears(axes[1, 0], bits, names, "YlGnBu", title)
+    figure.colorbar(image, ax=axes[1, 0], ticks=np.unique(bits))
+    middle = (int(bits.min()) + int(bits.max())) / 2
+    for (row, column), value in np.ndenumerate(bits):
+        colour = "white" if value > middle else "black"
+        axes[1, 0].text(column, row, str(value), ha="center", va="center", fontsize="small", color=colour)
+    axes[1, 0].set_xlabel("block")
+    return figure
+
+
+def _draw_linears(axis: Any, values: npt.NDArray[Any], names: Sequence[str], colours: str, title: str) -> Any:
+    """Draw a value a linear [names, blocks]."""
+    image = axis.imshow(values, cmap=colours, aspect="auto", interpolation="nearest")
+    axis.set_title(title, fontsize="medium")
+    axis.set_yticks(range(len(names)), names)
+    return image
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

@@ -107,11 +107,6 @@ class QuantizedModel(Layered):
         return self._header.options
 
     @property
-    def activation(self) -> dict[str, int | bool]:
-        """The quantizers of activations, Q, K and V, as the core takes them."""
-        return self._header.scheme.activation()
-
-    @property
     def config(self) -> Mapping[str, object]:
         """The configuration of the original model."""
         return self._outer.config
@@ -140,7 +135,7 @@ class QuantizedModel(Layered):
 
     def tensors(self, index: int) -> dict[str, Array]:
         """Return a block's tensors as they are stored: codes as bit streams a row."""
-        return self._store.tensors(index, self.scheme)
+        return self._store.tensors(index, self.scheme.block(index))
 
     def matrices(self) -> tuple[Matrix, Matrix]:
         """Return embedding and head as they are stored; the same object where they are tied."""
@@ -148,7 +143,7 @@ class QuantizedModel(Layered):
 
     def block(self, index: int) -> Weights:
         """Return the dequantized weights of a block."""
-        return dequantized(self._store.get(index).folded, self.scheme)
+        return dequantized(self._store.get(index).folded, self.scheme.block(index))
 
     @property
     def text(self) -> TextSettings:

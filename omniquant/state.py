@@ -27,6 +27,7 @@ from omniquant.checkpoint.atomic import atomic_save_safetensors, atomic_write_by
 from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.text import one_line
 from omniquant.config import QuantConfig
+from omniquant.config.scheme import BlockScheme
 from omniquant.errors import CheckpointError
 from omniquant.manifest import MANIFEST_NAME, BlockEntry, FileEntry, Header, Manifest
 from omniquant.models.model import Model
@@ -52,7 +53,7 @@ class BlockStore(Protocol):
     def get(self, index: int) -> BlockState:
         """Return a finished block."""
 
-    def tensors(self, index: int, scheme: QuantConfig) -> dict[str, Array]:
+    def tensors(self, index: int, scheme: BlockScheme) -> dict[str, Array]:
         """Return a finished block as it is stored: codes as bit streams."""
 
 
@@ -76,7 +77,7 @@ class MemoryStore:
         """Return a finished block."""
         return self._blocks[index][0]
 
-    def tensors(self, index: int, scheme: QuantConfig) -> dict[str, Array]:
+    def tensors(self, index: int, scheme: BlockScheme) -> dict[str, Array]:
         """Return a finished block as it would be stored: codes as bit streams."""
         return to_tensors(self._blocks[index][0], scheme)
 
@@ -191,7 +192,7 @@ class StateDirectory:
         """Make a finished block durable."""
         path = self.folder / block_name(index)
         atomic_save_safetensors(
-            path, to_tensors(state, self.scheme), {"format": "omniquant-block", "version": "1"}
+            path, to_tensors(state, self.scheme.block(index)), {"format": "omniquant-block", "version": "1"}
         )
         entry = BlockEntry(FileEntry.of(path), replace(report, seconds=0.0))
         self.manifest = self.manifest.with_block(index, entry)
@@ -207,9 +208,10 @@ class StateDirectory:
             Naming file and tensor, if it is missing, damaged or was never finished.
         """
         entry = self._entry(index)
-        return from_bytes(self._read(entry), self._spec, self.scheme, str(self.folder / entry.file))
+        where = str(self.folder / entry.file)
+        return from_bytes(self._read(entry), self._spec, self.scheme.block(index), where)
 
-    def tensors(self, index: int, scheme: QuantConfig) -> dict[str, Array]:
+    def tensors(self, index: int, scheme: BlockScheme) -> dict[str, Array]:
         """Return a finished block as it is stored: codes as bit streams; errors as :meth:`get`."""
         entry = self._entry(index)
         return tensors_from_bytes(self._read(entry), self._spec, scheme, str(self.folder / entry.file))

@@ -57,7 +57,7 @@ def our_logits(
     for index in range(model.num_layers):
         if rounded_again:
             x = (x * (1 + 2.0**-24 * rng.choice([-1, 1], x.shape))).astype(np.float32)
-        activation = None if weights_only else model.activation
+        activation = None if weights_only else model.scheme.activation(index)
         x = run_block(model, index, model.block(index), x, activation=activation)
     wide = x.astype(np.float64)
     wide /= np.sqrt((wide**2).mean(axis=-1, keepdims=True) + model.spec.norm_eps)

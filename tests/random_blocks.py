@@ -141,12 +141,19 @@ def has_shift(case: Case, site: str) -> bool:
     return all(f"{name}.bias" in case.weights for name in names)
 
 
+def scheme_of(options: dict[str, Any], name: str) -> tuple[int, int]:
+    """Return bits and group size of a linear: its own, or those of all."""
+    own = options.get("linears", {}).get(name)
+    return (own["bits"], own["group_size"]) if own else (options["w_bits"], options["group_size"])
+
+
 def learnable_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     """Return the shape of every learnable of the case."""
     shapes: dict[str, tuple[int, ...]] = {}
-    group_size = case.options["group_size"]
-    if case.options["lwc"] and case.options["w_bits"] < 16:
-        for name, (out, width) in quantized_shapes(case.spec).items():
+    schemes = {name: scheme_of(case.options, name) for name in quantized_shapes(case.spec)}
+    rounded = {name: (*linear_shapes(case.spec)[name], g) for name, (bits, g) in schemes.items() if bits < 16}
+    if case.options["lwc"]:
+        for name, (out, width, group_size) in rounded.items():
             groups = -(-width // group_size) if group_size else 1
             shapes[f"{name}.lwc_max"] = shapes[f"{name}.lwc_min"] = (out, groups)
     for site, kind in map_kinds(case).items():
@@ -164,8 +171,8 @@ def learnable_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     if case.options["lac"] and case.options["activation"]["bits"] < 16:
         shared = case.spec.get("residual") == "shared"
         shapes |= {f"{name}.lac": (2,) for name in INPUTS if not (shared and name == "norm2")}
-    if case.options["rounding"] == "learned" and case.options["w_bits"] < 16:
-        shapes |= {f"{name}.offset": shape for name, shape in quantized_shapes(case.spec).items()}
+    if case.options["rounding"] == "learned":
+        shapes |= {f"{name}.offset": shape[:2] for name, shape in rounded.items()}
     return shapes
 
 
@@ -296,7 +303,21 @@ class Draw:
         if "loss" not in self.forced and self.later.integers(3) == 0:
             options["loss"] = "relative"
         options["lac"] = self.forced.get("lac", bool(self.later.integers(2)))
+        if self.forced.get("mixed"):
+            options["linears"] = self.schemes()
         return options | ({"qk_map": "none"} if spec.get("head_norms") else {})
+
+    def schemes(self) -> dict[str, dict[str, int | bool]]:
+        """Return schemes of their own for about half of the linears."""
+        return {
+            name: {
+                "bits": int(self.later.choice((2, 3, 4, 8, 16))),
+                "group_size": int(self.later.choice((0, 3, 4, 7))),
+                "symmetric": bool(self.later.integers(2)),
+            }
+            for name in LINEARS
+            if self.later.integers(2)
+        }
 
     def dominant(self, case: Case, blocks: int, n: int) -> Array:
         """Return parameters of a strictly dominant map: off-diagonals sum to at most 0.6."""
@@ -359,7 +380,7 @@ def dequantized(core: Any, folded: Arrays, options: dict[str, Any]) -> Arrays:
     for key in [key for key in folded if key.endswith(".codes")]:
         name = key.removesuffix(".codes")
         parts = (folded[key], folded[f"{name}.scale"], folded[f"{name}.zero_point"])
-        weights[f"{name}.weight"] = core.dequantize(*parts, group_size=options["group_size"])
+        weights[f"{name}.weight"] = core.dequantize(*parts, group_size=scheme_of(options, name)[1])
     return weights
 
 

@@ -36,7 +36,7 @@ class RandomModel:
     def __init__(
         self,
         spec: BlockSpec,
-        scheme: str,
+        scheme: str | QuantConfig,
         *,
         layers: int = 2,
         vocab: int = 37,
@@ -45,10 +45,11 @@ class RandomModel:
         inputs: bool = False,
         seed: int = 0,
     ) -> None:
-        self.spec, self.scheme, self.num_layers = spec, QuantConfig.parse(scheme), layers
+        self.spec, self.num_layers = spec, layers
+        self.scheme = QuantConfig.parse(scheme) if isinstance(scheme, str) else scheme
         self._rng = np.random.default_rng(seed)
         self._biases, self._online, self._inputs = biases, online, inputs
-        self.blocks = [self._block() for _ in range(layers)]
+        self.blocks = [self._block(index) for index in range(layers)]
         self.embedding = self._normal(vocab, spec.hidden_size)
         self.head = self._normal(vocab, spec.hidden_size)
         self.norm = {"weight": 1 + self._normal(spec.hidden_size) / 4}
@@ -58,16 +59,17 @@ class RandomModel:
     def _normal(self, *shape: int) -> F32:
         return self._rng.standard_normal(shape).astype(np.float32)
 
-    def _block(self) -> dict[str, Any]:
-        scheme, tensors = self.scheme, {}
+    def _block(self, index: int) -> dict[str, Any]:
+        schemes, tensors = self.scheme.block(index), {}
         for name, shape in linear_shapes(self.spec).items():
             weight = self._normal(*shape) / np.sqrt(shape[1], dtype=np.float32)
-            if scheme.quantizes_weights:
+            scheme = schemes[name]
+            if scheme.quantized:
                 parts = _core.quantize(
                     weight,
-                    bits=scheme.w_bits,
+                    bits=scheme.bits,
                     group_size=scheme.group_size or 0,
-                    symmetric=scheme.w_symmetric,
+                    symmetric=scheme.symmetric,
                 )
                 tensors |= {
                     f"{name}.{k}": p for k, p in zip(("codes", "scale", "zero_point"), parts, strict=True)
@@ -95,12 +97,8 @@ class RandomModel:
     def _mixing(self, n: int, share: int) -> F32:
         return (np.eye(n) + self._rng.standard_normal((n, n)) / share).astype(np.float32)
 
-    @property
-    def activation(self) -> dict[str, int | bool]:
-        return self.scheme.activation()
-
     def tensors(self, index: int) -> dict[str, Any]:
-        return to_tensors(BlockState(self.blocks[index], {}), self.scheme)
+        return to_tensors(BlockState(self.blocks[index], {}), self.scheme.block(index))
 
     def matrices(self) -> tuple[Matrix, Matrix]:
         return Matrix.exact(self.embedding), Matrix.exact(self.head)
@@ -123,9 +121,10 @@ class RandomModel:
         ids = np.asarray(tokens)
         x = self.embedding[ids][None]
         cos, sin = self.rope_tables(len(ids)) if self.spec.rope else (NONE, NONE)
-        for folded in self.blocks:
-            weights = dequantized(folded, self.scheme)
-            x = _core.block_forward(self.spec.to_core(), weights, x, cos, sin, activation=self.activation)
+        for index, folded in enumerate(self.blocks):
+            weights = dequantized(folded, self.scheme.block(index))
+            activation = self.scheme.activation(index)
+            x = _core.block_forward(self.spec.to_core(), weights, x, cos, sin, activation=activation)
         h = x[0].astype(np.float64)
         if self.spec.norm == "layer":
             h = h - h.mean(axis=-1, keepdims=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,17 @@ def small_model(path: Path, **options: Any) -> Model:
 def small_tokens(samples: int = 4, seqlen: int = 12, seed: int = 3) -> npt.NDArray[np.int32]:
     """Return random windows."""
     return np.random.default_rng(seed).integers(0, VOCAB, (samples, seqlen)).astype(np.int32)
+
+
+def rewrite_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest and give it a checksum that fits: a lie, not damage."""
+    path = folder / "manifest.json"
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    change(body)
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    text = json.dumps(body | {"sha256": hashlib.sha256(canonical).hexdigest()}, indent=1)
+    path.write_text(text + "\n")
 
 
 def contents(folder: Path) -> dict[str, str]:

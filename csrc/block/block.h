@@ -114,6 +114,15 @@ typedef struct {
     oq_real *left[OQ_INPUTS], *right[OQ_INPUTS], *clip[OQ_INPUTS];
 } oq_block_gradients;
 
+/* What a linear's weights are rounded to; bits 0: not told. */
+typedef struct {
+    oq_quantizer quantizer;
+    int64_t group_size; /* 0: one group a row */
+} oq_scheme;
+typedef struct {
+    oq_scheme of[OQ_LINEARS];
+} oq_schemes;
+
 /* Quantizers of activations: x for every linear's input; 16 bits and more: none. */
 typedef struct {
     oq_quantizer x, q, k, v;

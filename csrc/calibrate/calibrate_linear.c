@@ -74,9 +74,10 @@ static oq_code create(oq_context *context, session *s)
         .parametrization = o->parametrization, .mask = {l->in - 1, o->stability}, .blocks = 1, .width = l->in};
     oq_learnables_of_layer(l->out, l->in, o, &s->list);
     OQ_TRY(oq_map_create(context, &s->map, o->map[OQ_SITE_NORM1], affine, o->dominance == OQ_DOMINANCE_MONITOR));
-    s->groups = (oq_groups){l->out, l->in, oq_group_of(o, l->in), o->weight};
+    const oq_scheme scheme = oq_scheme_of(o, 0);
+    s->groups = (oq_groups){l->out, l->in, oq_group_within(scheme.group_size, l->in), scheme.quantizer};
     if (s->map.kind != OQ_MAP_NONE) OQ_NEW(context, s->mapped, l->out * l->in);
-    if (oq_is_quantized(o->weight)) {
+    if (oq_is_quantized(scheme.quantizer)) {
         OQ_NEW(context, s->quantized, l->out * l->in);
         OQ_NEW(context, s->ranges, l->out * oq_groups_per_row(&s->groups));
     }

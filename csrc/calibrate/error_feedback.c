@@ -17,6 +17,12 @@ typedef struct {
     uint8_t *codes[OQ_LINEARS];
 } rounding;
 
+static bool is_rounded(const rounding *r, int linear)
+{
+    const oq_session *s = r->session;
+    return oq_has_linear(s->spec, linear) && oq_quantizes(s->options, linear);
+}
+
 static oq_code create(oq_context *context, rounding *r)
 {
     const oq_transformed *t = &r->session->transformed;
@@ -24,8 +30,8 @@ static oq_code create(oq_context *context, rounding *r)
     for (int i = 0; i < OQ_LINEARS; i++) {
         if (!oq_has_linear(t->spec, i)) continue;
         const oq_linear_shape shape = oq_shape_of(t->spec, i);
-        OQ_NEW(context, r->codes[i], shape.out * shape.in);
         r->weights.weight[i] = oq_transformed_weight(t, i);
+        if (is_rounded(r, i)) OQ_NEW(context, r->codes[i], shape.out * shape.in);
     }
     return OQ_OK;
 }
@@ -54,7 +60,7 @@ static oq_code round_site(oq_context *context, rounding *r, const oq_grams *gram
     snprintf(what, sizeof what, "block %lld %s: Gram matrix", (long long)s->options->block, oq_site_names[site]);
     OQ_TRY(oq_feedback_create(context, &feedback, &s->options->gptq, grams->gram[site], grams->width[site], what));
     for (int i = 0; i < OQ_LINEARS; i++) {
-        if (oq_sites_of(s->spec, i).columns != site || !oq_has_linear(s->spec, i)) continue;
+        if (oq_sites_of(s->spec, i).columns != site || !is_rounded(r, i)) continue;
         const oq_groups groups = oq_weight_groups(s->spec, s->options, i);
         oq_real *rounded = s->transformed.quantized[i].real;
         OQ_TRY(oq_gptq(context, &groups, &feedback, oq_transformed_weight(&s->transformed, i), r->folded->scale[i],
@@ -92,7 +98,7 @@ static oq_code round_block(oq_context *context, rounding *r)
 static void take(const rounding *r)
 {
     for (int i = 0; i < OQ_LINEARS; i++) {
-        if (!oq_has_linear(r->session->spec, i)) continue;
+        if (!is_rounded(r, i)) continue;
         const oq_linear_shape shape = oq_shape_of(r->session->spec, i);
         memcpy(r->folded->codes[i], r->codes[i], (size_t)(shape.out * shape.in));
     }
@@ -105,7 +111,7 @@ oq_code oq_error_feedback(oq_context *context, const oq_block_spec *spec, const 
     oq_options plain = *options;
     oq_session s;
     double nearest, fed;
-    if (!oq_is_quantized(options->weight)) return OQ_OK;
+    if (!oq_rounds_weights(spec, options)) return OQ_OK;
     plain.products = OQ_PRODUCTS_FLOAT32;
     OQ_TRY(oq_session_create(context, &s, spec, weights, &plain, data));
     OQ_TRY(oq_session_evaluate(context, &s, result->theta, options->epochs - 1, &nearest));

@@ -44,7 +44,8 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
     memset(list, 0, sizeof *list);
     for (int i = 0; i < OQ_LINEARS; i++) {
         const oq_linear_shape shape = oq_shape_of(spec, i);
-        const int64_t group = oq_group_of(options, shape.in);
+        const oq_scheme scheme = oq_scheme_of(options, i);
+        const int64_t group = oq_group_within(scheme.group_size, shape.in);
         const int64_t size[3] = {shape.out, (shape.in + group - 1) / group};
         const bool learned = options->lwc && oq_quantizes(options, i) && oq_has_linear(spec, i);
         list->lwc_max[i] = learned ? add(list, OQ_LWC_MAX, i, oq_linear_names[i], "lwc_max", 2, size) : -1;
@@ -75,13 +76,15 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
 
 void oq_learnables_of_layer(int64_t out, int64_t in, const oq_options *options, oq_learnables *list)
 {
-    const int64_t group = oq_group_of(options, in), size[3] = {out, group ? (in + group - 1) / group : 0};
+    const oq_scheme scheme = oq_scheme_of(options, 0);
+    const int64_t group = oq_group_within(scheme.group_size, in);
+    const int64_t size[3] = {out, group ? (in + group - 1) / group : 0};
     const oq_map_kind kind = options->map[OQ_SITE_NORM1];
     memset(list, 0, sizeof *list);
     for (int i = 0; i < OQ_LINEARS; i++) list->lwc_max[i] = list->lwc_min[i] = list->offset[i] = -1;
     for (int i = 0; i < OQ_SITES; i++) list->map[i] = list->shift[i] = -1;
     for (int i = 0; i < OQ_INPUTS; i++) list->lac[i] = -1;
-    if (options->lwc && oq_is_quantized(options->weight)) {
+    if (options->lwc && oq_is_quantized(scheme.quantizer)) {
         list->lwc_max[0] = add(list, OQ_LWC_MAX, 0, "weight", "lwc_max", 2, size);
         list->lwc_min[0] = add(list, OQ_LWC_MIN, 0, "weight", "lwc_min", 2, size);
     }

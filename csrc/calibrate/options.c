@@ -24,7 +24,7 @@ oq_linear_sites oq_sites_of(const oq_block_spec *spec, int linear)
 
 bool oq_quantizes(const oq_options *options, int linear)
 {
-    return oq_is_quantized(options->weight) && !oq_is_router(linear);
+    return oq_is_quantized(oq_scheme_of(options, linear).quantizer);
 }
 
 oq_map_kind oq_map_at(const oq_block_spec *spec, const oq_options *options, int site)
@@ -73,6 +73,22 @@ static oq_code check_quantizer(oq_context *context, const char *what, oq_quantiz
                    quantizer.bits);
 }
 
+bool oq_rounds_weights(const oq_block_spec *spec, const oq_options *options)
+{
+    for (int i = 0; i < OQ_LINEARS; i++)
+        if (oq_has_linear(spec, i) && oq_quantizes(options, i)) return true;
+    return false;
+}
+
+static oq_code check_scheme(oq_context *context, const oq_options *options, int linear)
+{
+    const oq_scheme scheme = oq_scheme_of(options, linear);
+    const bool own = options->own.of[linear].quantizer.bits;
+    OQ_TRY(check_quantizer(context, own ? oq_linear_names[linear] : "weights", scheme.quantizer));
+    if (scheme.group_size >= 0) return OQ_OK;
+    return oq_fail(context, OQ_INVALID_ARGUMENT, "group_size must be >= 0, got %lld", (long long)scheme.group_size);
+}
+
 static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const oq_options *options)
 {
     for (int site = 0; site < OQ_SITES; site++) {
@@ -106,14 +122,11 @@ static oq_code check_maps(oq_context *context, const oq_block_spec *spec, const 
 
 oq_code oq_check_training(oq_context *context, const oq_options *o)
 {
-    OQ_TRY(check_quantizer(context, "weights", o->weight));
+    for (int i = 0; i < OQ_LINEARS; i++) OQ_TRY(check_scheme(context, o, i));
     OQ_TRY(check_quantizer(context, "activations", o->activation.x));
     OQ_TRY(check_quantizer(context, "q", o->activation.q));
     OQ_TRY(check_quantizer(context, "k", o->activation.k));
     OQ_TRY(check_quantizer(context, "v", o->activation.v));
-    if (o->group_size < 0)
-        return oq_fail(context, OQ_INVALID_ARGUMENT, "group_size must be >= 0, got %lld",
-                       (long long)o->group_size);
     if (o->epochs < 0 || o->batch_size < 1)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "epochs must be >= 0 and batch_size >= 1, got %lld and %lld",
                        (long long)o->epochs, (long long)o->batch_size);

@@ -44,6 +44,7 @@ typedef struct {
     uint64_t seed;
     oq_quantizer weight;
     int64_t group_size; /* 0: one group a row */
+    oq_schemes own;     /* of linears that differ from these two */
     oq_activation_quantizers activation;
     bool lwc;
     bool lac; /* learnable activation clipping */
@@ -73,7 +74,7 @@ typedef struct {
     bool inverse;
 } oq_linear_sites;
 oq_linear_sites oq_sites_of(const oq_block_spec *spec, int linear);
-/* Whether a linear's weight is quantized: all are or none, but routers never. */
+/* Whether a linear's weight is quantized. */
 bool oq_quantizes(const oq_options *options, int linear);
 /* The map a site of this block takes: none behind a norm it does not have. */
 oq_map_kind oq_map_at(const oq_block_spec *spec, const oq_options *options, int site);
@@ -84,14 +85,19 @@ int64_t oq_repeat_of(const oq_block_spec *spec, int site, int linear);
 oq_affine oq_site_geometry(const oq_block_spec *spec, int site);
 bool oq_site_has_shift(const oq_block_spec *spec, const oq_options *options, const oq_block_weights *weights,
                        int site);
+/* Whether any linear of the block has its weights rounded. */
+bool oq_rounds_weights(const oq_block_spec *spec, const oq_options *options);
 
 /* Everything that does not depend on a block's spec. */
 oq_code oq_check_training(oq_context *context, const oq_options *options);
 oq_code oq_check_options(oq_context *context, const oq_block_spec *spec, const oq_options *options);
 
-static inline int64_t oq_group_of(const oq_options *options, int64_t in)
+/* What a linear's weights are rounded to: its own scheme, or that of all; routers stay in float. */
+static inline oq_scheme oq_scheme_of(const oq_options *options, int linear)
 {
-    return oq_group_within(options->group_size, in);
+    const oq_scheme own = options->own.of[linear];
+    if (oq_is_router(linear)) return (oq_scheme){.quantizer = {.bits = 16}};
+    return own.quantizer.bits ? own : (oq_scheme){options->weight, options->group_size};
 }
 
 #endif

@@ -24,9 +24,11 @@ static int64_t groups_per_row(const search *s, int linear)
     return oq_groups_per_row(&groups);
 }
 
+/* Whether a linear reads the site's input, and rounding its weights makes an error there. */
 static bool is_read(const search *s, int linear)
 {
-    return oq_sites_of(s->t->spec, linear).columns == s->site && oq_has_linear(s->t->spec, linear);
+    return oq_sites_of(s->t->spec, linear).columns == s->site && oq_has_linear(s->t->spec, linear) &&
+           oq_quantizes(s->t->options, linear);
 }
 
 static oq_code create(oq_context *context, search *s, const oq_grams *grams)
@@ -36,7 +38,7 @@ static oq_code create(oq_context *context, search *s, const oq_grams *grams)
         if (!is_read(s, i)) continue;
         const int64_t rows = oq_shape_of(s->t->spec, i).out;
         if (rows > out) out = rows;
-        groups = groups_per_row(s, i);
+        if (groups_per_row(s, i) > groups) groups = groups_per_row(s, i);
     }
     s->width = grams->width[s->site];
     OQ_NEW(context, s->gram, s->width * s->width);

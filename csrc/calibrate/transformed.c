@@ -11,9 +11,8 @@
 oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear)
 {
     const oq_linear_shape shape = oq_shape_of(spec, linear);
-    const oq_quantizer off = {.bits = 16};
-    return (oq_groups){shape.out, shape.in, oq_group_of(options, shape.in),
-                       oq_quantizes(options, linear) ? options->weight : off};
+    const oq_scheme scheme = oq_scheme_of(options, linear);
+    return (oq_groups){shape.out, shape.in, oq_group_within(scheme.group_size, shape.in), scheme.quantizer};
 }
 
 oq_clip oq_weight_clip(const oq_learnables *list, int linear, const oq_real *theta)
@@ -79,11 +78,10 @@ static oq_code create_forms(oq_context *context, oq_transformed *t, int linear)
 {
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const int64_t count = shape.out * shape.in;
-    const bool quantized = oq_quantizes(t->options, linear);
     oq_forms *forms = &t->quantized[linear];
     if (oq_is_router(linear)) return OQ_OK;
     if (t->options->products == OQ_PRODUCTS_BFLOAT16) OQ_NEW(context, forms->half, count);
-    if (!quantized) return OQ_OK;
+    if (!oq_quantizes(t->options, linear)) return OQ_OK;
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
     OQ_NEW(context, t->ranges[linear], shape.out * oq_groups_per_row(&groups));
     if (!forms->half) OQ_NEW(context, forms->real, count);

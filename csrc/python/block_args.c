@@ -44,6 +44,22 @@ const oq_argument oq_activation_fields[] = {
     QUANTIZER("bits", x), QUANTIZER("q_bits", q), QUANTIZER("k_bits", k), QUANTIZER("v_bits", v), {.name = NULL},
 };
 
+static const oq_argument weight_fields[] = {
+    OQ_FIELD("bits", oq_scheme, quantizer.bits, .range = "bits"),
+    OQ_FIELD("symmetric", oq_scheme, quantizer.symmetric),
+    OQ_FIELD("scale_bits", oq_scheme, quantizer.scale_bits, .flags = OQ_OPTIONAL, .range = "[0, 11]"),
+    OQ_FIELD("group_size", oq_scheme, group_size, .range = "[0, inf)"),
+    {.name = NULL},
+};
+#define LINEAR(name, linear) OQ_FIELDS(name, oq_schemes, of[linear], weight_fields, .flags = OQ_OPTIONAL)
+const oq_argument oq_scheme_fields[] = {
+    LINEAR("q", OQ_Q),       LINEAR("k", OQ_K),   LINEAR("v", OQ_V),       LINEAR("o", OQ_O),
+    LINEAR("gate", OQ_GATE), LINEAR("up", OQ_UP), LINEAR("down", OQ_DOWN), LINEAR("router", OQ_ROUTER),
+    LINEAR("shared_gate", OQ_SHARED_GATE),        LINEAR("shared_up", OQ_SHARED_UP),
+    LINEAR("shared_down", OQ_SHARED_DOWN),        LINEAR("shared_router", OQ_SHARED_ROUTER),
+    {.name = NULL},
+};
+
 /* In the order of oq_map_kind. */
 static const char *const norm_maps[] = {"none", "diagonal", "", "", "online", NULL};
 static const char *const input_maps[] = {"none", "", "", "", "kronecker", NULL};
@@ -61,6 +77,7 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("w_symmetric", oq_options, weight.symmetric),
     OQ_FIELD("scale_bits", oq_options, weight.scale_bits, .flags = OQ_OPTIONAL, .range = "[0, 11]"),
     OQ_FIELD("group_size", oq_options, group_size),
+    OQ_FIELDS("linears", oq_options, own, oq_scheme_fields, .flags = OQ_OPTIONAL),
     OQ_FIELD("lwc", oq_options, lwc),
     OQ_FIELD("lac", oq_options, lac),
     OQ_FIELD("start", oq_options, search, .choices = starts),
@@ -132,7 +149,8 @@ static int take_tensor(oq_call *call, PyObject *dict, const char *owner, const c
     return array ? 0 : -1;
 }
 
-int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bool weights, oq_block_weights *w)
+int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, const bool *weights,
+                    oq_block_weights *w)
 {
     int failed = !PyDict_Check(dict);
     if (failed) PyErr_SetString(PyExc_TypeError, "weights must be a dict of arrays");
@@ -142,7 +160,7 @@ int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bo
         call->size['o'] = shape.out;
         call->size['i'] = shape.in;
         if (oq_has_linear(spec, i))
-            failed = ((weights || oq_is_router(i)) &&
+            failed = ((!weights || weights[i]) &&
                       take_tensor(call, dict, name, "weight", true, "oi", &w->weight[i])) ||
                      take_tensor(call, dict, name, "bias", false, "o", &w->bias[i]);
     }

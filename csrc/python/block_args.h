@@ -5,13 +5,15 @@
 #include "calibrate/calibrate_block.h"
 #include "python/function.h"
 
-/* The fields of the dictionaries "spec", "activation" (None: nothing is quantized) and "options". */
-extern const oq_argument oq_spec_fields[], oq_activation_fields[], oq_option_fields[];
+/* The fields of the dictionaries "spec", "activation" (None: nothing is quantized), "options", and of what
+ * linears' weights are rounded to. */
+extern const oq_argument oq_spec_fields[], oq_activation_fields[], oq_option_fields[], oq_scheme_fields[];
 
 /* Each returns 0, or -1 with an exception.  Checks the spec and sets size H; weights need it. */
 int oq_check_block(oq_call *call, const oq_block_spec *spec);
-/* Without the linears' weights where those come as codes. */
-int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, bool weights, oq_block_weights *to);
+/* weights [OQ_LINEARS]: which linears come with their weights, not as codes; NULL: all. */
+int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, const bool *weights,
+                    oq_block_weights *to);
 /* Sets the sizes of an input's tensors: a, b of its factors, c of its clipping. */
 void oq_size_input(oq_call *call, const oq_block_spec *spec, int input);
 /* Tables of at least T rows, where the spec asks for rotary positions. */

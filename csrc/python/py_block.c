@@ -34,7 +34,7 @@ static int check_block(oq_call *call, values *v) { return oq_check_block(call, &
 
 static int take_weights(oq_call *call, values *v)
 {
-    return oq_take_tensors(call, v->weights, &v->spec, true, &v->tensors);
+    return oq_take_tensors(call, v->weights, &v->spec, NULL, &v->tensors);
 }
 
 static int take_rope(oq_call *call, values *v) { return oq_take_rope(call, v->cos, v->sin, &v->spec, &v->rope); }

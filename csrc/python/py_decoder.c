@@ -35,8 +35,7 @@ struct values {
     oq_runtime_entry entry;
     double logit_cap;
     const char *kernel_name;
-    int64_t layers, index, bits, group_size, capacity, length, rope_table;
-    bool symmetric;
+    int64_t layers, index, capacity, length, rope_table;
     unsigned want;
     const int32_t *tokens;
     oq_runtime_source source;
@@ -220,10 +219,11 @@ static void *take_coded(oq_call *call, values *v, const char *linear, const char
 static int take_codes(oq_call *call, values *v, int i)
 {
     const oq_linear_shape shape = oq_shape_of(&v->spec, i);
-    const int64_t group = oq_group_within(v->group_size, shape.in);
+    const oq_scheme scheme = v->source.schemes.of[i];
+    const int64_t group = oq_group_within(scheme.group_size, shape.in);
     const char *name = oq_linear_names[i];
     call->size['o'] = shape.out;
-    call->size['p'] = oq_packed_width(shape.in, v->source.bits);
+    call->size['p'] = oq_packed_width(shape.in, scheme.quantizer.bits);
     call->size['q'] = (shape.in + group - 1) / group;
     v->source.codes[i] = take_coded(call, v, name, "codes", OQ_BYTES, "op");
     if (v->source.codes[i]) v->source.scales[i] = take_coded(call, v, name, "scale", OQ_FLOATS, "oq");
@@ -233,15 +233,20 @@ static int take_codes(oq_call *call, values *v, int i)
 
 static int take_block(oq_call *call, values *v)
 {
-    const bool floats = v->bits >= 16;
-    v->source.bits = (int)v->bits;
-    v->source.symmetric = v->symmetric;
-    v->source.group = v->group_size;
+    bool floats[OQ_LINEARS];
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        const int bits = v->source.schemes.of[i].quantizer.bits;
+        floats[i] = oq_is_router(i) || !oq_is_quantized(v->source.schemes.of[i].quantizer);
+        if (!oq_has_linear(&v->spec, i) || oq_is_router(i) || bits) continue;
+        PyErr_Format(PyExc_ValueError, "linears lack \"%s\"", oq_linear_names[i]);
+        return -1;
+    }
+    v->source.x = v->activation.x;
     v->source.spec = v->spec;
     v->source.rope_table = v->rope_table;
     if (oq_take_tensors(call, v->tensors, &v->spec, floats, &v->source.floats) < 0) return -1;
-    for (int i = 0; !floats && i < OQ_LINEARS; i++)
-        if (oq_has_linear(&v->spec, i) && !oq_is_router(i) && take_codes(call, v, i) < 0) return -1;
+    for (int i = 0; i < OQ_LINEARS; i++)
+        if (oq_has_linear(&v->spec, i) && !floats[i] && take_codes(call, v, i) < 0) return -1;
     return 0;
 }
 
@@ -251,9 +256,8 @@ static const oq_argument model_set_block_arguments[] = {
     OQ_STRUCT(spec, oq_spec_fields, .then = check_block),
     OQ_SCALAR(rope_table, .range = "[0, inf)"),
     OQ_SCALAR(tensors),
-    OQ_SCALAR(bits, .range = "bits"),
-    OQ_SCALAR(symmetric),
-    OQ_SCALAR(group_size, .range = "[0, inf)", .then = take_block),
+    OQ_FIELDS("linears", values, source.schemes, oq_scheme_fields),
+    OQ_STRUCT(activation, oq_activation_fields, .then = take_block),
     OQ_THREADS,
 };
 

@@ -23,7 +23,7 @@ struct values {
 
 static int list_learnables(oq_call *call, values *v)
 {
-    const int64_t in = oq_size(call, 'i'), group = oq_group_of(&v->options, in);
+    const int64_t in = oq_size(call, 'i'), group = oq_group_within(oq_scheme_of(&v->options, 0).group_size, in);
     oq_learnables_of_layer(oq_size(call, 'o'), in, &v->options, &v->list);
     call->size['t'] = v->list.total;
     call->size['e'] = v->options.epochs;
@@ -35,7 +35,7 @@ static int make_folded(oq_call *call, values *v)
 {
     oq_folded_layer *f = &v->folded;
     const oq_map_kind map = v->options.map[OQ_SITE_NORM1];
-    const bool quantized = oq_is_quantized(v->options.weight), mapped = map != OQ_MAP_NONE;
+    const bool quantized = oq_is_quantized(oq_scheme_of(&v->options, 0).quantizer), mapped = map != OQ_MAP_NONE;
     const bool shifted = v->options.shift && mapped, dense = map == OQ_MAP_DENSE;
     const char *shape = dense ? "ii" : "i";
     const oq_tensor tensors[] = {

@@ -34,10 +34,10 @@ static oq_code add_mlp(oq_context *context, const oq_runtime_model *model, const
     if (gated) OQ_NEW(context, gate, rows * m.ffn);
     OQ_NEW(context, out, rows * H);
     const oq_linear_output both[] = {{m.up, up}, {m.gate, gate}}, down = {m.down, out};
-    const float *clip = block->clip[oq_input_of(&block->spec, OQ_UP)];
-    OQ_TRY(oq_run_linears(context, model, clip, x, rows, both, gated ? 2 : 1));
+    const int input = oq_input_of(&block->spec, OQ_UP);
+    OQ_TRY(oq_run_linears(context, model, block, input, x, rows, both, gated ? 2 : 1));
     oq_activation_forward(context, block->spec.activation, gate, gated ? up : NULL, gate, rows * m.ffn);
-    OQ_TRY(oq_run_linears(context, model, block->clip[OQ_INPUT_DOWN], gate, rows, &down, 1));
+    OQ_TRY(oq_run_linears(context, model, block, OQ_INPUT_DOWN, gate, rows, &down, 1));
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < H; i++) y[(token ? token[r] : r) * H + i] += weight[r] * out[r * H + i];
     oq_arena_rewind(context->arena, mark);

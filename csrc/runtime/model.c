@@ -117,14 +117,15 @@ static oq_code keep(builder *b, const float *from, int64_t count, const float **
 static oq_qlinear_spec spec_of(const builder *b, oq_linear_rows rows)
 {
     const oq_runtime_source *s = b->source;
+    const oq_scheme scheme = s->schemes.of[rows.which];
     const float *clip = s->floats.clip[oq_input_of(&b->model->spec, rows.which)];
     return (oq_qlinear_spec){.out = rows.out,
                              .in = rows.in,
-                             .group = oq_group_within(s->group, rows.in),
-                             .bits = s->bits,
-                             .symmetric = s->symmetric,
+                             .group = oq_group_within(scheme.group_size, rows.in),
+                             .bits = scheme.quantizer.bits,
+                             .symmetric = scheme.quantizer.symmetric,
                              .bias = s->floats.bias[rows.which] != NULL,
-                             .activation = b->model->quantizers.x,
+                             .activation = s->x,
                              .clipped = clip != NULL,
                              .keep_max = clip ? oq_sigmoid(clip[0]) : 1,
                              .keep_min = clip ? oq_sigmoid(clip[1]) : 1};
@@ -137,10 +138,10 @@ static oq_code pack_linear(builder *b, oq_linear_rows rows, oq_runtime_linear *l
     const float *bias = s->floats.bias[rows.which];
     const int64_t grid = rows.first * ((rows.in + spec.group - 1) / spec.group);
     const oq_qlinear_source source = {
-        .codes = s->codes[rows.which] + rows.first * oq_packed_width(rows.in, s->bits),
+        .codes = s->codes[rows.which] + rows.first * oq_packed_width(rows.in, spec.bits),
         .dense = true,
         .scales = s->scales[rows.which] + grid,
-        .zero_points = s->symmetric ? NULL : s->zero_points[rows.which] + grid,
+        .zero_points = spec.symmetric ? NULL : s->zero_points[rows.which] + grid,
         .bias = bias ? bias + rows.first : NULL};
     size_t bytes;
     void *at;
@@ -156,7 +157,8 @@ static oq_code place_rows(builder *b, oq_linear_rows rows, oq_runtime_linear *li
 {
     const oq_block_weights *w = &b->source->floats;
     const float *bias = w->bias[rows.which], *values;
-    if (b->source->bits < 16 && !oq_is_router(rows.which)) return pack_linear(b, rows, linear);
+    const bool quantized = oq_is_quantized(b->source->schemes.of[rows.which].quantizer);
+    if (quantized && !oq_is_router(rows.which)) return pack_linear(b, rows, linear);
     OQ_TRY(keep(b, w->weight[rows.which] + rows.first * rows.in, rows.out * rows.in, &values));
     linear->floats = (oq_dense){.kind = OQ_DENSE_FLOAT, .out = rows.out, .in = rows.in, .values = values};
     return keep(b, bias ? bias + rows.first : NULL, rows.out, &linear->floats.bias);
@@ -256,6 +258,7 @@ oq_code oq_runtime_set_block(oq_context *context, oq_runtime_model *model, int64
     memset(&block, 0, sizeof block);
     block.spec = source->spec;
     block.rope_table = source->rope_table;
+    block.x = source->x;
     OQ_TRY(place_block(&b));
     OQ_TRY(find_memory(&b, index));
     b.used = 0;

@@ -24,6 +24,7 @@ typedef struct {
     oq_runtime_linear *of_expert[OQ_LINEARS]; /* [E] in its place, of gate, up and down */
     const float *gain[OQ_NORMS], *norm_bias[OQ_NORMS];
     oq_dense map[OQ_INPUT_NORMS]; /* online: the inverse, transposed; values NULL: none */
+    oq_quantizer x;               /* of the linears' inputs */
     /* Of the inputs: Kronecker maps (the inverses) and logits of clipping, or NULL. */
     const float *left[OQ_INPUTS], *right[OQ_INPUTS], *clip[OQ_INPUTS];
     bool set;
@@ -59,13 +60,12 @@ typedef struct {
 typedef struct {
     oq_block_spec spec;
     int64_t rope_table;
-    int bits; /* of the weights; 16: floats */
-    bool symmetric;
-    int64_t group;                          /* 0: whole rows */
+    oq_schemes schemes;                     /* of the weights; 16 bits: floats */
+    oq_quantizer x;                         /* of the linears' inputs */
     const uint8_t *codes[OQ_LINEARS];       /* bit streams [out, oq_packed_width] */
     const float *scales[OQ_LINEARS];        /* [out, groups] */
     const uint8_t *zero_points[OQ_LINEARS]; /* [out, groups] */
-    oq_block_weights floats;                /* weights where bits is 16; biases, norms, maps */
+    oq_block_weights floats;                /* weights of 16 bits; biases, norms, maps */
 } oq_runtime_source;
 
 /* spec, quantizers, layers, kernel, embedding and final norm are set by the caller. */

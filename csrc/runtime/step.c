@@ -70,7 +70,7 @@ static oq_code map_input(oq_context *context, const step *s, int input, float **
     return OQ_OK;
 }
 
-/* At most three linears of the same x [T, in], which is mapped and quantized once; x may be rounded in place. */
+/* At most three linears of the same x [T, in], which is mapped once; x may be rounded in place. */
 static oq_code linears(oq_context *context, const step *s, float *x, const output *outputs, int count)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
@@ -79,7 +79,7 @@ static oq_code linears(oq_context *context, const step *s, float *x, const outpu
     OQ_TRY(map_input(context, s, input, &x));
     for (int i = 0; i < count; i++)
         linear[i] = (oq_linear_output){&s->block->linear[outputs[i].which], outputs[i].y};
-    OQ_TRY(oq_run_linears(context, s->decoder->model, s->block->clip[input], x, s->T, linear, count));
+    OQ_TRY(oq_run_linears(context, s->decoder->model, s->block, input, x, s->T, linear, count));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniquant.cli.common import Commands, add_run_options, command, emit, is_result
+from omniquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from omniquant.models.adapter import Architecture
@@ -32,6 +33,9 @@ def add_parser(commands: Commands) -> None:
     what.add_argument(
         "model", metavar="MODEL_OR_DIR", nargs="?", help="a model, or the output of omniquant quantize"
     )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="also draw sensitivities and chosen bits of --average-bits as a PNG"
+    )
     what.add_argument("--families", action="store_true", help="list the model families instead")
     add_run_options(parser, threads=False)
 
@@ -42,8 +46,19 @@ def run(arguments: argparse.Namespace) -> None:
         families = _families()
         lines = [f"{each['model_type']:12} {each['class']}" for each in families]
         return emit(arguments, {"families": families}, "\n".join(lines))
+    if arguments.plot:
+        _plot(arguments.model, Path(arguments.plot))
     data = _result(Path(arguments.model)) if is_result(arguments.model) else _model(arguments.model)
     return emit(arguments, data, _text(data))
+
+
+def _plot(model: str, path: Path) -> None:
+    from omniquant.plots import plot_allocation, save_figure
+    from omniquant.quantized import CalibrationResult
+
+    if not is_result(model):
+        raise ConfigError(f"--plot: {model} is no result of omniquant quantize --average-bits")
+    save_figure(plot_allocation(CalibrationResult.load(model)), path)
 
 
 def _families() -> list[dict[str, str]]:
@@ -92,7 +107,7 @@ def _model(path: str) -> dict[str, Any]:
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    from omniquant.describe import bits_per_weight, describe_maps
+    from omniquant.describe import bits_per_weight, describe_linears, describe_maps
     from omniquant.quantized import CalibrationResult
 
     result = CalibrationResult.load(folder)
@@ -108,7 +123,9 @@ def _result(folder: Path) -> dict[str, Any]:
         "maps": [entry.to_dict() | {"text": str(entry)} for entry in maps],
         "approximate": [entry.site for entry in maps if not entry.exact],
         "online_multiply_adds_per_token": per_block * outer.num_layers,
-        "bits_per_weight": bits_per_weight(result.scheme, outer.spec),
+        "bits_per_weight": bits_per_weight(result.scheme, outer.spec, outer.num_layers),
+        "linears": describe_linears(result.scheme, outer.spec, outer.num_layers),
+        "average_bits": result.header.budget,
         **_architecture(outer),
         "calibration": result.header.calibration,
         "options": result.options.to_dict(),
@@ -152,6 +169,19 @@ def _experts(spec: dict[str, Any]) -> str:
     return f" ({spec['experts_per_token']} of {spec['num_experts']} experts a token{shared})"
 
 
+def _bits_lines(linears: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a table of bits, a row a block."""
+    blocks: dict[str, list[str]] = {}
+    for name, entry in linears.items():
+        blocks.setdefault(name.split(".")[1], []).append(entry["bits"])
+    names = list(dict.fromkeys(name.split(".")[2] for name in linears))
+    rows = [["block", *names], *([f"{block:>5}", *bits] for block, bits in blocks.items())]
+    return [
+        "bits      " + "".join(f"{cell:<{6 if i else 7}}" for i, cell in enumerate(row)).rstrip()
+        for row in rows
+    ]
+
+
 def _result_lines(data: dict[str, Any]) -> list[str]:
     done = "" if data["complete"] else f" UNFINISHED: {len(data['blocks'])} of {data['num_layers']} blocks"
     lines = [
@@ -160,6 +190,8 @@ def _result_lines(data: dict[str, Any]) -> list[str]:
         f"method    {data['method']}, {data['steps']} steps in {data['seconds']:.1f} s on "
         f"{data['calibration']['samples']} windows of {data['calibration']['seqlen']} tokens",
     ]
+    if len({entry["scheme"] for entry in data["linears"].values()}) > 1:
+        lines += _bits_lines(data["linears"])
     lines += [f"map       {entry['text']}" for entry in data["maps"]] or ["map       none"]
     lines.append(
         f"run time  {data['online_multiply_adds_per_token']:,} multiply-adds a token added by online maps "

@@ -22,6 +22,7 @@ _EXAMPLES = """\
 schemes: W<bits>A<bits>[KV<bits>][g<group>]. W4A4 quantizes weights, activations, Q, K and V at 4 bits;
 W4A4KV16 leaves Q, K and V in float; W3A16 quantizes weights alone, one scale a row; W2A16g64 one scale every
 64 weights.
+--average-bits measures each linear on calibration tokens and spends the bits where they help most.
 methods: rtn (round to nearest), smoothquant (fixed scales), gptq (error feedback), awq (searched scales and
 clipping), omniquant (learned clipping and scales), affinequant (learned clipping and affine maps). The papers
 use 128 windows of 2048 tokens.
@@ -53,11 +54,50 @@ def add_parser(commands: Commands) -> None:
         choices=CHOICES["target"],
         help="calibrate in the arithmetic of an export format, so that exporting loses nothing",
     )
+    _add_mixed(parser)
     _add_data(parser)
     _add_maps(parser)
     _add_training(parser)
     _add_memory(parser)
     add_run_options(parser)
+
+
+def _add_mixed(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("mixed precision")
+    group.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="PATTERN=SCHEME",
+        help="another scheme for some linears, 'model.layers.0.*=W8A8'; =float skips them; may be repeated, "
+        "the last match counts",
+    )
+    group.add_argument(
+        "--average-bits",
+        type=float,
+        metavar="B",
+        help="choose the bits of all others for this budget a weight",
+    )
+    group.add_argument(
+        "--candidate-bits", default="2,3,4,8", metavar="LIST", help="to choose from, default 2,3,4,8"
+    )
+
+
+def _mixed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was wished for of mixed precision, as ``calibrate`` takes it."""
+    from omniquant.mixed.plan import Wishes
+
+    try:
+        candidates = [int(part) for part in arguments.candidate_bits.split(",")]
+    except ValueError:
+        text = arguments.candidate_bits
+        raise ConfigError(f"--candidate-bits {text!r}: expected numbers such as 2,3,4,8") from None
+    wishes = Wishes.of(arguments.override, arguments.average_bits, candidates)
+    return {
+        "overrides": wishes.overrides,
+        "average_bits": wishes.average_bits,
+        "candidate_bits": wishes.candidates,
+    }
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -213,6 +253,7 @@ def run(arguments: argparse.Namespace) -> None:
         CalibrationOptions.for_method, arguments.method, scheme, preset=arguments.preset, **given
     )
     options = choose()
+    mixed = _mixed(arguments)
     threads = resolve_threads(arguments.threads)
     memory = parse_bytes("--memory", arguments.memory or DEFAULT_MEMORY)
     check_data(arguments.data, arguments.model)
@@ -239,6 +280,7 @@ def run(arguments: argparse.Namespace) -> None:
         windows,
         scheme,
         method=options,
+        **mixed,
         output=arguments.output,
         resume=arguments.resume,
         threads=threads,

@@ -268,7 +268,9 @@ class CalibrationOptions:
         """
         if self.products != "auto":
             return self
-        fine = scheme.weight_only and scheme.w_bits > 4
+        used = (scheme, *(own for _, own in scheme.overrides))
+        finest = max((own.w_bits for own in used if own.quantizes_weights), default=0)
+        fine = scheme.weight_only and finest > 4
         return replace(self, products="integer" if fastest == "bfloat16" and fine else fastest)
 
     @property
@@ -391,7 +393,7 @@ def core_options(
     gated: bool = True,
     head_norms: bool = False,
     experts: bool = False,
-) -> dict[str, int | float | bool | str | dict[str, int | bool]]:
+) -> dict[str, Any]:
     """Return the option dict of ``_core.calibrate_block`` and ``_core.fold_block``.
 
     Parameters
@@ -420,8 +422,13 @@ def core_options(
         "w_bits": scheme.w_bits,
         "group_size": scheme.group_size or 0,
         "w_symmetric": scheme.w_symmetric,
-        "scale_bits": scale_bits(options.target, scheme),
-        "activation": scheme.activation(),
+        "scale_bits": scale_bits(options.target, scheme.w_symmetric),
+        "linears": {
+            name: linear.to_core(scale_bits(options.target, linear.symmetric))
+            for name, linear in scheme.block(block).items()
+            if linear != scheme.uniform()
+        },
+        "activation": scheme.activation(block),
         "lwc": options.lwc,
         "lac": options.lac,
         "start": options.start,
@@ -456,7 +463,8 @@ def core_options(
 
 def config_hash(scheme: QuantConfig, options: CalibrationOptions) -> str:
     """Return the sha256 of everything a result depends on besides model and data."""
-    text = json.dumps({"scheme": str(scheme), "options": options.to_dict()}, sort_keys=True)
+    described = {"scheme": scheme.text, "overrides": [[name, own.text] for name, own in scheme.overrides]}
+    text = json.dumps({**described, "options": options.to_dict()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

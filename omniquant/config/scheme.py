@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from omniquant.errors import ConfigError
 
 FLOAT_BITS = 16  # this many bits or more: left in floating point
+# Of a block: a plain MLP has no gate; beside experts there may be an MLP all tokens take.
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down", "shared_gate", "shared_up", "shared_down")
+_IN_FLOAT = ("router", "shared_router")
 
 _SCHEME = re.compile(
     r"W(?P<w>\d+)(?P<w_mode>s?)A(?P<a>\d+)(?P<a_mode>(?:sf?)?)(?P<tail>(?:(?:KV|Q|K|V|G)\d+)*)",
@@ -18,6 +23,46 @@ _ALLOWED = (
     "W<bits>A<bits>[KV<bits>][g<group>], bits 2 to 8 or 16 (activations also 32), "
     "such as W4A4, W4A4KV16, W3A16 or W2A16g64"
 )
+
+
+@dataclass(frozen=True)
+class LinearScheme:
+    """What the weights of one linear are rounded to.
+
+    Parameters
+    ----------
+    bits : int
+        2 to 8; 16: left in floating point.
+    group_size : int or None
+        Consecutive inputs of a row that share a scale; None: one scale a row.
+    symmetric : bool
+        Without zero points.
+    """
+
+    bits: int
+    group_size: int | None = None
+    symmetric: bool = False
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weights become integers."""
+        return self.bits < FLOAT_BITS
+
+    def groups(self, inputs: int) -> int:
+        """Return the number of groups a row of `inputs` weights has (the last one may be shorter)."""
+        return 1 if self.group_size is None else -(-inputs // self.group_size)
+
+    def to_core(self, scale_bits: int = 0) -> dict[str, int | bool]:
+        """Return the fields as the core takes them."""
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size or 0,
+            "symmetric": self.symmetric,
+            "scale_bits": scale_bits,
+        }
+
+
+BlockScheme = Mapping[str, LinearScheme]  # of every name of LINEARS
 
 
 @dataclass(frozen=True)
@@ -38,6 +83,9 @@ class QuantConfig:
         Bits of queries, keys (both after RoPE) and values; None: the activation bits.
     a_full_range : bool
         Symmetric activations with step max|x| / (2^(bits-1) - 1/2), as compressed-tensors has it.
+    overrides : tuple of (str, QuantConfig)
+        Linears that get another scheme, by names such as "layers.0.q"; of it weights and, where it is that of
+        a whole block, inputs. Made by :func:`omniquant.config.overrides.with_overrides`.
 
     Raises
     ------
@@ -54,6 +102,7 @@ class QuantConfig:
     k_bits: int | None = None
     v_bits: int | None = None
     a_full_range: bool = False
+    overrides: tuple[tuple[str, QuantConfig], ...] = ()
 
     def __post_init__(self) -> None:
         default = min(self.a_bits, FLOAT_BITS)
@@ -121,6 +170,11 @@ class QuantConfig:
         )
 
     def __str__(self) -> str:
+        return self.text + (" mixed" if self.overrides else "")
+
+    @property
+    def text(self) -> str:
+        """The scheme without its overrides, as :meth:`parse` reads it."""
         a_mode = ("s" if self.a_symmetric else "") + ("f" if self.a_full_range else "")
         group = "" if self.group_size is None else f"g{self.group_size}"
         weights = f"W{self.w_bits}{'s' if self.w_symmetric else ''}"
@@ -138,31 +192,62 @@ class QuantConfig:
     @property
     def weight_only(self) -> bool:
         """Whether activations, Q, K and V all stay in floating point."""
-        return all(bits is not None and bits >= FLOAT_BITS for bits in (self.a_bits, *self._attention_bits()))
+        inputs = (self.a_bits, *(own.a_bits for _, own in self.overrides))
+        return all(bits is not None and bits >= FLOAT_BITS for bits in (*inputs, *self._attention_bits()))
 
     @property
     def quantizes_weights(self) -> bool:
-        """Whether the weights become integers."""
-        return self.w_bits < FLOAT_BITS
+        """Whether weights become integers, of all linears or of some."""
+        return any(scheme.w_bits < FLOAT_BITS for scheme in (self, *self._own.values()))
+
+    @cached_property
+    def _own(self) -> dict[str, QuantConfig]:
+        return dict(self.overrides)
+
+    def of_linear(self, layer: int, name: str) -> QuantConfig:
+        """Return the scheme of one linear: the one place where overrides are looked up."""
+        return self._own.get(f"layers.{layer}.{name}", self)
+
+    def block(self, layer: int) -> BlockScheme:
+        """Return what the weights of every linear of a block are rounded to."""
+        own = {name: self.of_linear(layer, name) for name in LINEARS}
+        schemes = {name: LinearScheme(s.w_bits, s.group_size, s.w_symmetric) for name, s in own.items()}
+        return schemes | dict.fromkeys(_IN_FLOAT, LinearScheme(FLOAT_BITS))
+
+    def uniform(self) -> LinearScheme:
+        """Return what weights are rounded to where no override says otherwise."""
+        return LinearScheme(self.w_bits, self.group_size, self.w_symmetric)
+
+    def with_weights(self, bits: int) -> QuantConfig:
+        """Return the scheme with other bits of the weights, and no overrides."""
+        group = None if bits >= FLOAT_BITS else self.group_size
+        return replace(self, w_bits=bits, group_size=group, overrides=())
 
     def _attention_bits(self) -> tuple[int | None, int | None, int | None]:
         return self.q_bits, self.k_bits, self.v_bits
 
-    def activation(self) -> dict[str, int | bool]:
-        """Return the activation dict of the core (`block_forward`, `calibrate_block`)."""
+    def activation(self, layer: int | None = None) -> dict[str, int | bool]:
+        """Return the activation dict of the core (`block_forward`, `calibrate_block`).
+
+        Parameters
+        ----------
+        layer : int, optional
+            Of this block, whose inputs an override may round otherwise; None: as the scheme says.
+        """
         q, k, v = (int(bits or FLOAT_BITS) for bits in self._attention_bits())
+        inputs = self if layer is None else self.of_linear(layer, "q")  # all linears of a block agree
         return {
-            "bits": self.a_bits,
+            "bits": inputs.a_bits,
             "q_bits": q,
             "k_bits": k,
             "v_bits": v,
-            "symmetric": self.a_symmetric,
-            "full_range": self.a_full_range,
+            "symmetric": inputs.a_symmetric,
+            "full_range": inputs.a_full_range,
         }
 
     def groups(self, inputs: int) -> int:
         """Return the number of groups a row of `inputs` weights has (the last one may be shorter)."""
-        return 1 if self.group_size is None else -(-inputs // self.group_size)
+        return self.uniform().groups(inputs)
 
 
 def _check_bits(what: str, bits: object, floats: tuple[int, ...]) -> None:

@@ -7,27 +7,26 @@ scales in float16 keep z as an integer, and 11 bits are theirs.
 
 from __future__ import annotations
 
-from omniquant.config.scheme import QuantConfig
-
 TARGETS = ("any", "compressed-tensors", "gptq", "awq", "gguf", "onnx", "openvino", "huggingface")
 
 FLOAT16_BITS = 11  # significant ones
 _ZERO_POINT_BITS = 4
 
 
-def scale_bits(target: str, scheme: QuantConfig) -> int:
+def scale_bits(target: str, symmetric: bool) -> int:
     """Return the significant bits a weight's scale may have, 0 for all of float32's.
 
     Parameters
     ----------
     target : str
         One of ``TARGETS``.
-    scheme : QuantConfig
+    symmetric : bool
+        Whether the weights have no zero points.
 
     Returns
     -------
     int
     """
     if target == "gguf":
-        return FLOAT16_BITS if scheme.w_symmetric else FLOAT16_BITS - _ZERO_POINT_BITS
+        return FLOAT16_BITS if symmetric else FLOAT16_BITS - _ZERO_POINT_BITS
     return FLOAT16_BITS if target in ("gptq", "awq") else 0

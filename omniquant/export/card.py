@@ -56,7 +56,7 @@ def model_card(content: Content, title: str, library: str, load: str, half: str 
         version=__version__,
         title=title,
         scheme=content.scheme,
-        bits=bits_per_weight(content.scheme, result.architecture.spec),
+        bits=bits_per_weight(content.scheme, result.architecture.spec, result.architecture.num_layers),
         epochs=options.epochs,
         samples=header.calibration["samples"],
         seqlen=header.calibration["seqlen"],

@@ -7,7 +7,7 @@ too; those carry no tensors, the runtime takes their scales from each token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from omniquant.export.card import model_card
 from omniquant.export.content import Content, Linear
 from omniquant.export.folder import Tensors
 from omniquant.export.huggingface import write_common, write_tensors
+from omniquant.models.experts import EXPERT, stored_shapes
 from omniquant.models.spec import ROUTERS
 
 _LOAD = """\
@@ -36,7 +37,7 @@ _DEQUANTIZE = "quantization_config=CompressedTensorsConfig(dequantize=True), "
 def write(content: Content, folder: Path) -> None:
     """Write the folder."""
     scheme = content.scheme
-    write_common(content, folder, quantization_config(scheme, routers(content)))
+    write_common(content, folder, quantization_config(content))
     tensors_of = packed if scheme.weight_only else as_bytes
     write_tensors(content, folder, lambda linear, _: tensors_of(linear))
     how = "" if scheme.w_symmetric or not scheme.weight_only else _DEQUANTIZE
@@ -56,8 +57,38 @@ def routers(content: Content) -> list[str]:
     ]
 
 
-def quantization_config(scheme: QuantConfig, ignored: Sequence[str] = ()) -> dict[str, Any]:
-    """Return config.json's quantization_config; `ignored` linears stay in float, as the head does."""
+def quantization_config(content: Content) -> dict[str, Any]:
+    """Return config.json's quantization_config: a group for each scheme, linears left in float ignored."""
+    scheme = content.scheme
+    groups, ignored = [_group(scheme, ["Linear"])], ["lm_head", *routers(content)]
+    if scheme.overrides:
+        targets = _targets(content)
+        ignored += [name for own, names in targets.items() if not own.quantizes_weights for name in names]
+        groups = [_group(own, names) for own, names in targets.items() if own.quantizes_weights]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": _layout(scheme),
+        "quantization_status": "compressed",
+        "ignore": ignored,
+        "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
+    }
+
+
+def _targets(content: Content) -> dict[QuantConfig, list[str]]:
+    """Return the modules of every scheme in a mixed one, by name: a name cannot match two groups."""
+    targets: dict[QuantConfig, list[str]] = {}
+    for index in range(content.result.architecture.num_layers):
+        refs = content.refs(index, "safetensors")
+        for linear in stored_shapes(content.result.architecture.spec):
+            own = replace(content.scheme.of_linear(index, linear.partition(EXPERT)[0]), overrides=())
+            name = refs[f"{linear}.weight"].key.removesuffix(".weight")
+            if name not in targets.setdefault(own, []):  # of fused linears the second
+                targets[own].append(name)
+    return targets
+
+
+def _group(scheme: QuantConfig, targets: list[str]) -> dict[str, Any]:
+    """Return the config group of the modules of one scheme."""
     weights = {
         "num_bits": scheme.w_bits,
         "type": "int",
@@ -75,14 +106,7 @@ def quantization_config(scheme: QuantConfig, ignored: Sequence[str] = ()) -> dic
             "strategy": "token",
             "dynamic": True,
         }
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": _layout(scheme),
-        "quantization_status": "compressed",
-        "ignore": ["lm_head", *ignored],
-        "config_groups": {"group_0": group},
-    }
+    return {"targets": targets, "weights": weights, "input_activations": activations}
 
 
 def _layout(scheme: QuantConfig) -> str:

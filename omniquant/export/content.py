@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError, UnsupportedError
 from omniquant.forward import F32
 from omniquant.models.adapter import FamilyAdapter
-from omniquant.models.experts import stored_shapes, unstacked
+from omniquant.models.experts import EXPERT, stored_shapes, unstacked
 from omniquant.models.registry import adapter_for_model_type
 from omniquant.models.tensors import Array, TensorRef, stored_tensors
 from omniquant.quantized import CalibrationResult
@@ -109,13 +109,15 @@ class Content:
         scheme = self.result.scheme
         if not self.weights_only:
             return scheme
-        return QuantConfig(scheme.w_bits, 16, scheme.group_size, scheme.w_symmetric)
+        own = tuple((name, _in_float(each)) for name, each in scheme.overrides)
+        return replace(_in_float(scheme), overrides=own)
 
     def block(self, index: int) -> Block:
         """Return a block."""
         spec = self.result.architecture.spec
         folded: dict[str, Any] = unstacked(self.result.state(index).folded, spec)
-        scheme = self.result.scheme
+        of_linear = self.result.scheme.block(index)
+        scheme = {name: of_linear[name.partition(EXPERT)[0]] for name in stored_shapes(spec)}
         linears = {
             name: Linear(
                 name,
@@ -123,9 +125,9 @@ class Content:
                 folded[f"{name}.scale"],
                 folded[f"{name}.zero_point"],
                 folded.get(f"{name}.bias"),
-                min(scheme.group_size or columns, columns),
-                scheme.w_bits,
-                scheme.w_symmetric,
+                min(scheme[name].group_size or columns, columns),
+                scheme[name].bits,
+                scheme[name].symmetric,
             )
             for name, (_, columns) in stored_shapes(spec).items()
             if f"{name}.codes" in folded
@@ -209,3 +211,8 @@ class Content:
     @property
     def _adapter(self) -> FamilyAdapter:
         return adapter_for_model_type(str(self.result.fold().config["model_type"]), "config.json")
+
+
+def _in_float(scheme: QuantConfig) -> QuantConfig:
+    """Return a scheme's weights alone."""
+    return QuantConfig(scheme.w_bits, 16, scheme.group_size, scheme.w_symmetric)

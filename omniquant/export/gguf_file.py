@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.config.scheme import FLOAT_BITS
 from omniquant.export.bits import halves
 from omniquant.export.card import model_card
 from omniquant.export.content import Content, Linear
@@ -25,6 +26,7 @@ from omniquant.export.gguf_fields import add_architecture
 from omniquant.export.gguf_tokenizer import add_tokenizer
 from omniquant.export.huggingface import floats_of, stored_linears, write_common
 from omniquant.forward import F32
+from omniquant.models.spec import quantized_shapes
 from omniquant.models.tensors import stored_tensors
 from omniquant.runtime.matrix import BFLOAT, BYTES, FLOAT, HALF, Matrix
 
@@ -43,9 +45,10 @@ def write(content: Content, folder: Path) -> None:
     library = importlib.import_module("gguf")
     write_common(content, folder)
     writer = library.GGUFWriter(folder / FILE_NAME, content.gguf_architecture)
-    kind = number_type(content)
+    kinds = _types(content)
     writer.add_quantization_version(library.GGML_QUANT_VERSION)
-    writer.add_file_type(library.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    most = "ALL_F32" if kinds[0] == "F32" else f"MOSTLY_{kinds[0]}"
+    writer.add_file_type(library.LlamaFileType[most])
     writer.add_name(content.result.header.model["name"])
     add_architecture(writer, library, content.result.architecture)
     add_tokenizer(writer, content)
@@ -54,18 +57,17 @@ def write(content: Content, folder: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    card = model_card(content, f"GGUF {kind}", "gguf", _LOAD, "gguf")
+    card = model_card(content, f"GGUF {', '.join(kinds)}", "gguf", _LOAD, "gguf")
     atomic_write_bytes(folder / "README.md", card.encode())
 
 
-def number_type(content: Content) -> str:
-    """Return the type of the linears."""
-    scheme = content.scheme
-    if not scheme.quantizes_weights:
+def number_type(bits: int, symmetric: bool) -> str:
+    """Return the type of linears."""
+    if bits >= FLOAT_BITS:
         return "F32"
-    if scheme.w_bits == 8:
+    if bits == 8:
         return "Q8_0"
-    return "Q4_0" if scheme.w_symmetric else "Q4_1"
+    return "Q4_0" if symmetric else "Q4_1"
 
 
 def blocks_of(linear: Linear, kind: str) -> Bytes:
@@ -94,13 +96,24 @@ def blocks_of(linear: Linear, kind: str) -> Bytes:
     return np.concatenate(parts, axis=2).reshape(rows, -1)
 
 
+def _types(content: Content) -> list[str]:
+    """Return the types of all linears, that of most weights first."""
+    weights: dict[str, int] = {}
+    architecture = content.result.architecture
+    for index in range(architecture.num_layers):
+        linears = content.scheme.block(index)
+        for name, (rows, columns) in quantized_shapes(architecture.spec).items():
+            kind = number_type(linears[name].bits, linears[name].symmetric)
+            weights[kind] = weights.get(kind, 0) + rows * columns
+    return sorted(weights, key=lambda kind: -weights[kind])
+
+
 def _half(values: npt.NDArray[np.floating], linear: Linear) -> Bytes:
     half = halves(values, f"gguf cannot hold {linear.name}", "gguf").astype("<f2", copy=False)
     return half[..., None].view(np.uint8)
 
 
 def _add_tensors(writer: Any, library: Any, content: Content) -> None:
-    kind = number_type(content)
     embedding, head = content.result.fold().matrices()
     refs = content.outer_refs("gguf")
     _add_matrix(writer, library, refs["embedding.weight"].key, embedding)
@@ -111,6 +124,7 @@ def _add_tensors(writer: Any, library: Any, content: Content) -> None:
     for index in range(content.result.header.num_layers):
         block = content.block(index)
         for key, linear in stored_linears(content, block, index, "gguf").items():
+            kind = number_type(linear.bits, linear.symmetric)
             writer.add_tensor(key, blocks_of(linear, kind), raw_dtype=library.GGMLQuantizationType[kind])
         for key, values in content.stored(floats_of(block), index, "gguf").items():
             writer.add_tensor(key, values.astype(np.float32))

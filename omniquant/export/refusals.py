@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from omniquant.blockfile import linear_shapes
+from omniquant.checkpoint.source import Layout
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import UnsupportedError
+from omniquant.models.experts import EXPERT, stored_shapes
 from omniquant.models.model import Model
 from omniquant.models.registry import adapter_for_model_type
 from omniquant.models.spec import BlockSpec
+from omniquant.models.tensors import grouped
 from omniquant.quantized import QuantizedModel
 
 
@@ -32,6 +35,8 @@ class Wish:
         What the model has outside its blocks beyond LLaMA's kind.
     gguf_lacks : tuple of str
         What of the model llama.cpp does not compute.
+    fused : tuple of tuple of str
+        Our names of linears that are one tensor where the format puts them.
     """
 
     format: str
@@ -42,6 +47,7 @@ class Wish:
     weights_only: bool = False
     unusual: tuple[str, ...] = ()
     gguf_lacks: tuple[str, ...] = ()
+    fused: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def of(
@@ -57,7 +63,11 @@ class Wish:
         architecture = model.architecture
         adapter = adapter_for_model_type(str(model.config["model_type"]), "config.json")
         unusual, lacks = architecture.unusual(), adapter.gguf_lacks(architecture)
-        return cls(format, variant, scheme, options, architecture.spec, weights_only, unusual, lacks)
+        layout: Layout = "gguf" if format == "gguf" and adapter.gguf_architectures else "safetensors"
+        refs = adapter.block_tensors(architecture, 0, layout)
+        parts = grouped(refs, [f"{name}.weight" for name in stored_shapes(architecture.spec)])
+        fused = tuple(tuple(part.partition(".")[0] for part in names) for names in parts.values())
+        return cls(format, variant, scheme, options, architecture.spec, weights_only, unusual, lacks, fused)
 
     def fail(self, cannot: str, nearest: str) -> UnsupportedError:
         """Return the error."""
@@ -70,6 +80,53 @@ class Wish:
 
 
 Check = Callable[[Wish], None]
+
+
+def of_each(check: Check) -> Check:
+    """Make a check of uniform schemes one of mixed schemes: each of those it is mixed of must pass."""
+
+    def check_each(wish: Wish) -> None:
+        for scheme in (wish.scheme, *(own for _, own in wish.scheme.overrides)):
+            check(replace(wish, scheme=replace(scheme, overrides=())))
+
+    return check_each
+
+
+def one_scheme(wish: Wish) -> None:
+    """Refuse mixed precision: the format's configuration knows one scheme for all linears."""
+    if wish.scheme.overrides:
+        raise wish.fail(
+            f"mixed precision ({len(wish.scheme.overrides)} linears other than {wish.scheme.text})",
+            "compressed-tensors, gguf (4 and 8 bits), onnx, openvino or huggingface",
+        )
+
+
+def one_scheme_a_tensor(wish: Wish) -> None:
+    """Refuse linears that are one tensor there, but are rounded in different ways."""
+    layers = {int(name.split(".")[1]) for name, _ in wish.scheme.overrides}
+    for layer in sorted(layers):
+        linears = wish.scheme.block(layer)
+        for names in wish.fused:
+            if len({linears[name.partition(EXPERT)[0]] for name in names}) > 1:
+                raise wish.fail(
+                    f"{', '.join(names)} of block {layer} at different bits: they are one tensor",
+                    "one scheme for them, or huggingface",
+                )
+
+
+def zero_points_of_one_scheme(wish: Wish) -> None:
+    """Refuse packed zero points in mixed precision: transformers unpacks them all by one scheme."""
+    schemes = (wish.scheme, *(own for _, own in wish.scheme.overrides))
+    packed = wish.weights_only or wish.scheme.weight_only
+    asymmetric = [each for each in schemes if each.w_bits < FLOAT_BITS and not each.w_symmetric]
+    if wish.scheme.overrides and packed and asymmetric:
+        nearest = text_of(replace(asymmetric[0], overrides=()), w_symmetric=True)
+        raise wish.fail(
+            f"asymmetric weights ({asymmetric[0].text}) in mixed precision: transformers unpacks zero points "
+            "by one scheme",
+            f"scheme {nearest}, or onnx, openvino or huggingface",
+        )
+
 
 _LEAST_BLOCK = 16  # of MatMulNBits
 
@@ -109,6 +166,8 @@ def no_experts(wish: Wish) -> None:
 def packed_experts(wish: Wish) -> None:
     """Refuse experts in layouts of which transformers does not make its one tensor of all experts."""
     weight_only = wish.weights_only or wish.scheme.weight_only
+    if wish.spec.num_experts and wish.scheme.overrides:
+        raise wish.fail("experts in mixed precision: transformers takes them by one scheme", "huggingface")
     if not wish.spec.num_experts or (weight_only and wish.scheme.w_symmetric):
         return
     nearest = QuantConfig(wish.scheme.w_bits, FLOAT_BITS, wish.scheme.group_size, True)
@@ -144,7 +203,7 @@ def bits(*allowed: int) -> Check:
         nearest = text_of(wish.scheme, w_bits=above[0] if above else allowed[-1])
         raise wish.fail(f"{have}-bit weights", f"scheme {nearest}")
 
-    return check
+    return of_each(check)
 
 
 def whole_groups(multiple: int = 1) -> Check:
@@ -171,7 +230,7 @@ def whole_groups(multiple: int = 1) -> Check:
             why = no_multiple if columns % size else f": they are multiples of {multiple}"
             raise wish.fail(f"groups of {size}{why}", _nearest_group(wish, size, fits))
 
-    return check
+    return of_each(check)
 
 
 def _nearest_group(wish: Wish, size: int, fits: Sequence[int]) -> str:
@@ -220,7 +279,7 @@ def symmetric(*of: int) -> Check:
             nearest = text_of(wish.scheme, w_symmetric=True)
             raise wish.fail(f"asymmetric {wish.scheme.w_bits}-bit weights", f"scheme {nearest}")
 
-    return check
+    return of_each(check)
 
 
 def attention_in_float(wish: Wish) -> None:
@@ -233,6 +292,7 @@ def attention_in_float(wish: Wish) -> None:
         raise wish.fail("quantized Q, K and V", f"scheme {nearest}, or --weights-only")
 
 
+@of_each
 def symmetric_activations(wish: Wish) -> None:
     """Want activations per token to be symmetric with the full-range step."""
     scheme = wish.scheme
@@ -249,6 +309,7 @@ def no_clipped_activations(wish: Wish) -> None:
         raise wish.fail("clipped activations", "calibrate with --no-lac, or --weights-only")
 
 
+@of_each
 def nbits(wish: Wish) -> None:
     """Want what onnxruntime's MatMulNBits can hold, where that is the operator."""
     if wish.variant != "matmul-nbits" or not wish.scheme.quantizes_weights:

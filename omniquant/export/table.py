@@ -54,7 +54,13 @@ class Format:
         return write
 
 
-_WEIGHTS_ALONE = (may.no_experts, may.no_online_map, may.integer_weights, may.float_activations)
+_WEIGHTS_ALONE = (
+    may.one_scheme,
+    may.no_experts,
+    may.no_online_map,
+    may.integer_weights,
+    may.float_activations,
+)
 
 _GRAPH = (may.llama_like, may.no_kronecker_map, may.float_activations, may.whole_groups())
 
@@ -69,6 +75,8 @@ FORMATS: dict[str, Format] = {
             may.attention_in_float,
             may.symmetric_activations,
             may.no_clipped_activations,
+            may.zero_points_of_one_scheme,
+            may.one_scheme_a_tensor,
             may.whole_groups(),
         ),
     ),
@@ -87,6 +95,7 @@ FORMATS: dict[str, Format] = {
         "llama.cpp",
         "gguf_file",
         (
+            may.one_scheme_a_tensor,
             may.no_online_map,
             may.no_experts,
             may.in_llama_cpp,

@@ -199,6 +199,11 @@ ROUTERS = ("router", "shared_router")
 EXPERTS = ("gate", "up", "down")
 
 
+def quantized_shapes(spec: BlockSpec) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of every linear but routers, in the order of the forward pass."""
+    return {name: shape for name, shape in spec.linear_shapes().items() if name not in ROUTERS}
+
+
 def _check_experts(spec: BlockSpec) -> None:
     for field in ("num_experts", "experts_per_token", "shared_ffn_size"):
         value = getattr(spec, field)

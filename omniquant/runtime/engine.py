@@ -13,7 +13,7 @@ from omniquant import _core
 from omniquant.blockfile import Array
 from omniquant.config import QuantConfig
 from omniquant.errors import CheckpointError, DataError
-from omniquant.forward import F32, Activation
+from omniquant.forward import F32
 from omniquant.models.ends import Ends
 from omniquant.models.model import check_token_ids
 from omniquant.models.spec import BlockSpec
@@ -41,10 +41,6 @@ class Runnable(Protocol):
     @property
     def scheme(self) -> QuantConfig:
         """Bits of weights and activations."""
-
-    @property
-    def activation(self) -> Activation:
-        """The quantizers of activations, Q, K and V."""
 
     @property
     def num_layers(self) -> int:
@@ -101,7 +97,10 @@ class Engine:
 
     def _set_block(self, index: int) -> None:
         model, scheme = self._model, self._model.scheme
-        how = (scheme.w_bits, scheme.w_symmetric, scheme.group_size or 0)
+        how = (
+            {name: linear.to_core() for name, linear in scheme.block(index).items()},
+            scheme.activation(index),
+        )
         try:
             spec, kind = model.spec_of(index).to_core(), model.layer_kind(index)
             tensors = model.tensors(index)
@@ -119,7 +118,7 @@ class Engine:
         self.head_bytes = head.nbytes
         return _core.model_create(
             model.spec.to_core(),
-            model.activation,
+            model.scheme.activation(),
             embedding.to_core(),
             head.to_core(),
             ends.final_norm["weight"],

@@ -101,7 +101,7 @@ def swap_linears(
         for name, shape in linear_shapes(model.spec).items():
             place = names[f"{name}.weight"].removesuffix(".weight")
             _check_linear(module, place, shape)
-            packed = _packed(folded, name, model.scheme, threads)
+            packed = _packed(folded, name, model.scheme.of_linear(index, name), threads)
             new.append((place, PackedLinear(packed, shape[1], shape[0])))
         norms |= _norms(folded, names, slots, index)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def _refuse(model: QuantizedModel, linears_only: bool) -> None:
         )
     if model.options.lac:
         raise UnsupportedError("packed linears cannot clip activations; nearest: calibrate with lac=False")
-    if not scheme.quantizes_weights:
+    if not all(own.w_bits < FLOAT_BITS for own in (scheme, *(own for _, own in scheme.overrides))):
         raise UnsupportedError(f"weights in float ({scheme}) have no packed linears; nearest: write_weights")
     attention = (scheme.q_bits, scheme.k_bits, scheme.v_bits)
     if not linears_only and any(int(bits or 0) < FLOAT_BITS for bits in attention):

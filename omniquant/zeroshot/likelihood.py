@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.errors import DataError, NotFiniteError
-from omniquant.forward import F32, HIDDEN_BYTES, I32, ForwardModel, Head, packs, run_texts
+from omniquant.forward import F32, HIDDEN_BYTES, I32, ForwardModel, Head, activation_of, packs, run_texts
 from omniquant.runtime.engine import Engine
 from omniquant.runtime.prompt import TextModel, text_tokens
 
@@ -162,8 +162,8 @@ def _run(
     lengths = np.array([len(text) for text in texts], np.int32)
     positions = np.concatenate([np.arange(len(text)) for text in texts])
     x = model.embed(np.concatenate([np.array(text, np.int32) for text in texts]), positions)
-    activation = getattr(model, "activation", None)  # a full-precision model quantizes none
     for index in range(model.num_layers):
+        activation = activation_of(model, index)
         x = run_texts(model, index, model.block(index), x, lengths, activation=activation, threads=threads)
         advance(index + 1)
     return x

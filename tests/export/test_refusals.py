@@ -65,6 +65,7 @@ CASES = [
         )
         for format in ("onnx", "openvino")
     ),
+    ("gguf", "W4sA16g32", EXPERTS, {}, "a mixture of experts; nearest: compressed-tensors"),
     ("compressed-tensors", "W4A16g32", EXPERTS, {}, "transformers does not read; nearest: scheme W4sA16g32"),
     ("compressed-tensors", "W8sA8sfKV16", EXPERTS, {}, "experts with quantized activations, which"),
     ("onnx", "W4A16g32", PARALLEL, {}, "a model with residual; nearest: huggingface"),
@@ -233,3 +234,65 @@ def test_an_unfinished_result_is_refused(tmp_path):
     result.header.model["num_layers"] = 6
     with pytest.raises(CheckpointError, match="unfinished"):
         result.export(tmp_path / "out", "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("format", "scheme", "own", "message"),
+    [
+        (
+            "gptq",
+            "W4A16g32",
+            "W8A16g32",
+            "mixed precision (1 linears other than W4A16g32); nearest: compressed",
+        ),
+        ("awq", "W4A16g32", "W16A16", "mixed precision"),
+        ("gguf", "W4A16g32", "W3A16g32", "3-bit weights; nearest: scheme W4A16g32"),
+        ("gguf", "W4A16g32", "W8A16g32", "asymmetric 8-bit weights"),
+        ("gguf", "W4A16g32", "W4A16g16", "groups of 16: they are multiples of 32"),
+        ("onnx", "W4A16g32", "W3A16g32", "3-bit weights in MatMulNBits; nearest: --variant"),
+        ("onnx", "W4A16g32", "W8A16g48", "groups of 48"),
+        ("compressed-tensors", "W4sA16g32", "W8sA16g48", "groups of 48"),
+        ("compressed-tensors", "W4sA16g32", "W8A16", "asymmetric weights (W8A16) in mixed precision"),
+        ("compressed-tensors", "W8sA8sfKV16", "W8A8KV16", "asymmetric activations"),
+        ("huggingface", "W4A16g32", "W8A8KV16", "quantized activations"),
+    ],
+)
+def test_every_scheme_of_a_mixture_must_fit(format, scheme, own, message):
+    simple = wish(format, scheme, TINY)
+    overrides = (("layers.0.q", QuantConfig.parse(own)),)
+    with pytest.raises(UnsupportedError, match=re.escape(message)):
+        refuse(replace(simple, scheme=replace(simple.scheme, overrides=overrides)))
+
+
+def test_linears_that_are_one_tensor_have_one_scheme():
+    """Phi-3 keeps q, k and v in one tensor, and gate and up in another."""
+    simple = replace(
+        wish("gguf", "W4sA16g32", TINY), fused=(("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+    )
+    eight = QuantConfig.parse("W8sA16g32")
+
+    def mixed(*names):
+        overrides = tuple((f"layers.2.{name}", eight) for name in names)
+        return replace(simple, scheme=replace(simple.scheme, overrides=overrides))
+
+    refuse(mixed("q", "k", "v", "down"))
+    with pytest.raises(UnsupportedError, match=r"q, k, v of block 2 at different bits: they are one tensor"):
+        refuse(mixed("q", "k"))
+    with pytest.raises(UnsupportedError, match=r"gate, up of block 2 at different bits"):
+        refuse(replace(mixed("up"), format="compressed-tensors"))
+
+
+def test_experts_in_mixed_precision_are_refused():
+    spec = replace(TINY, num_experts=4, experts_per_token=2)
+    simple = wish("compressed-tensors", "W4sA16g32", spec)
+    refuse(simple)
+    overrides = (("layers.0.q", QuantConfig.parse("W8sA16g32")),)
+    with pytest.raises(UnsupportedError, match="experts in mixed precision"):
+        refuse(replace(simple, scheme=replace(simple.scheme, overrides=overrides)))
+
+
+def test_a_wish_knows_what_is_one_tensor(tmp_path):
+    model = small_model(tmp_path / "model")
+    options = CalibrationOptions.for_method("rtn", QuantConfig.parse("W4A16"))
+    found = Wish.of(model, "gguf", "", QuantConfig.parse("W4A16"), options)
+    assert found.fused == (("q",), ("k",), ("v",), ("o",), ("gate",), ("up",), ("down",))

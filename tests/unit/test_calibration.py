@@ -75,7 +75,7 @@ def test_streams_are_those_of_the_papers(model, monkeypatch):
     np.testing.assert_array_equal(targets, run_block(model, 0, model.block(0), x_fp))
     np.testing.assert_array_equal(aug, targets)
     np.testing.assert_array_equal(next_fp, targets)
-    quantized = run_block(model, 0, dequantized(folded, scheme), x_q, activation=scheme.activation())
+    quantized = run_block(model, 0, dequantized(folded, scheme.block(0)), x_q, activation=scheme.activation())
     np.testing.assert_array_equal(next_q, quantized)
     np.testing.assert_array_equal(next_targets, run_block(model, 1, model.block(1), targets))
     np.testing.assert_array_equal(next_aug, run_block(model, 1, model.block(1), quantized))

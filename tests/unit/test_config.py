@@ -227,7 +227,8 @@ def test_core_options_hold_every_key_of_the_contract():
     options = CalibrationOptions.for_method("affinequant", scheme, norm_map="online")
     core = core_options(scheme, options, block=3, rope=True)
     learned = set(asdict(options)) - {"method", "aug_loss", "target", "rotation"}
-    assert set(core) == learned | {"block", "w_bits", "group_size", "w_symmetric", "scale_bits", "activation"}
+    weights = {"w_bits", "group_size", "w_symmetric", "scale_bits", "linears"}
+    assert set(core) == learned | weights | {"block", "activation"}
     assert (core["block"], core["group_size"], core["norm_map"]) == (3, 64, "online")
 
 

@@ -58,10 +58,10 @@ def test_online_maps_are_counted_and_everything_else_folds():
 
 def test_bits_count_scales_and_zero_points():
     square = BlockSpec(hidden_size=64, ffn_size=64, num_heads=8, num_kv_heads=8, head_dim=8)
-    assert bits_per_weight(QuantConfig.parse("W4A16g32"), square) == 4 + (32 + 8) / 32
-    assert bits_per_weight(QuantConfig.parse("W4sA16g32"), square) == 4 + 32 / 32
-    assert bits_per_weight(QuantConfig.parse("W2A16"), square) == 2 + 40 / 64
-    assert bits_per_weight(QuantConfig.parse("W16A4"), square) == 32
+    assert bits_per_weight(QuantConfig.parse("W4A16g32"), square, 3) == 4 + (32 + 8) / 32
+    assert bits_per_weight(QuantConfig.parse("W4sA16g32"), square, 3) == 4 + 32 / 32
+    assert bits_per_weight(QuantConfig.parse("W2A16"), square, 3) == 2 + 40 / 64
+    assert bits_per_weight(QuantConfig.parse("W16A4"), square, 3) == 32
     assert (
-        bits_per_weight(QuantConfig.parse("W3A16g64"), SPEC) > 3 + 40 / 64
+        bits_per_weight(QuantConfig.parse("W3A16g64"), SPEC, 3) > 3 + 40 / 64
     )  # 172 inputs: a short third group

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from runnable import RandomModel
 
-from omniquant import _core
+from omniquant import QuantConfig, _core
 from omniquant.errors import CheckpointError, DataError
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.engine import Engine
@@ -35,7 +35,22 @@ SPECS = {
 }
 TOKENS = np.random.default_rng(1).integers(0, 37, 75)
 KERNELS = _core.kernel_names()
-SCHEMES = ["W4A16", "W3A16g8", "W8A8", "W4A4", "W4A16K5V3", "W4A32", "W2A8KV16", "W8sA8s", "W16A4", "W16A16"]
+SINGLE = ["W4A16", "W3A16g8", "W8A8", "W4A4", "W4A16K5V3", "W4A32", "W2A8KV16", "W8sA8s", "W16A4", "W16A16"]
+
+
+def mixed(scheme: str, **own: str) -> QuantConfig:
+    overrides = [
+        (f"layers.{index}.{name}", QuantConfig.parse(s)) for index in (0, 1) for name, s in own.items()
+    ]
+    return replace(QuantConfig.parse(scheme), overrides=tuple(overrides))
+
+
+# Linears of one input at different bits, in groups, in float: integers are shared as far as they agree.
+SCHEMES = [
+    *SINGLE,
+    pytest.param(mixed("W4A8", k="W3A8g8", v="W16A8", o="W8sA8", up="W16A8", down="W16A8"), id="mixed A8"),
+    pytest.param(mixed("W16A32", q="W2A32g8", v="W4sA32", gate="W5A32g16", down="W8A32"), id="mixed A32"),
+]
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -161,23 +176,30 @@ def test_what_cannot_be_read_is_refused():
 def test_a_model_that_is_not_whole_does_not_run():
     model = RandomModel(SPEC, "W4A8")
     embedding, head = (matrix.to_core() for matrix in model.matrices())
-    arguments = [SPEC.to_core(), model.activation, embedding, head, model.norm["weight"], None, 2, None]
+    activation, norm = model.scheme.activation(), model.norm["weight"]
+    arguments = [SPEC.to_core(), activation, embedding, head, norm, None, 2, None]
     core = _core.model_create(*arguments)
-    _core.model_set_block(core, 0, model.spec.to_core(), 0, model.tensors(0), 4, False, 0)
+    linears = {name: linear.to_core() for name, linear in model.scheme.block(0).items()}
+    block = model.spec.to_core(), 0, model.tensors(0), linears, model.scheme.activation()
+    _core.model_set_block(core, 0, *block)
     decoder = _core.decoder_create(core, 8, *(table[None] for table in model.rope_tables(8)))
     with pytest.raises(ValueError, match="block 1 is not set"):
         _core.decoder_feed(decoder, [1], "last")
     for index in (0, 2, -1):
         with pytest.raises(ValueError, match=f"block {index} of 2 cannot be set"):
-            _core.model_set_block(core, index, model.spec.to_core(), 0, model.tensors(0), 4, False, 0)
+            _core.model_set_block(core, index, *block)
+    del linears["up"]
+    with pytest.raises(ValueError, match='linears lack "up"'):
+        _core.model_set_block(core, 1, *block)
+    linears["up"] = linears["gate"]
     with pytest.raises(ValueError, match="kernel 'abacus' cannot run here"):
         _core.model_create(*arguments[:-1], "abacus")
     with pytest.raises(ValueError, match="cos"):
         _core.decoder_create(core, 8, *(table[None] for table in model.rope_tables(7)))
     other = replace(SPEC, residual="parallel").to_core()
     with pytest.raises(ValueError, match="another shape than the model's"):
-        _core.model_set_block(core, 1, other, 0, model.tensors(0), 4, False, 0)
-    _core.model_set_block(core, 1, model.spec.to_core(), 1, model.tensors(1), 4, False, 0)
+        _core.model_set_block(core, 1, other, *block[1:])
+    _core.model_set_block(core, 1, model.spec.to_core(), 1, model.tensors(1), *block[3:])
     with pytest.raises(ValueError, match="block 1 takes rotary table 1 of 1"):
         _core.decoder_feed(decoder, [1], "last")
     with pytest.raises(ValueError, match=r"PyCapsule"):

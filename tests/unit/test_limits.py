@@ -60,7 +60,7 @@ def test_a_quantized_model_shows_what_the_model_showed(tmp_path):
     quantized = omniquant.QuantizedModel.load(tmp_path / "out")
     assert (quantized.name, quantized.options.method, str(quantized.scheme)) == ("tiny", "rtn", "W4A8")
     assert quantized.architecture == model.architecture
-    assert quantized.activation["bits"] == 8
+    assert quantized.scheme.activation()["bits"] == 8
     assert quantized.state(0).folded["q.codes"].max() < 16
     with pytest.raises(omniquant.DataError, match="takes 1 to 128"):
         quantized.check_seqlen(129)

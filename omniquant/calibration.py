@@ -29,6 +29,7 @@ from omniquant.blockfile import BlockState, dequantized
 from omniquant.checkpoint.finite import check_finite
 from omniquant.config import CalibrationOptions, QuantConfig, core_options
 from omniquant.config.overrides import Overrides
+from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import ConfigError, DataError, OmniQuantError
 from omniquant.forward import I32, Activation, Weights, as_windows, block_parts, chunks, rope_or_empty
 from omniquant.manifest import Header
@@ -38,6 +39,7 @@ from omniquant.mixed.plan import Wishes, mixed_scheme
 from omniquant.models.adapter import Architecture
 from omniquant.models.model import Model
 from omniquant.models.rotated import RotatedModel, Rotation, permits_online
+from omniquant.models.rounded_ends import RoundedEnds
 from omniquant.progress import Callback, StepEvent, progress_callback
 from omniquant.quantized import CalibrationResult
 from omniquant.report import BlockReport
@@ -152,9 +154,13 @@ def calibrate(
 
 
 def _in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions) -> Model:
-    """Return the model as the options calibrate it: rotated, where they ask for it."""
+    """Return the model as the options calibrate it: rotated, its ends rounded, where they ask for it."""
     rotation = Rotation.of(options, scheme)
-    return model if rotation is None else RotatedModel(model, rotation)
+    if rotation is not None:
+        model = RotatedModel(model, rotation)
+    if min(options.embedding_bits, options.head_bits) < FLOAT_BITS:
+        model = RoundedEnds(model, options.embedding_bits, options.head_bits)
+    return model
 
 
 def _check_target(options: CalibrationOptions, model: Model, scheme: QuantConfig) -> None:

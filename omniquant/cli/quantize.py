@@ -78,6 +78,13 @@ def _add_mixed(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="choose the bits of all others for this budget a weight",
     )
+    for name, what in (("embedding", "the embedding"), ("head", "the head, where it is another matrix")):
+        group.add_argument(
+            f"--{name}-bits",
+            type=int,
+            choices=(8, 16),
+            help=f"of {what}: 8 rounds it, a scale every 32 inputs; default 16 (as it is); tied: give both",
+        )
     group.add_argument(
         "--candidate-bits", default="2,3,4,8", metavar="LIST", help="to choose from, default 2,3,4,8"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from omniquant.config.preset import PRESETS, preset_values
 from omniquant.config.recipe import AUTO, recipe_for
-from omniquant.config.scheme import QuantConfig
+from omniquant.config.scheme import FLOAT_BITS, QuantConfig
 from omniquant.config.target import TARGETS, scale_bits
 from omniquant.errors import ConfigError
 
@@ -120,6 +120,8 @@ class CalibrationOptions:
     target : str
         "any", or the export format whose arithmetic the calibration takes: scales are rounded as it stores
         them, so that exporting loses nothing.
+    embedding_bits, head_bits : {16, 8}
+        8 rounds the embedding's or the head's rows, symmetric, a float16 scale every 32 inputs.
 
     Raises
     ------
@@ -161,6 +163,8 @@ class CalibrationOptions:
     input_map: str = "none"
     lac: bool = False
     target: str = "any"
+    embedding_bits: int = FLOAT_BITS
+    head_bits: int = FLOAT_BITS
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -170,6 +174,9 @@ class CalibrationOptions:
         _check_whole("batch_size", self.batch_size, 1, 1_000_000)
         _check_whole("patience", self.patience, 0, 1_000_000)
         _check_whole("seed", self.seed, 0, 2**63 - 1)
+        for name in ("embedding_bits", "head_bits"):
+            if isinstance(getattr(self, name), bool) or getattr(self, name) not in (8, FLOAT_BITS):
+                raise ConfigError(f"{name} {getattr(self, name)!r} is neither 8 nor {FLOAT_BITS} (float)")
         _check_real("stability", self.stability, 1e-6, 1e3)
         _check_real("margin", self.margin, 1e-6, 0.999)
         _check_real("alpha", self.alpha, 0.0, 1.0)
@@ -298,6 +305,8 @@ class CalibrationOptions:
             "patience": 0,
             "input_map": "none",
             "lac": False,
+            "embedding_bits": FLOAT_BITS,
+            "head_bits": FLOAT_BITS,
         }
         values = former | dict(values)
         names = {field.name for field in fields(cls)}

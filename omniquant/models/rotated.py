@@ -16,22 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from omniquant import _core
 from omniquant.checkpoint.source import F32
-from omniquant.checkpoint.text_settings import TextSettings
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import UnsupportedError
 from omniquant.models.adapter import Architecture
 from omniquant.models.model import Model
 from omniquant.models.spec import BlockSpec
+from omniquant.models.view import ModelView
 
 _READERS = {"q": "norm1", "k": "norm1", "v": "norm1", "gate": "norm2", "up": "norm2"}
 _WRITERS = ("o", "down")
@@ -104,7 +102,7 @@ def permits_online(architecture: Architecture) -> bool:
     return True
 
 
-class RotatedModel(Model):
+class RotatedModel(ModelView):
     """A view of a model in a rotated basis, computed a block at a time.
 
     Parameters
@@ -120,42 +118,12 @@ class RotatedModel(Model):
     """
 
     def __init__(self, model: Model, rotation: Rotation) -> None:
-        # Not the constructor of a model on disk: every tensor is asked of the original.
-        self._model = model
-        self.name = model.name
+        super().__init__(model)
         self.config: Mapping[str, object] = {**model.config, "tie_word_embeddings": False}
         self.architecture = rotation.architecture(model.architecture)
         hidden = self.spec.hidden_size
         bits = np.random.PCG64(rotation.seed).random_raw(hidden) & np.uint64(1)
         self._signs: F32 = np.where(bits, -1, 1).astype(np.float32)
-
-    @property
-    def family(self) -> str:
-        """The family's name."""
-        return self._model.family
-
-    @property
-    def source(self) -> str:
-        """Where the numbers come from."""
-        return self._model.source
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
-        return self._model.tokenizer
-
-    @property
-    def text(self) -> TextSettings:
-        """Special tokens and chat template."""
-        return self._model.text
-
-    def files(self) -> list[Path]:
-        """Return the files the weights are read from."""
-        return self._model.files()
-
-    def fingerprint(self) -> str:
-        """Return the original's; the rotation is among the options of a calibration."""
-        return self._model.fingerprint()
 
     def embedding(self, tokens: npt.NDArray[np.integer]) -> F32:
         """Return the embedding's rows [.., H] of tokens."""
@@ -170,10 +138,6 @@ class RotatedModel(Model):
     def lm_head(self, rows: slice | None = None) -> F32:
         """Return the output matrix [V, H], or some rows of it."""
         return self._reader(self._model.lm_head(rows), self._model.outer("final_norm")["weight"])
-
-    def drop_pages(self) -> None:
-        """Let the system take back what was read of the original's files."""
-        self._model.drop_pages()
 
     def block(self, index: int) -> dict[str, F32]:
         """Return the tensors of one block in the rotated basis; see :meth:`Model.block`."""

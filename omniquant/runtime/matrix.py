@@ -197,11 +197,27 @@ def _as_bytes(values: F32) -> Matrix | None:
     rows, columns = values.shape
     if columns % GROUP or not rows:
         return None
-    blocks = values.reshape(-1, columns // GROUP, GROUP)
+    code, scales = _codes(values)
+    with np.errstate(all="ignore"):
+        if not np.array_equal(_decoded(code, scales).reshape(values.shape), values):
+            return None
+    return Matrix(BYTES, code.reshape(rows, columns).astype(np.int8), scales.reshape(rows, -1))
+
+
+def rounded_to_bytes(values: F32) -> F32:
+    """Return values [.., K], K whole groups of 32, rounded to what BYTES holds: nearest, symmetric."""
+    with np.errstate(all="ignore"):  # what is not finite stays so
+        return _decoded(*_codes(values)).reshape(values.shape)
+
+
+def _codes(values: F32) -> tuple[F32, npt.NDArray[np.float16]]:
+    """Return the codes [.., G, 32] and scales [.., G] of rows in BYTES."""
+    blocks = values.reshape(*values.shape[:-1], -1, GROUP)
     with np.errstate(all="ignore"):
         scales = (np.abs(blocks).max(axis=-1) / _MOST).astype(np.float16)
-        step = scales.astype(np.float32)[..., None]
-        code = np.nan_to_num(np.rint(blocks / step), nan=0.0, posinf=0.0, neginf=0.0).clip(-_MOST, _MOST)
-        if not np.array_equal(code * step, blocks):
-            return None
-    return Matrix(BYTES, code.reshape(rows, columns).astype(np.int8), scales)
+        code = np.rint(blocks / scales.astype(np.float32)[..., None])
+    return np.nan_to_num(code, nan=0.0, posinf=0.0, neginf=0.0).clip(-_MOST, _MOST), scales
+
+
+def _decoded(code: F32, scales: npt.NDArray[np.float16]) -> F32:
+    return np.asarray(code * scales.astype(np.float32)[..., None], np.float32)

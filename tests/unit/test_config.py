@@ -226,7 +226,8 @@ def test_core_options_hold_every_key_of_the_contract():
     scheme = QuantConfig.parse("W2A16g64")
     options = CalibrationOptions.for_method("affinequant", scheme, norm_map="online")
     core = core_options(scheme, options, block=3, rope=True)
-    learned = set(asdict(options)) - {"method", "aug_loss", "target", "rotation"}
+    outside = {"method", "aug_loss", "target", "rotation", "embedding_bits", "head_bits"}
+    learned = set(asdict(options)) - outside
     weights = {"w_bits", "group_size", "w_symmetric", "scale_bits", "linears"}
     assert set(core) == learned | weights | {"block", "activation"}
     assert (core["block"], core["group_size"], core["norm_map"]) == (3, 64, "online")

@@ -112,12 +112,13 @@ class Content:
         own = tuple((name, _in_float(each)) for name, each in scheme.overrides)
         return replace(_in_float(scheme), overrides=own)
 
-    def block(self, index: int) -> Block:
-        """Return a block."""
+    def block(self, index: int, layout: Layout = "safetensors") -> Block:
+        """Return a block, its experts one by one or, for GGUF, stacked."""
         spec = self.result.architecture.spec
-        folded: dict[str, Any] = unstacked(self.result.state(index).folded, spec)
+        state = self.result.state(index).folded
+        folded: dict[str, Any] = dict(state) if layout == "gguf" else unstacked(state, spec)
         of_linear = self.result.scheme.block(index)
-        scheme = {name: of_linear[name.partition(EXPERT)[0]] for name in stored_shapes(spec)}
+        scheme = {name: of_linear[name.partition(EXPERT)[0]] for name in stored_shapes(spec, layout)}
         linears = {
             name: Linear(
                 name,
@@ -129,7 +130,7 @@ class Content:
                 scheme[name].bits,
                 scheme[name].symmetric,
             )
-            for name, (_, columns) in stored_shapes(spec).items()
+            for name, (_, columns) in stored_shapes(spec, layout).items()
             if f"{name}.codes" in folded
         }
         tensors = {

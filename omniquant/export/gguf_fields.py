@@ -25,6 +25,12 @@ def add_architecture(writer: Any, library: Any, architecture: Architecture) -> N
     writer.add_head_count_kv(spec.num_kv_heads)
     writer.add_key_length(spec.head_dim)
     writer.add_value_length(spec.head_dim)
+    if spec.num_experts:
+        writer.add_expert_count(spec.num_experts)
+        writer.add_expert_used_count(spec.experts_per_token)
+        writer.add_expert_feed_forward_length(spec.ffn_size)
+    if spec.shared_ffn_size:
+        writer.add_expert_shared_feed_forward_length(spec.shared_ffn_size)
     if spec.norm == "rms":
         writer.add_layer_norm_rms_eps(spec.norm_eps)
     else:

@@ -122,10 +122,12 @@ def _add_tensors(writer: Any, library: Any, content: Content) -> None:
     for key, values in stored_tensors(refs, content.small_outer()).items():
         writer.add_tensor(key, values)
     for index in range(content.result.header.num_layers):
-        block = content.block(index)
+        block = content.block(index, "gguf")
+        shapes = {ref.key: ref.shape for ref in content.refs(index, "gguf").values()}
         for key, linear in stored_linears(content, block, index, "gguf").items():
             kind = number_type(linear.bits, linear.symmetric)
-            writer.add_tensor(key, blocks_of(linear, kind), raw_dtype=library.GGMLQuantizationType[kind])
+            data = blocks_of(linear, kind).reshape(*shapes[key][:-1], -1)
+            writer.add_tensor(key, data, raw_dtype=library.GGMLQuantizationType[kind])
         for key, values in content.stored(floats_of(block), index, "gguf").items():
             writer.add_tensor(key, values.astype(np.float32))
 

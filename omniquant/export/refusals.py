@@ -65,7 +65,7 @@ class Wish:
         unusual, lacks = architecture.unusual(), adapter.gguf_lacks(architecture)
         layout: Layout = "gguf" if format == "gguf" and adapter.gguf_architectures else "safetensors"
         refs = adapter.block_tensors(architecture, 0, layout)
-        parts = grouped(refs, [f"{name}.weight" for name in stored_shapes(architecture.spec)])
+        parts = grouped(refs, [f"{name}.weight" for name in stored_shapes(architecture.spec, layout)])
         fused = tuple(tuple(part.partition(".")[0] for part in names) for names in parts.values())
         return cls(format, variant, scheme, options, architecture.spec, weights_only, unusual, lacks, fused)
 
@@ -160,7 +160,7 @@ def no_kronecker_map(wish: Wish) -> None:
 def no_experts(wish: Wish) -> None:
     """Refuse mixtures of experts: nothing that reads the format here takes their packed weights."""
     if wish.spec.num_experts:
-        raise wish.fail("a mixture of experts", "compressed-tensors, or huggingface")
+        raise wish.fail("a mixture of experts", "compressed-tensors, gguf or huggingface")
 
 
 def packed_experts(wish: Wish) -> None:

@@ -97,7 +97,6 @@ FORMATS: dict[str, Format] = {
         (
             may.one_scheme_a_tensor,
             may.no_online_map,
-            may.no_experts,
             may.in_llama_cpp,
             may.float_activations,
             may.bits(4, 8),

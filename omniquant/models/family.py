@@ -12,7 +12,7 @@ from omniquant.checkpoint.source import Layout
 from omniquant.checkpoint.text import shown
 from omniquant.errors import CheckpointError, ConfigError
 from omniquant.models.adapter import Architecture
-from omniquant.models.experts import EXPERT, stored_shapes
+from omniquant.models.experts import EXPERT, gguf_refs, stored_shapes
 from omniquant.models.spec import Activation, BlockSpec
 from omniquant.models.tensors import TensorRef, View
 
@@ -152,11 +152,11 @@ class Family:
         spec, names = architecture.spec, self.names(layout)
         norms = {part: (width,) for part, width in spec.norm_widths().items()}
         refs: dict[str, TensorRef] = {}
-        for part, shape in {**norms, **stored_shapes(spec)}.items():
+        for part, shape in {**norms, **stored_shapes(spec, layout)}.items():
             what, _, expert = part.partition(EXPERT)
             stem = names.block.format(i=layer) + names.parts[what].replace("{e}", expert)
             refs |= self._refs(architecture, part, shape, stem, layout)
-        return refs
+        return refs if layout == "safetensors" else gguf_refs(refs, spec)
 
     def outer_tensors(self, architecture: Architecture, layout: Layout) -> dict[str, TensorRef]:
         """Map what lies outside the blocks to the checkpoint's tensors."""

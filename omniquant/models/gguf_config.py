@@ -73,6 +73,10 @@ class GgufMetadata:
         """Tell whether the head is the embedding."""
         return not self.has_tensor("output.weight")
 
+    def experts(self) -> int:
+        """Return the number of experts, 0 where there is one MLP."""
+        return self.fields.integer(f"{self.prefix}.expert_count", 0, minimum=0)
+
     def sizes(self) -> dict[str, object]:
         """Return the sizes by the names most configurations give them."""
         heads = self.integer("attention.head_count")

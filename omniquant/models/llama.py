@@ -79,9 +79,8 @@ class LlamaAdapter(Family):
     def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
         """Translate GGUF metadata into a config.json."""
         gguf = GgufMetadata(metadata, source)
-        gguf.refuse_unless("expert_count")
         self.check_gguf(gguf)
-        return {
+        config = {
             "model_type": next(iter(self.classes)),
             **gguf.sizes(),
             "rms_norm_eps": gguf.positive("attention.layer_norm_rms_epsilon"),
@@ -89,6 +88,18 @@ class LlamaAdapter(Family):
             "hidden_act": "silu",
             "attention_bias": gguf.has_tensor("blk.0.attn_q.bias"),
             "mlp_bias": gguf.has_tensor("blk.0.ffn_up.bias"),
+        }
+        return config | self.experts_from_gguf(gguf)
+
+    def experts_from_gguf(self, gguf: GgufMetadata) -> dict[str, object]:
+        """Return the fields of a mixture of experts: that of the architecture "llama" is Mixtral."""
+        if gguf.prefix != "llama" or not gguf.experts():
+            gguf.refuse_unless("expert_count")
+            return {}
+        return {
+            "model_type": "mixtral",
+            "num_local_experts": gguf.experts(),
+            "num_experts_per_tok": gguf.integer("expert_used_count"),
         }
 
     def check_gguf(self, gguf: GgufMetadata) -> None:

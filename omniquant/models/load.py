@@ -88,6 +88,7 @@ def _load_gguf(path: Path) -> Model:
     source = GgufFile(path)
     adapter = adapter_for_gguf(source.fields.text("general.architecture"), source.fields.where)
     config = Fields(adapter.config_from_gguf(source.fields, source), source.fields.where)
+    adapter = adapter_for_model_type(config.text("model_type"), config.where)  # Mixtral goes by llama's name
     architecture = adapter.architecture(config)
     return Model(
         name=source.name,

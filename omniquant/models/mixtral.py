@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from omniquant.checkpoint.fields import Fields
-from omniquant.models.family import LLAMA_NAMES
+from omniquant.models.experts import GGUF_EXPERTS
+from omniquant.models.family import GGUF_NAMES, LLAMA_NAMES
 from omniquant.models.mistral import MistralAdapter
 from omniquant.models.spec import BlockSpec
 
@@ -25,6 +26,7 @@ class MixtralAdapter(MistralAdapter):
     name = "mixtral"
     classes: ClassVar[Mapping[str, str]] = {"mixtral": "MixtralForCausalLM"}
     gguf_architectures: tuple[str, ...] = ()
+    gguf_names = replace(GGUF_NAMES, parts={**GGUF_NAMES.parts, **GGUF_EXPERTS})
     hf_names = replace(LLAMA_NAMES, parts={**LLAMA_NAMES.parts, **_EXPERTS})
 
     def spec(self, config: Fields, **differences: object) -> BlockSpec:

@@ -10,7 +10,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 from omniquant.checkpoint.fields import Fields
-from omniquant.models.family import LLAMA_NAMES, refuse_unless
+from omniquant.models.adapter import Architecture
+from omniquant.models.experts import GGUF_EXPERTS
+from omniquant.models.family import GGUF_NAMES, LLAMA_NAMES, refuse_unless
+from omniquant.models.gguf_config import GgufMetadata
 from omniquant.models.qwen import Qwen2Adapter, Qwen3Adapter
 from omniquant.models.spec import BlockSpec
 
@@ -28,6 +31,19 @@ _NAMES = replace(
         "shared_down": "mlp.shared_expert.down_proj",
     },
 )
+
+
+_GGUF_NAMES = replace(GGUF_NAMES, parts={**GGUF_NAMES.parts, **GGUF_EXPERTS})
+
+
+def _experts_from_gguf(gguf: GgufMetadata, normalized: bool) -> dict[str, object]:
+    width = gguf.integer("expert_feed_forward_length", gguf.integer("feed_forward_length"))
+    return {
+        "moe_intermediate_size": width,
+        "num_experts": gguf.integer("expert_count"),
+        "num_experts_per_tok": gguf.integer("expert_used_count"),
+        "norm_topk_prob": normalized,
+    }
 
 
 def _experts(config: Fields, count: int, used: int) -> dict[str, object]:
@@ -48,7 +64,8 @@ class Qwen2MoeAdapter(Qwen2Adapter):
 
     name = "qwen2_moe"
     classes: ClassVar[Mapping[str, str]] = {"qwen2_moe": "Qwen2MoeForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("qwen2moe",)
+    gguf_names = _GGUF_NAMES
     hf_names = _NAMES
 
     def spec(self, config: Fields, **differences: object) -> BlockSpec:
@@ -60,16 +77,41 @@ class Qwen2MoeAdapter(Qwen2Adapter):
         """Return the parts that carry biases."""
         return super().biases(config) if config.boolean("qkv_bias", True) else frozenset()
 
+    def experts_from_gguf(self, gguf: GgufMetadata) -> dict[str, object]:
+        """Return the fields of the experts and of the shared one."""
+        shared = gguf.integer("expert_shared_feed_forward_length")
+        biases = gguf.has_tensor("blk.0.attn_q.bias")
+        experts = _experts_from_gguf(gguf, normalized=False)
+        return {"shared_expert_intermediate_size": shared, "qkv_bias": biases, **experts}
+
+    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return what llama.cpp's graph of the family does not compute."""
+        lacks = {
+            "q, k and v without biases": "q" not in architecture.biases,
+            "experts whose shares sum to 1": architecture.spec.normalized_experts,
+        }
+        return super().gguf_lacks(architecture) + tuple(what for what, is_so in lacks.items() if is_so)
+
 
 class Qwen3MoeAdapter(Qwen3Adapter):
     """Qwen3-MoE: norms of heads as in Qwen3."""
 
     name = "qwen3_moe"
     classes: ClassVar[Mapping[str, str]] = {"qwen3_moe": "Qwen3MoeForCausalLM"}
-    gguf_architectures: tuple[str, ...] = ()
+    gguf_architectures: tuple[str, ...] = ("qwen3moe",)
+    gguf_names = _GGUF_NAMES
     hf_names = _NAMES
 
     def spec(self, config: Fields, **differences: object) -> BlockSpec:
         """Return Qwen3's spec with experts."""
         # Heads are as wide as LLaMA's where the configuration does not say, not as Qwen3's.
         return Qwen2Adapter.spec(self, config, head_norms=True, **_experts(config, 128, 8), **differences)
+
+    def experts_from_gguf(self, gguf: GgufMetadata) -> dict[str, object]:
+        """Return the fields of the experts."""
+        return _experts_from_gguf(gguf, True)
+
+    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return what llama.cpp's graph of the family does not compute."""
+        lacks = () if architecture.spec.normalized_experts else ("experts whose shares do not sum to 1",)
+        return super().gguf_lacks(architecture) + lacks

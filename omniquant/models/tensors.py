@@ -55,7 +55,7 @@ class TensorRef:
     def keeps_rows(self) -> bool:
         """Whether what is stored has our rows, among others and in any order, and is not transposed."""
         columns = (self.ours or self.shape)[1:]
-        return self.shape[1:] == columns
+        return self.shape[len(self.shape) - len(columns) :] == columns
 
 
 def stored_tensors(refs: Mapping[str, TensorRef], tensors: Mapping[str, Array]) -> dict[str, Array]:

@@ -35,6 +35,9 @@ GEMMA = {
     **WIDE, "num_hidden_layers": 4, "sliding_window": 5, "query_pre_attn_scalar": 32,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }  # fmt: skip
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SHARED = {**GROUPED, **MOE, "shared_expert_intermediate_size": 160}
 CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
@@ -74,6 +77,9 @@ CASES: dict[str, tuple[str, Json, bool]] = {
     "falcon, grouped": ("FalconConfig", {**FALCON, **GROUPS}, True),
     "bloom": ("BloomConfig", bloom(), True),
     "bloom, 6 heads": ("BloomConfig", bloom(6), True),
+    "mixtral": ("MixtralConfig", {**WIDE, **MIXTRAL, "sliding_window": None}, False),
+    "qwen2_moe": ("Qwen2MoeConfig", SHARED, False),
+    "qwen3_moe": ("Qwen3MoeConfig", {**WIDE, **MOE, "norm_topk_prob": True}, False),
     "gemma2": ("Gemma2Config", {**GEMMA, **CAPS}, True),
     "gemma3": ("Gemma3TextConfig", GEMMA, True),
     "gemma3, linear": (
@@ -124,7 +130,19 @@ def test_llama_cpp_and_what_is_read_back_agree(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("scheme", ["W4A16g32", "W8sA16"])
 @pytest.mark.parametrize(
-    "name", ["qwen3", "phi", "phi3", "gpt2", "gpt_neox", "falcon, grouped", "bloom", "gemma2"]
+    "name",
+    [
+        "qwen3",
+        "phi",
+        "phi3",
+        "gpt2",
+        "gpt_neox",
+        "falcon, grouped",
+        "bloom",
+        "gemma2",
+        "mixtral",
+        "qwen2_moe",
+    ],
 )
 def test_packed_weights_find_their_rows(name: str, scheme: str, tmp_path: Path) -> None:
     kind, fields, _ = CASES[name]
@@ -156,6 +174,10 @@ def test_packed_weights_find_their_rows(name: str, scheme: str, tmp_path: Path) 
         ("GPT2Config", {**GPT2, "activation_function": "relu"}, "relu as activation"),
         ("Qwen2Config", {**GROUPED, "rope_parameters": LLAMA3}, "a scaling of each frequency"),
         ("Qwen3Config", {**WIDE, "attention_bias": True}, "a bias of o"),
+        ("MixtralConfig", {**WIDE, **MIXTRAL, "sliding_window": 5}, "a window of 5 tokens"),
+        ("Qwen2MoeConfig", {**SHARED, "norm_topk_prob": True}, "experts whose shares sum to 1"),
+        ("Qwen2MoeConfig", {**SHARED, "qkv_bias": False}, "q, k and v without biases"),
+        ("Qwen3MoeConfig", {**WIDE, **MOE}, "experts whose shares do not sum to 1"),
         ("GPTNeoXConfig", {**PLAIN, **ENDS, "attention_bias": False}, "attention without biases"),
         ("Gemma2Config", {**GEMMA, **CAPS, "attn_logit_softcapping": None}, "scores or logits without a cap"),
         ("Gemma2Config", {**GEMMA, **CAPS, "tie_word_embeddings": False}, "a head beside the embedding"),
@@ -204,11 +226,6 @@ def metadata(architecture: str, **fields: object) -> Fields:
     }  # fmt: skip
     named = {f"{architecture}.{name}": value for name, value in {**sizes, **fields}.items()}
     return Fields({"general.architecture": architecture, **named}, "m.gguf")
-
-
-def test_experts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="gguf cannot hold a mixture of experts"):
-        written(tmp_path, "MixtralConfig", {**WIDE, "sliding_window": None, "num_local_experts": 2}, "W16A16")
 
 
 def test_what_files_of_gemma_leave_out_is_as_llama_cpp_takes_it() -> None:

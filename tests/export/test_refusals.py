@@ -51,9 +51,9 @@ CASES = [
             "W4sA16g32",
             EXPERTS,
             {},
-            "a mixture of experts; nearest: compressed-tensors, or huggingface",
+            "a mixture of experts; nearest: compressed-tensors, gguf or huggingface",
         )
-        for format in ("gptq", "awq", "gguf")
+        for format in ("gptq", "awq")
     ),
     *(
         (
@@ -65,7 +65,6 @@ CASES = [
         )
         for format in ("onnx", "openvino")
     ),
-    ("gguf", "W4sA16g32", EXPERTS, {}, "a mixture of experts; nearest: compressed-tensors"),
     ("compressed-tensors", "W4A16g32", EXPERTS, {}, "transformers does not read; nearest: scheme W4sA16g32"),
     ("compressed-tensors", "W8sA8sfKV16", EXPERTS, {}, "experts with quantized activations, which"),
     ("onnx", "W4A16g32", PARALLEL, {}, "a model with residual; nearest: huggingface"),

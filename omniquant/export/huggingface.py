@@ -23,7 +23,7 @@ from omniquant.export.card import model_card
 from omniquant.export.content import Block, Content, Linear
 from omniquant.export.folder import Shards, Tensors, compact, write_json
 from omniquant.forward import F32
-from omniquant.models.tensors import TensorRef, grouped
+from omniquant.models.tensors import TensorRef, fused_rows, grouped
 
 _LOAD = """\
 ```python
@@ -97,7 +97,7 @@ def stored_linears(content: Content, block: Block, index: int, layout: Layout) -
 
 def _fused(refs: list[TensorRef], linears: list[Linear], index: int) -> Linear:
     first, linear = refs[0], linears[0]
-    if not first.keeps_rows:
+    if first.transposed:
         raise UnsupportedError(
             f"block {index}: {first.key} is stored transposed, so packed weights have no place there; "
             "nearest: huggingface"
@@ -105,18 +105,12 @@ def _fused(refs: list[TensorRef], linears: list[Linear], index: int) -> Linear:
     if first.view is None:
         return linear
 
-    def fuse(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        whole = np.empty((first.shape[0], parts[0].shape[1]), parts[0].dtype)
-        for ref, part in zip(refs, parts, strict=True):
-            ref.write(part, whole)
-        return whole
-
     return replace(
         linear,
         name=" ".join(each.name for each in linears),
-        codes=fuse([each.codes for each in linears]),
-        scale=fuse([each.scale for each in linears]),
-        zero_point=fuse([each.zero_point for each in linears]),
+        codes=fused_rows(refs, [each.codes for each in linears]),
+        scale=fused_rows(refs, [each.scale for each in linears]),
+        zero_point=fused_rows(refs, [each.zero_point for each in linears]),
         bias=None,
     )
 

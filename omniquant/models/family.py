@@ -77,7 +77,7 @@ class Place:
         if not self.transposed or len(ours) == 1:
             return TensorRef(key, shape, self.view, ours, self.offset)
         view = self.view or (lambda rows: rows)
-        return TensorRef(key, shape[::-1], lambda stored: view(stored.T), ours, self.offset)
+        return TensorRef(key, shape[::-1], lambda stored: view(stored.T), ours, self.offset, transposed=True)
 
 
 def rows(begin: int, end: int, total: int) -> Place:

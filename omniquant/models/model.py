@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from omniquant.checkpoint.fields import Fields
-from omniquant.checkpoint.prefixed import fully_named
+from omniquant.checkpoint.renamed import with_names_of
 from omniquant.checkpoint.source import F32, TensorSource
 from omniquant.checkpoint.text import shown
 from omniquant.checkpoint.text_settings import TextSettings, settings_from_config
@@ -73,7 +73,7 @@ class Model(Layered):
         self._read_text = read_text
         self._outer = adapter.outer_tensors(architecture, source.layout)
         heads = [ref.key for ours, ref in self._outer.items() if ours.startswith("lm_head.")]
-        self._source = fully_named(source, self._outer["embedding.weight"].key, heads)
+        self._source = with_names_of(source, self._outer["embedding.weight"].key, heads)
         _check_tensors(adapter, architecture, self._source)
 
     @property

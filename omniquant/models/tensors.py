@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class TensorRef:
         Our shape; None: the stored one.
     offset
         Ours is what is stored plus this: Gemma stores gains less 1.
+    transposed
+        The matrix is stored [in, out]; the view brings it into our order.
     """
 
     key: str
@@ -39,6 +41,7 @@ class TensorRef:
     view: View | None = None
     ours: tuple[int, ...] | None = None
     offset: float = 0.0
+    transposed: bool = False
 
     def read(self, stored: F32) -> F32:
         """Return our tensor of what is stored."""
@@ -50,12 +53,6 @@ class TensorRef:
         """Put our tensor, or one with the same rows, where it belongs in what is stored."""
         part = stored if self.view is None else self.view(stored)
         part[...] = (values - values.dtype.type(self.offset) if self.offset else values).reshape(part.shape)
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether what is stored has our rows, among others and in any order, and is not transposed."""
-        columns = (self.ours or self.shape)[1:]
-        return self.shape[len(self.shape) - len(columns) :] == columns
 
 
 def stored_tensors(refs: Mapping[str, TensorRef], tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -74,6 +71,23 @@ def stored_tensors(refs: Mapping[str, TensorRef], tensors: Mapping[str, Array]) 
             stored[ref.key] = np.zeros(ref.shape, values.dtype)
         ref.write(values.astype(stored[ref.key].dtype, copy=False), stored[ref.key])
     return stored
+
+
+def fused_rows(refs: Sequence[TensorRef], parts: Sequence[Array]) -> Array:
+    """Return what lies along the rows [N_i, G] of tensors of ours along those [N, G] of the one they make.
+
+    Rows come in the stored order; where the matrix is stored transposed, its columns are meant.
+    """
+    first, columns, dtype = refs[0], parts[0].shape[1], parts[0].dtype
+    if first.view is None:
+        return parts[0]
+    if first.transposed:
+        whole = np.zeros((columns, first.shape[1]), dtype)
+    else:
+        whole = np.zeros((first.shape[0], columns), dtype)
+    for ref, part in zip(refs, parts, strict=True):
+        ref.write(part, whole)
+    return np.ascontiguousarray(whole.T) if first.transposed else whole
 
 
 def grouped(refs: Mapping[str, TensorRef], names: Iterable[str]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import ConfigError, UnsupportedError
 from omniquant.kernels import Linear
 from omniquant.models.registry import adapter_for_model_type
+from omniquant.models.tensors import TensorRef, fused_rows, grouped, stored_tensors
 from omniquant.quantized import CalibrationResult, QuantizedModel
 from omniquant.torch.weights import check_tensor
 
@@ -90,20 +91,21 @@ def swap_linears(
     """
     model = result.fold() if isinstance(result, CalibrationResult) else result
     _refuse(model, linears_only)
-    refs = adapter_for_model_type(str(model.config["model_type"]), "config.json")
+    adapter = adapter_for_model_type(str(model.config["model_type"]), "config.json")
     slots = dict(module.named_parameters())
     new: list[tuple[str, PackedLinear]] = []
     norms: dict[str, Array] = {}
     for index in range(model.num_layers):
-        tensors = refs.block_tensors(model.architecture, index, "safetensors")
-        names = {ours: ref.key for ours, ref in tensors.items()}
+        refs = adapter.block_tensors(model.architecture, index, "safetensors")
         folded = model.state(index).folded
-        for name, shape in linear_shapes(model.spec).items():
-            place = names[f"{name}.weight"].removesuffix(".weight")
+        for key, names in grouped(refs, [f"{name}.weight" for name in linear_shapes(model.spec)]).items():
+            place, shape = key.removesuffix(".weight"), refs[names[0]].shape
             _check_linear(module, place, shape)
-            packed = _packed(folded, name, model.scheme.of_linear(index, name), threads)
-            new.append((place, PackedLinear(packed, shape[1], shape[0])))
-        norms |= _norms(folded, names, slots, index)
+            scheme = _one_scheme(model.scheme, index, key, names)
+            fused = _fused([refs[name] for name in names], names, folded)
+            out, width = shape[::-1] if refs[names[0]].transposed else shape
+            new.append((place, PackedLinear(_packed(fused, scheme, threads), width, out)))
+        norms |= _norms(folded, refs, slots, index)
     with torch.no_grad():
         for name, values in norms.items():
             slots[name].copy_(torch.from_numpy(np.array(values)))
@@ -122,6 +124,8 @@ def _refuse(model: QuantizedModel, linears_only: bool) -> None:
         raise UnsupportedError(
             "the module's embedding and head are not rotated; nearest: export to huggingface, and load that"
         )
+    if model.spec.num_experts:
+        raise UnsupportedError("packed linears cannot hold experts; nearest: export to huggingface")
     if model.options.lac:
         raise UnsupportedError("packed linears cannot clip activations; nearest: calibrate with lac=False")
     if not all(own.w_bits < FLOAT_BITS for own in (scheme, *(own for _, own in scheme.overrides))):
@@ -133,48 +137,74 @@ def _refuse(model: QuantizedModel, linears_only: bool) -> None:
         )
 
 
-def _check_linear(module: torch.nn.Module, place: str, shape: tuple[int, int]) -> None:
+def _check_linear(module: torch.nn.Module, place: str, shape: tuple[int, ...]) -> None:
     try:
         found = module.get_submodule(place)
     except AttributeError:
         raise ConfigError(f"the module has no {place}: it is another model") from None
-    if not isinstance(found, torch.nn.Linear):
+    # GPT-2's Conv1D is a linear whose matrix is stored [in, out].
+    if not isinstance(found, torch.nn.Linear) and type(found).__name__ != "Conv1D":
         raise ConfigError(f"{place} is a {type(found).__name__} in the module, no Linear")
-    if (found.out_features, found.in_features) != shape:
-        have = [found.out_features, found.in_features]
+    have = list(found.weight.shape)  # type: ignore[union-attr, arg-type, unused-ignore]
+    if have != list(shape):
         raise ConfigError(f"{place} is {have} in the module, {list(shape)} in the result")
 
 
-def _packed(folded: Mapping[str, Array], name: str, scheme: QuantConfig, threads: int | None) -> Linear:
-    columns = folded[f"{name}.codes"].shape[1]
+def _one_scheme(scheme: QuantConfig, index: int, key: str, weights: list[str]) -> QuantConfig:
+    own = [scheme.of_linear(index, weight.removesuffix(".weight")) for weight in weights]
+    if any(each != own[0] for each in own):
+        have = ", ".join(each.text for each in own)
+        raise UnsupportedError(
+            f"block {index}: {key} holds {', '.join(weights)}, which have {have}; "
+            "nearest: one scheme for all of them"
+        )
+    return own[0]
+
+
+def _fused(refs: list[TensorRef], weights: list[str], folded: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the codes, scales, zero points and bias of linears as those of the one the module has."""
+    names = [weight.removesuffix(".weight") for weight in weights]
+    fused = {
+        kind: fused_rows(refs, [folded[f"{name}.{kind}"] for name in names])
+        for kind in ("codes", "scale", "zero_point")
+    }
+    if any(f"{name}.bias" in folded for name in names):
+        none = [np.zeros(len(folded[f"{name}.codes"]), np.float32) for name in names]
+        biases = [folded.get(f"{name}.bias", zero)[:, None] for name, zero in zip(names, none, strict=True)]
+        fused["bias"] = fused_rows(refs, biases)[:, 0]
+    return fused
+
+
+def _packed(linear: Mapping[str, Array], scheme: QuantConfig, threads: int | None) -> Linear:
+    columns = linear["codes"].shape[1]
     group = scheme.group_size
     return Linear(
-        folded[f"{name}.codes"],
-        folded[f"{name}.scale"],
-        None if scheme.w_symmetric else folded[f"{name}.zero_point"],
+        linear["codes"],
+        linear["scale"],
+        None if scheme.w_symmetric else linear["zero_point"],
         bits=scheme.w_bits,
         group_size=None if group is None else min(group, columns),
         activations="float" if scheme.a_bits >= FLOAT_BITS else f"int{scheme.a_bits}",
         symmetric_activations=scheme.a_symmetric,
         full_range_activations=scheme.a_full_range,
-        bias=folded.get(f"{name}.bias"),
+        bias=linear.get("bias"),
         threads=threads,
     )
 
 
 def _norms(
-    folded: Mapping[str, Array], names: Mapping[str, str], slots: Mapping[str, Any], index: int
+    folded: Mapping[str, Array], refs: Mapping[str, TensorRef], slots: Mapping[str, Any], index: int
 ) -> dict[str, Array]:
-    """Return the folded norms by the module's names."""
-    norms = {}
+    """Return the folded norms by the module's names, as the module stores them."""
+    norms: dict[str, Array] = {}
     for ours, values in folded.items():
         if not ours.startswith("norm"):
             continue
-        if ours not in names:
+        if ours not in refs:
             raise UnsupportedError(
                 f"block {index}: {ours}: a shift left a bias, but the architecture has no slot for one; "
                 "nearest: calibrate with shift=False"
             )
-        check_tensor(slots, names[ours], values.shape)
-        norms[names[ours]] = values
+        check_tensor(slots, refs[ours].key, values.shape)
+        norms |= stored_tensors(refs, {ours: values})
     return norms

@@ -1,4 +1,8 @@
-"""Checkpoints saved without their head: names lack the first part, "h.0..." for "transformer.h.0..."."""
+"""Checkpoints whose names differ from their family's.
+
+Those saved without their head lack the first part, "h.0..." for "transformer.h.0...". GPT-NeoX's head is
+"embed_out" in files and "lm_head" in a module of transformers.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ import numpy.typing as npt
 from omniquant.checkpoint.source import F32, Layout, TensorSource
 
 
-class PrefixedSource:
-    """Tensors under longer names than their files give them.
+class RenamedSource:
+    """Tensors under other names than their files give them.
 
     Parameters
     ----------
@@ -36,8 +40,8 @@ class PrefixedSource:
 
     def names(self) -> list[str]:
         """Return the names of all tensors, sorted."""
-        longer = {short: name for name, short in self._names.items()}
-        return sorted(longer.get(name, name) for name in self._source.names())
+        here = {there: name for name, there in self._names.items()}
+        return sorted(here.get(name, name) for name in self._source.names())
 
     def files(self) -> list[Path]:
         """Return the files the tensors are read from."""
@@ -75,8 +79,8 @@ class PrefixedSource:
         return self._names.get(name, name)
 
 
-def fully_named(source: TensorSource, embedding: str, heads: Sequence[str]) -> TensorSource:
-    """Return a source whose names have the first part of a family's, given what `source` calls its embedding.
+def with_names_of(source: TensorSource, embedding: str, heads: Sequence[str]) -> TensorSource:
+    """Return a source by the names of a family.
 
     Parameters
     ----------
@@ -84,10 +88,14 @@ def fully_named(source: TensorSource, embedding: str, heads: Sequence[str]) -> T
     embedding : str
         The family's name of it, such as "transformer.wte.weight"; "wte.weight" is then the shorter one.
     heads : sequence of str
-        Names that never have that part.
+        The family's names of the head, which never have the first part.
     """
-    first, _, short = embedding.partition(".")
-    names = set(source.names())
-    if source.layout != "safetensors" or embedding in names or short not in names:
+    if source.layout != "safetensors":
         return source
-    return PrefixedSource(source, {f"{first}.{name}": name for name in names if name not in heads})
+    names = set(source.names())
+    usual = {head: f"lm_head.{head.rpartition('.')[2]}" for head in heads if head not in names}
+    stored = {head: name for head, name in usual.items() if name in names}
+    first, _, short = embedding.partition(".")
+    if embedding not in names and short in names:
+        stored |= {f"{first}.{name}": name for name in names.difference(heads, stored.values())}
+    return RenamedSource(source, stored) if stored else source

@@ -43,13 +43,13 @@ void oq_learnables_list(const oq_block_spec *spec, const oq_options *options, co
 {
     memset(list, 0, sizeof *list);
     for (int i = 0; i < OQ_LINEARS; i++) {
+        list->lwc_max[i] = list->lwc_min[i] = -1;
+        if (!options->lwc || !oq_has_linear(spec, i) || !oq_quantizes(options, i)) continue;
         const oq_linear_shape shape = oq_shape_of(spec, i);
-        const oq_scheme scheme = oq_scheme_of(options, i);
-        const int64_t group = oq_group_within(scheme.group_size, shape.in);
+        const int64_t group = oq_group_within(oq_scheme_of(options, i).group_size, shape.in);
         const int64_t size[3] = {shape.out, (shape.in + group - 1) / group};
-        const bool learned = options->lwc && oq_quantizes(options, i) && oq_has_linear(spec, i);
-        list->lwc_max[i] = learned ? add(list, OQ_LWC_MAX, i, oq_linear_names[i], "lwc_max", 2, size) : -1;
-        list->lwc_min[i] = learned ? add(list, OQ_LWC_MIN, i, oq_linear_names[i], "lwc_min", 2, size) : -1;
+        list->lwc_max[i] = add(list, OQ_LWC_MAX, i, oq_linear_names[i], "lwc_max", 2, size);
+        list->lwc_min[i] = add(list, OQ_LWC_MIN, i, oq_linear_names[i], "lwc_min", 2, size);
     }
     for (int site = 0; site < OQ_SITES; site++) {
         const oq_affine geometry = oq_site_geometry(spec, site);

@@ -32,9 +32,9 @@ from omniquant.config.overrides import Overrides
 from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import ConfigError, DataError, OmniQuantError
 from omniquant.forward import I32, Activation, Weights, as_windows, block_parts, chunks, rope_or_empty
-from omniquant.manifest import Header
+from omniquant.manifest import MANIFEST_NAME, Header, Manifest
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
-from omniquant.mixed.allocation import CANDIDATE_BITS
+from omniquant.mixed.allocation import CANDIDATE_BITS, Allocation
 from omniquant.mixed.plan import Wishes, mixed_scheme
 from omniquant.models.adapter import Architecture
 from omniquant.models.model import Model
@@ -141,6 +141,7 @@ def calibrate(
             windows,
             scheme,
             wishes,
+            known=_measured(Path(output)) if resume and output is not None else None,
             threads=workers,
             check=partial(_check_target, chosen, model),
             say=partial(_tell, listeners),
@@ -169,6 +170,13 @@ def _check_target(options: CalibrationOptions, model: Model, scheme: QuantConfig
         from omniquant.export.table import refuse_target  # late: only who names a format needs their table
 
         refuse_target(scheme, options, model)
+
+
+def _measured(folder: Path) -> Allocation | None:
+    """Return what the bits of a calibration that is resumed were chosen by."""
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    return Manifest.read(folder).header.allocation
 
 
 def _tell(listeners: Iterable[Callback], line: str) -> None:

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from omniquant.checkpoint.fields import Fields
 from omniquant.config import QuantConfig
 from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import ConfigError
 from omniquant.forward import I32, ForwardModel
 from omniquant.mixed.knapsack import choose_bits
-from omniquant.mixed.sensitivity import Sensitivity, measure
+from omniquant.mixed.sensitivity import measure
+from omniquant.models.spec import quantized_shapes
 
 CANDIDATE_BITS = (2, 3, 4, 8)
 _POSSIBLE = (*range(2, 9), FLOAT_BITS)
@@ -37,6 +36,10 @@ class Allocation:
     average_bits: float
     bits: tuple[int, ...]
     costs: dict[str, tuple[float, ...]]
+
+    def answers(self, average_bits: float, bits: tuple[int, ...], names: Sequence[str]) -> bool:
+        """Whether this is about the same budget, candidates and linears."""
+        return (self.average_bits, self.bits, set(self.costs)) == (average_bits, bits, set(names))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, ready for JSON."""
@@ -80,6 +83,7 @@ def allocate(
     average_bits: float,
     bits: Sequence[int] = CANDIDATE_BITS,
     *,
+    known: Allocation | None = None,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[QuantConfig, Allocation]:
@@ -97,6 +101,8 @@ def allocate(
         At most so many bits a weight, scales and zero points not counted.
     bits : sequence of int
         To choose from: 2 to 8, or 16 for float.
+    known : Allocation, optional
+        What the same call found before; it is not measured again.
     threads : int
     progress : callable, optional
         Called with (blocks done, blocks).
@@ -111,17 +117,34 @@ def allocate(
         If the candidates make no sense, the budget is below the fewest bits, or nothing is left to choose.
     """
     candidates = check_candidates(average_bits, bits)
+    sizes = _sizes(model)
     fixed = dict(scheme.overrides)
-    quantized = [b for b in candidates if b < FLOAT_BITS]
-    reference = min(quantized, key=lambda b: (abs(b - average_bits), b))
-    found = measure(model, windows, scheme, candidates, reference, threads=threads, progress=progress)
-    free = [i for i, name in enumerate(found.names) if name not in fixed]
+    free = [name for name in sizes if name not in fixed]
     if not free:
         raise ConfigError("average_bits: overrides leave no linear to choose bits for")
-    chosen = choose_bits(found.costs[free], np.array(found.sizes)[free], candidates, average_bits)
-    return _with_bits(scheme, found, free, chosen.tolist()), Allocation(
-        float(average_bits), candidates, {found.names[i]: tuple(found.costs[i].tolist()) for i in free}
-    )
+    if known is not None and known.answers(average_bits, candidates, free):
+        costs = known.costs
+    else:
+        quantized = [b for b in candidates if b < FLOAT_BITS]
+        reference = min(quantized, key=lambda b: (abs(b - average_bits), b))
+        found = measure(model, windows, scheme, candidates, reference, threads=threads, progress=progress)
+        costs = {name: tuple(row) for name, row in zip(found.names, found.costs.tolist(), strict=True)}
+    costs = {name: costs[name] for name in free}
+    chosen = choose_bits(list(costs.values()), [sizes[name] for name in free], candidates, average_bits)
+    own = {name: scheme.with_weights(candidates[i]) for name, i in zip(free, chosen.tolist(), strict=True)}
+    own = fixed | {name: each for name, each in own.items() if each.uniform() != scheme.uniform()}
+    mixed = replace(scheme, overrides=tuple((name, own[name]) for name in sizes if name in own))
+    return mixed, Allocation(float(average_bits), candidates, costs)
+
+
+def _sizes(model: ForwardModel) -> dict[str, int]:
+    """Return the weights of every linear, by names such as "layers.0.q"."""
+    shapes = quantized_shapes(model.spec)
+    return {
+        f"layers.{index}.{name}": rows * columns
+        for index in range(model.num_layers)
+        for name, (rows, columns) in shapes.items()
+    }
 
 
 def check_candidates(average_bits: float, bits: Sequence[int]) -> tuple[int, ...]:
@@ -136,13 +159,3 @@ def check_candidates(average_bits: float, bits: Sequence[int]) -> tuple[int, ...
             f"{average_bits:g} bits on average lie outside the candidates {', '.join(map(str, candidates))}"
         )
     return candidates
-
-
-def _with_bits(scheme: QuantConfig, found: Sensitivity, free: list[int], chosen: list[int]) -> QuantConfig:
-    own = dict(scheme.overrides)
-    for i, choice in zip(free, chosen, strict=True):
-        wanted = scheme.with_weights(found.bits[choice])
-        if wanted.uniform() != scheme.uniform():
-            own[found.names[i]] = wanted
-    ordered = tuple((name, own[name]) for name in found.names if name in own)
-    return replace(scheme, overrides=ordered)

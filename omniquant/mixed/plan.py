@@ -47,6 +47,7 @@ def mixed_scheme(
     scheme: QuantConfig,
     wishes: Wishes,
     *,
+    known: Allocation | None,
     threads: int,
     check: Callable[[QuantConfig], None],
     say: Callable[[str], None],
@@ -59,6 +60,8 @@ def mixed_scheme(
     windows : ndarray of int32 [N, T]
     scheme : QuantConfig
     wishes : Wishes
+    known : Allocation or None
+        Of the run that is resumed.
     threads : int
     check : callable
         Raises where a scheme cannot be taken; asked before anything is measured.
@@ -79,9 +82,9 @@ def mixed_scheme(
     # Whatever comes out is a mixture of these.
     every = tuple((name, scheme.with_weights(b)) for name, b in zip(names, candidates, strict=False))
     check(replace(scheme, overrides=scheme.overrides + every))
-    count = model.num_layers * len(quantized_shapes(model.spec))
-    say(f"measuring {count} linears at {', '.join(map(str, candidates))} bits")
-    return allocate(model, windows, scheme, wishes.average_bits, candidates, threads=threads)
+    if known is None:
+        say(f"measuring {len(names)} linears at {', '.join(map(str, candidates))} bits")
+    return allocate(model, windows, scheme, wishes.average_bits, candidates, known=known, threads=threads)
 
 
 def linear_names(model: Model) -> dict[str, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from omniquant import CalibrationResult, QuantizedModel
 from omniquant.cli import main
 from omniquant.config.method import METHODS
 from omniquant.errors import CheckpointError, ConfigError, UnsupportedError
+from omniquant.mixed import allocation
 from omniquant.plots import plot_allocation
 from omniquant.progress import Callback
 
@@ -113,6 +114,16 @@ def test_threads_do_not_matter_and_a_killed_run_resumes_to_the_same_bits(model, 
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "killed")
 
 
+def test_a_resume_measures_nothing_again(model, tmp_path, monkeypatch):
+    run(model, output=tmp_path / "out", average_bits=3.2)
+    found = contents(tmp_path / "out")
+    monkeypatch.setattr(allocation, "measure", lambda *_, **__: pytest.fail("measured again"))
+    run(model, output=tmp_path / "out", resume=True, average_bits=3.2)
+    assert contents(tmp_path / "out") == found
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        run(model, output=tmp_path / "out", resume=True, average_bits=3.3)
+
+
 def test_a_resume_with_other_wishes_is_refused(model, tmp_path):
     run(model, output=tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"layers.0.gate W8A16, not W3A16g8"):
@@ -155,6 +166,7 @@ def test_a_manifest_that_lies_is_refused(model, change, message, tmp_path):
         ({"overrides": ["layers.0.down=W4A8"]}, ConfigError, "share"),
         ({"overrides": (), "average_bits": 1}, ConfigError, "outside the candidates"),
         ({"overrides": (), "average_bits": 3, "candidate_bits": [1, 4]}, ConfigError, "candidate bits"),
+        ({"overrides": ["*=W8A16"], "average_bits": 3}, ConfigError, "leave no linear"),
         ({"target": "gptq"}, UnsupportedError, "gptq cannot hold mixed precision"),
         ({"overrides": (), "average_bits": 3, "target": "awq"}, UnsupportedError, "mixed precision"),
     ],

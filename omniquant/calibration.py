@@ -191,7 +191,8 @@ def _choose(
     options: dict[str, Any],
 ) -> CalibrationOptions:
     if isinstance(method, str):
-        return CalibrationOptions.for_method(method, scheme, online=permits_online(architecture), **options)
+        online, search = permits_online(architecture), not architecture.spec.num_experts
+        return CalibrationOptions.for_method(method, scheme, online=online, search=search, **options)
     try:
         return replace(method, **options)
     except TypeError as error:

@@ -106,6 +106,4 @@ def _rotations(spec: BlockSpec) -> Permission:
         return Permission(site, why="a LayerNorm subtracts the mean, which no rotation keeps")
     if spec.post_norms:
         return Permission(site, why="norms stand behind the attention and the MLP")
-    if spec.num_experts:
-        return Permission(site, why="the stacked matrices of experts are not turned")
     return Permission(site, ("a rotation",))

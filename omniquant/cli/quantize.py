@@ -275,7 +275,7 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.models.rotated import permits_online
 
     model = load_model(arguments.model)
-    options = choose(online=permits_online(model.architecture))
+    options = choose(online=permits_online(model.architecture), search=not model.spec.num_experts)
     windows = calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
     note(
         arguments,

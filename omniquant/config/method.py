@@ -214,6 +214,7 @@ class CalibrationOptions:
         *,
         preset: str = "default",
         online: bool = True,
+        search: bool = True,
         **overrides: Any,
     ) -> CalibrationOptions:
         """Return the defaults of `method` for `scheme`, with `overrides` applied.
@@ -227,6 +228,8 @@ class CalibrationOptions:
             The papers' budget of training, or a small one at higher rates.
         online : bool
             Whether "auto" may choose rotations and maps at run time.
+        search : bool
+            Whether "auto" may choose a searched start, which experts do not have.
         **overrides
             Fields of this class; None means the default. Epochs are always 0 for rtn, smoothquant, gptq
             and awq, which train nothing.
@@ -243,7 +246,7 @@ class CalibrationOptions:
         """
         recipe: dict[str, Any] = {}
         if method == AUTO:
-            method, recipe = recipe_for(scheme, overrides.get("target") or "any", online)
+            method, recipe = recipe_for(scheme, overrides.get("target") or "any", online, search)
         if method not in METHODS:
             raise ConfigError(f"method {method!r} is not one of {', '.join((*METHODS, AUTO))}")
         if preset not in PRESETS:

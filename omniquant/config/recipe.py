@@ -30,7 +30,9 @@ _ONLINE_MAPS: dict[str, Any] = {
 }
 
 
-def recipe_for(scheme: QuantConfig, target: str, online: bool = True) -> tuple[str, dict[str, Any]]:
+def recipe_for(
+    scheme: QuantConfig, target: str, online: bool = True, search: bool = True
+) -> tuple[str, dict[str, Any]]:
     """Return the method for a scheme and the options in which it departs from that method's defaults.
 
     Only 4-bit activations that no other engine's format is meant to hold get transforms that cost time when
@@ -43,11 +45,14 @@ def recipe_for(scheme: QuantConfig, target: str, online: bool = True) -> tuple[s
         As ``CalibrationOptions.target``.
     online : bool
         Whether the model's blocks permit rotations and maps at run time.
+    search : bool
+        Whether scales and clipping can be searched on Gram matrices, as they cannot where there are experts.
     """
     if not scheme.quantizes_weights:
         return "rtn", {}
     if scheme.weight_only:
-        return "omniquant", _LEARNED_ROUNDING | {"epochs": 12 if scheme.w_bits == 2 else 3}
+        start = {} if search else {"start": "paper"}
+        return "omniquant", _LEARNED_ROUNDING | start | {"epochs": 12 if scheme.w_bits == 2 else 3}
     if scheme.a_bits <= 4 and target == "any" and online:
         return "affinequant", _ONLINE_MAPS
     return "omniquant", {}

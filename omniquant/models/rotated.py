@@ -31,8 +31,9 @@ from omniquant.models.model import Model
 from omniquant.models.spec import BlockSpec
 from omniquant.models.view import ModelView
 
-_READERS = {"q": "norm1", "k": "norm1", "v": "norm1", "gate": "norm2", "up": "norm2"}
-_WRITERS = ("o", "down")
+_MLP_READERS = ("gate", "up", "router", "shared_gate", "shared_up", "shared_router")
+_READERS = dict.fromkeys(("q", "k", "v"), "norm1") | dict.fromkeys(_MLP_READERS, "norm2")
+_WRITERS = ("o", "down", "shared_down")
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Rotation:
                 "rotation: a LayerNorm subtracts the mean over channels, which no rotation keeps; "
                 "nearest: rotation none"
             )
-        if original.spec.num_experts:
+        if original.spec.num_experts and self.online:
             raise UnsupportedError(
-                "rotation: the stacked matrices of experts are not turned; nearest: rotation none"
+                "rotation: inputs of down are not turned at run time in experts; nearest: rotation folded"
             )
         if original.spec.post_norms or original.embedding_norm or original.learned_positions:
             raise UnsupportedError(
@@ -93,7 +94,7 @@ class Rotation:
 
 def permits_online(architecture: Architecture) -> bool:
     """Tell whether a model's blocks take rotations and Kronecker maps of their inputs."""
-    if architecture.spec.residual == "shared":
+    if architecture.spec.residual == "shared" or architecture.spec.num_experts:
         return False
     try:
         Rotation().architecture(architecture)
@@ -149,10 +150,10 @@ class RotatedModel(ModelView):
                 )  # one norm may serve both halves
                 tensors[f"{name}.weight"] = self._reader(tensors[f"{name}.weight"], gain)
         for name in _WRITERS:
-            columns = self._reader(tensors[f"{name}.weight"].T, None)
-            tensors[f"{name}.weight"] = np.ascontiguousarray(columns.T)
+            if f"{name}.weight" in tensors:
+                tensors[f"{name}.weight"] = self._writer(tensors[f"{name}.weight"])
             if f"{name}.bias" in tensors:
-                tensors[f"{name}.bias"] = self._reader(tensors[f"{name}.bias"], None)
+                tensors[f"{name}.bias"] = self._writer(tensors[f"{name}.bias"][:, None])[:, 0]
         for norm in tensors.keys() & {"norm1.weight", "norm2.weight"}:
             tensors[norm] = np.ones(self.spec.hidden_size, np.float32)
         _rotate_heads(tensors, self.spec)
@@ -164,6 +165,12 @@ class RotatedModel(ModelView):
         """Return rows [.., H] G Q."""
         factor = self._signs if gain is None else self._signs * gain
         return _turned(rows * factor, (self.spec.hidden_size, 1))
+
+    def _writer(self, rows: F32) -> F32:
+        """Return Q^T rows [H, K], of stacked experts [E H, K] each by itself."""
+        each = rows.reshape(-1, self.spec.hidden_size, rows.shape[1]).swapaxes(1, 2)
+        turned = self._reader(each, None).swapaxes(1, 2)
+        return np.ascontiguousarray(turned).reshape(rows.shape)
 
 
 def _rotate_heads(tensors: dict[str, F32], spec: BlockSpec) -> None:

@@ -45,8 +45,8 @@ def test_what_experts_cannot(tmp_path: Path) -> None:
     random_model(transformers.MixtralConfig(**TINY)).save_pretrained(tmp_path / "m")
     model = omniquant.load_model(tmp_path / "m")
     tokens = np.arange(16).reshape(1, 16) % VOCABULARY
-    with pytest.raises(UnsupportedError, match=r"rotation: the stacked matrices of experts .* rotation none"):
-        omniquant.calibrate(model, tokens, "W4A16", method="rtn", rotation="folded", progress=False)
+    with pytest.raises(UnsupportedError, match=r"rotation: inputs of down .* rotation folded"):
+        omniquant.calibrate(model, tokens, "W4A16", method="rtn", rotation="online", progress=False)
     with pytest.raises(UnsupportedError, match=r"experts: Gram matrices .* nearest: start paper"):
         omniquant.calibrate(model, tokens, "W4A16", method="gptq", progress=False)
     for scheme, kind in (("W4A16", "asymmetric weights"), ("W8sA8sKV16", "quantized activations")):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import omniquant
-from families.oracle import SIZES, check_family, random_model, transformers
+from families.oracle import SIZES, VOCABULARY, check_family, random_model, transformers
 from omniquant.errors import CheckpointError
+from omniquant.forward import float_logits
+from omniquant.models.rotated import RotatedModel, Rotation
 
 EXPERTS = {"num_key_value_heads": 2, "num_experts": 5, "moe_intermediate_size": 24}
 SHARED = {**EXPERTS, "shared_expert_intermediate_size": 40}
@@ -21,6 +24,9 @@ def test_qwen2_moe(tmp_path: Path, normalized: bool) -> None:
     model = check_family(config, tmp_path / "m")
     assert (model.spec.shared_ffn_size, model.spec.ffn_size) == (40, 24)
     assert "q.bias" in model.block(0)
+    tokens = np.arange(24).reshape(1, 24) % VOCABULARY
+    expected, turned = (float_logits(each, tokens) for each in (model, RotatedModel(model, Rotation())))
+    assert np.abs(turned - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_qwen3_moe(tmp_path: Path) -> None:

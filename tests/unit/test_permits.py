@@ -79,5 +79,6 @@ def test_opts_shifts_and_llamas_none() -> None:
 
 def test_rotations_want_a_norm_that_keeps_them() -> None:
     assert not sites(SIZES, set())["residual stream"].why
-    for field in ({"norm": "layer"}, {"post_norms": True}, {"num_experts": 2, "experts_per_token": 1}):
+    assert not sites(SIZES | {"num_experts": 2, "experts_per_token": 1}, set())["residual stream"].why
+    for field in ({"norm": "layer"}, {"post_norms": True}):
         assert sites(SIZES | field, set())["residual stream"].why

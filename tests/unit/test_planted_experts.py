@@ -10,6 +10,7 @@ from tiny_mixtral import model_of, plant_outliers, random_tensors, tokens_of
 
 import omniquant
 from omniquant.forward import float_logits
+from omniquant.models.rotated import RotatedModel, Rotation
 
 PLAIN = random_tensors()
 PLANTED = plant_outliers(PLAIN, (3, 17, 29), norms=("post_attention_layernorm",))
@@ -37,3 +38,23 @@ def test_learned_maps_help_experts(scheme: str) -> None:
     assert error(scheme, "omniquant", epochs=3) < 0.6 * plain
     assert error(scheme, "affinequant", epochs=3) < 0.6 * plain
     assert error(scheme, "omniquant", epochs=3, norm_map="none") > 0.8 * plain
+
+
+def test_a_rotated_basis_spreads_the_outliers_and_keeps_the_function() -> None:
+    model = model_of(PLANTED)
+    expected, found = (float_logits(each, HELD_OUT) for each in (model, RotatedModel(model, Rotation())))
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert error("W6A6", "rtn", rotation="folded") < 0.6 * error("W6A6", "rtn")
+
+
+@pytest.mark.parametrize("scheme", ["W3A16", "W4A4"])
+def test_auto_chooses_what_experts_can(scheme: str) -> None:
+    result = omniquant.calibrate(
+        model_of(PLANTED), tokens_of(1, 4, 32), scheme, method="auto", epochs=1, progress=False, threads=1
+    )
+    assert (result.options.start, result.options.rotation, result.options.input_map) == (
+        "paper",
+        "none",
+        "none",
+    )
+    assert all(block.loss_final < block.loss_rtn for block in result.blocks)

@@ -78,7 +78,7 @@ def test_llama_cpp_runs_it(tmp_path):
     result = embedded_result("W4A16g32", "omniquant", target="gguf", **GGUF)
     server = LlamaCpp(result.export(tmp_path / "out", "gguf") / "model.gguf")
     windows = omniquant.evaluation_windows(None, result.fold(), 64, 128)
-    theirs = np.mean([server.nll(window) for window in windows])
+    theirs = np.mean([server.nats(window) for window in windows])
     assert abs(np.expm1(theirs - nll(our_logits(result, windows), windows))) < 5e-3
 
 

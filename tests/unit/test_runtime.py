@@ -151,9 +151,12 @@ def test_import_and_products_leave_rounding_and_subnormals_alone() -> None:
 
 
 def test_import_is_quick() -> None:
-    """At most 0.2 s beyond NumPy: the best of a few, for a machine that others use too."""
-    program = "import time, numpy; t = time.perf_counter(); import omniquant; print(time.perf_counter() - t)"
-    assert min(float(run(program).stdout) for _ in range(5)) <= 0.2
+    """No longer than NumPy's own, which it comes on top of: the best of a few, as others use the machine too."""
+    program = (
+        "import time; start = time.perf_counter(); import numpy; between = time.perf_counter(); "
+        "import omniquant; print((time.perf_counter() - between) / (between - start))"
+    )
+    assert min(float(run(program).stdout) for _ in range(5)) <= 1
 
 
 def test_runtime_info() -> None:

@@ -151,7 +151,7 @@ def test_import_and_products_leave_rounding_and_subnormals_alone() -> None:
 
 
 def test_import_is_quick() -> None:
-    """No longer than NumPy's own, which it comes on top of: the best of a few, as others use the machine too."""
+    """No longer than NumPy's own, on top of it: the best of a few, as others use the machine too."""
     program = (
         "import time; start = time.perf_counter(); import numpy; between = time.perf_counter(); "
         "import omniquant; print((time.perf_counter() - between) / (between - start))"

@@ -39,7 +39,11 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "llama-bpe": (_LLAMA3,),
     "qwen2": (_QWEN2,),
     "smollm": (r"\p{N}", _GPT2),
+    "falcon": (),  # a chain of its own, see below
+    "bloom": (r" ?[^(\s|.,!?…。，、।۔،)]+",),  # noqa: RUF001 - the marks are meant
 }
+# Other names of GPT-2's: Phi-2, and OLMo, whose tokenizer is GPT-NeoX's.
+_ALIASES = {"phi-2": "gpt-2", "olmo": "gpt-2"}
 # These look a whole word up in the vocabulary before merging.
 _IGNORE_MERGES = frozenset({"llama-bpe"})
 _NFC = frozenset({"qwen2"})
@@ -87,6 +91,16 @@ def _added_tokens(fields: Fields, vocabulary: dict[str, int]) -> list[AddedToken
 
 def pre_tokenizer_named(pre: str) -> pre_tokenizers.PreTokenizer:
     """Return the pre-tokenizer of one of ``PRE_TOKENIZERS``."""
+    if pre == "falcon":
+        # It looks for digits among the signs that stand for bytes, not in the text.
+        return pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Punctuation("contiguous"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+                pre_tokenizers.Digits(individual_digits=False),
+                pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+            ]
+        )
     patterns = PRE_TOKENIZERS[pre]
     splits: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns]
     return pre_tokenizers.Sequence(
@@ -96,8 +110,9 @@ def pre_tokenizer_named(pre: str) -> pre_tokenizers.PreTokenizer:
 
 def _byte_level(fields: Fields) -> Tokenizer:
     pre = fields.text(_KEY + "pre", "default")
+    pre = _ALIASES.get(pre, pre)
     if pre not in PRE_TOKENIZERS:
-        known = ", ".join(PRE_TOKENIZERS)
+        known = ", ".join((*PRE_TOKENIZERS, *_ALIASES))
         raise UnsupportedCheckpointError(f"{fields.where}: {_KEY}pre is {shown(pre)}, known are {known}")
     vocabulary = _vocabulary(fields)
     merges = [_merge(fields, line) for line in _strings(fields, "merges")]

@@ -11,6 +11,7 @@ from omniquant.checkpoint.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_na
 from omniquant.errors import UnsupportedError
 from omniquant.export.content import Content
 
+_SPACE = "\u2581"  # SentencePiece's sign for a space
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 # Every place where the patterns of pre-tokenizers differ: digits, contractions, case, spaces, marks, lines.
@@ -38,7 +39,9 @@ def add_tokenizer(writer: Any, content: Content) -> None:
         raise UnsupportedError(f"gguf cannot hold a {model.get('type')} tokenizer; nearest: huggingface")
     tokens, kinds = _tokens(state, content.result.architecture.vocab_size)
     if model.get("byte_fallback"):
-        _add_llama(writer, tokens, kinds, model["merges"])
+        # Gemma's does not begin a text with a space.
+        first = content.result.fold().tokenizer.encode("a", add_special_tokens=False).tokens[0]
+        _add_llama(writer, tokens, kinds, model["merges"], first.startswith(_SPACE))
     else:
         _add_gpt2(writer, content.result.fold().tokenizer, tokens, kinds, model["merges"])
     settings = content.text_settings()
@@ -86,7 +89,7 @@ def _add_gpt2(
     writer.add_token_merges([" ".join(pair) for pair in _pairs(merges)])
 
 
-def _add_llama(writer: Any, tokens: list[str], kinds: list[int], merges: list[Any]) -> None:
+def _add_llama(writer: Any, tokens: list[str], kinds: list[int], merges: list[Any], prefix: bool) -> None:
     # llama.cpp merges the pair whose result has the highest score: the rank of its merge, upside down.
     ranks = {"".join(pair): rank for rank, pair in reversed(list(enumerate(_pairs(merges))))}
     scores = [-float(ranks.get(token, len(ranks))) for token in tokens]
@@ -100,7 +103,7 @@ def _add_llama(writer: Any, tokens: list[str], kinds: list[int], merges: list[An
     writer.add_token_list(tokens)
     writer.add_token_scores(scores)
     writer.add_token_types(kinds)
-    writer.add_add_space_prefix(True)
+    writer.add_add_space_prefix(prefix)
 
 
 def pre_tokenizer_of(tokenizer: Tokenizer) -> str:

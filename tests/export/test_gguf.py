@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from exports import embedded_result, greedy_ties, model_named, nll, our_logits, tokens_of
-from synthetic import byte_level_tokenizer
+from synthetic import byte_level_tokenizer, write_llama_gguf
 from third_party import LlamaCpp
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 import omniquant
 from omniquant.checkpoint.gguf_tokenizer import PRE_TOKENIZERS, pre_tokenizer_named
@@ -121,6 +121,48 @@ def test_pre_tokenizers_are_recognized(name):
     tokenizer = byte_level_tokenizer([])
     tokenizer.pre_tokenizer = pre_tokenizer_named(name)
     assert pre_tokenizer_of(tokenizer) == name
+
+
+def test_blooms_own_tokenizer_is_recognized():
+    tokenizer = byte_level_tokenizer([])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    marks = Regex(r" ?[^(\s|[.,!?…。，、।۔،])]+")  # noqa: RUF001 - the marks are meant
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(marks, "isolated"), byte_level])
+    assert pre_tokenizer_of(tokenizer) == "bloom"
+
+
+@pytest.mark.parametrize("pre", ["falcon", "bloom", "phi-2", "olmo"])
+def test_llama_cpp_cuts_alike(pre, tmp_path):
+    texts = ["Hello world's 12345 7 don't\n\n  x = a_b[10]; 漢字!!", "  (a), b... \t 100,000? |x| `y`"]
+    merges = [("l", "l"), ("o", "r"), ("1", "2"), ("12", "3"), ("\u0120", "a"), (",", "\u0120"), (".", ".")]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "vocab_size": 263}
+    path = write_llama_gguf(tmp_path / "m.gguf", tokenizer=byte_level_tokenizer(merges), pre=pre, **sizes)
+    server, tokenizer = LlamaCpp(path), load_model(path).tokenizer
+    for text in texts:
+        assert server.complete(text)["usage"]["prompt_tokens"] == len(tokenizer.encode(text).ids)
+
+
+@pytest.mark.parametrize("prepends", [True, False])
+def test_whether_a_text_begins_with_a_space_is_kept(prepends, tmp_path):
+    from families.oracle import SIZES, random_model, transformers
+
+    random_model(transformers.LlamaConfig(**SIZES | {"vocab_size": 300})).save_pretrained(tmp_path / "m")
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "\u2581a", "b"]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece: index for index, piece in enumerate(pieces)},
+            merges=[("\u2581", "a")], unk_token="<unk>", byte_fallback=True,
+        )
+    )  # fmt: skip
+    first = [normalizers.Prepend("\u2581")] if prepends else []
+    tokenizer.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", "\u2581")])
+    tokenizer.save(str(tmp_path / "m" / "tokenizer.json"))
+    model = load_model(tmp_path / "m")
+    windows = np.arange(16).reshape(1, 16)
+    result = omniquant.calibrate(model, windows, "W16A16", method="rtn", progress=False)
+    again = load_model(result.export(tmp_path / "out", "gguf") / "model.gguf")
+    for text in ("a b", "ab"):
+        assert again.tokenizer.encode(text).ids == model.tokenizer.encode(text).ids
 
 
 def test_an_unknown_way_to_cut_words_is_refused():

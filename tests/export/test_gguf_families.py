@@ -250,6 +250,12 @@ def test_the_largest_gemmas_scale_queries_by_another_width() -> None:
     assert config["query_pre_attn_scalar"] == 16
 
 
+def test_experts_of_an_architecture_without_them_are_refused() -> None:
+    fields = metadata("qwen3", expert_count=4)
+    with pytest.raises(CheckpointError, match=r"m\.gguf: qwen3\.expert_count 4 is not supported"):
+        adapter_for_gguf("qwen3", "m.gguf").config_from_gguf(fields, Described(token_embd=(VOCAB, 64)))  # type: ignore[arg-type]
+
+
 def test_long_factors_of_phi3_are_refused() -> None:
     adapter = adapter_for_gguf("phi3", "m.gguf")
     source = Described(token_embd=(VOCAB, 64), rope_factors_long=(8,))

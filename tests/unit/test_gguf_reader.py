@@ -120,7 +120,6 @@ def test_linear_rope_scaling(tmp_path: Path) -> None:
     ("extra", "reason"),
     [
         ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type 'yarn' is not supported"),
-        ({"llama.expert_count": 8}, "llama.expert_count 8 is not supported"),
         ({"llama.attention.value_length": 8}, "llama.attention.value_length is 8, heads have 16"),
     ],
 )
@@ -130,6 +129,21 @@ def test_unsupported_by_name(tmp_path: Path, extra: dict[str, Any], reason: str)
         load_model(path)
     assert reason in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"llama.expert_count": 8}, "llama.expert_used_count is missing"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "experts_per_token is 9"),
+        ({"llama.expert_count": 1 << 30, "llama.expert_used_count": 2}, "num_experts is 1073741824"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 2}, "'blk.0.ffn_gate_exps.weight' is missing"),
+    ],
+)
+def test_experts_that_are_not_there(tmp_path: Path, extra: dict[str, Any], reason: str) -> None:
+    path = write_llama_gguf(tmp_path / "m.gguf", extra=extra, **SIZES)
+    with pytest.raises(CheckpointError, match=f"m.gguf.*{reason}"):
+        load_model(path)
 
 
 def test_other_architecture(tmp_path: Path) -> None:

@@ -105,22 +105,22 @@ static PyObject *capsule_of(oq_call *call, values *v)
 /* (kind, values, scales or None), values and scales as bytes -> a matrix [V, H]. */
 static int take_matrix(oq_call *call, PyObject *object, const char *name, oq_dense *w)
 {
-    static const int64_t sizes[] = {4, 2, 2, 1};
+    static const int64_t nibbles[] = {8, 4, 4, 2, 1}; /* of a value, of each kind */
     PyObject *data, *scales;
     int kind;
     const int64_t columns = oq_size(call, 'H');
     if (!PyArg_ParseTuple(object, "iOO", &kind, &data, &scales)) return -1;
-    if (kind < 0 || kind > OQ_DENSE_BYTES) {
-        PyErr_Format(PyExc_ValueError, "%s: no kind %d of matrix", name, kind);
+    if (kind < 0 || kind > OQ_DENSE_NIBBLES || (kind == OQ_DENSE_NIBBLES && columns % OQ_DENSE_GROUP)) {
+        PyErr_Format(PyExc_ValueError, "%s: no kind %d of matrix with %lld columns", name, kind, (long long)columns);
         return -1;
     }
-    call->size['b'] = columns * sizes[kind];
+    call->size['b'] = columns * nibbles[kind] / 2;
     call->size['g'] = (columns + OQ_DENSE_GROUP - 1) / OQ_DENSE_GROUP * 2;
     PyArrayObject *array = oq_take_array(call, data, name, OQ_BYTES, "Vb");
     if (!array) return -1;
     *w = (oq_dense){
         .kind = (oq_dense_kind)kind, .out = oq_size(call, 'V'), .in = columns, .values = oq_data(array)};
-    if (kind != OQ_DENSE_BYTES) return 0;
+    if (kind < OQ_DENSE_BYTES) return 0;
     array = oq_take_array(call, scales, name, OQ_BYTES, "Vg");
     if (array) w->scales = oq_data(array);
     return array ? 0 : -1;

@@ -46,7 +46,8 @@ void oq_dense_row(const oq_dense *w, int64_t index, float *values)
         case OQ_DENSE_HALF: values[i] = oq_float_of_half(((const uint16_t *)w->values)[at]); break;
         case OQ_DENSE_BFLOAT: values[i] = oq_float_of_bfloat(((const uint16_t *)w->values)[at]); break;
         case OQ_DENSE_BYTES:
-            values[i] = (float)((const int8_t *)w->values)[at] *
+        case OQ_DENSE_NIBBLES:
+            values[i] = (float)oq_dense_code(w, index, i) *
                         oq_float_of_half(w->scales[index * groups + i / OQ_DENSE_GROUP]);
             break;
         }

@@ -131,7 +131,8 @@ LANES_TARGET static void dense(const oq_dense *w, int64_t begin, int64_t end, co
     case OQ_DENSE_FLOAT: dense_kind(OQ_DENSE_FLOAT, w, begin, end, x, rows, y, scratch); break;
     case OQ_DENSE_HALF: dense_kind(OQ_DENSE_HALF, w, begin, end, x, rows, y, scratch); break;
     case OQ_DENSE_BFLOAT: dense_kind(OQ_DENSE_BFLOAT, w, begin, end, x, rows, y, scratch); break;
-    case OQ_DENSE_BYTES: break; /* a packed linear's work: see model.c */
+    case OQ_DENSE_BYTES:
+    case OQ_DENSE_NIBBLES: break; /* a packed linear's work: see model.c */
     }
 }
 

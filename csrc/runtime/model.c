@@ -25,14 +25,15 @@ static oq_code copy_head(oq_context *context, oq_runtime_model *model, const oq_
     return OQ_OK;
 }
 
-/* Bytes times scales are a symmetric layer of 8 bits; its activations stay float. */
+/* Integers times scales are a symmetric layer of 8 or 4 bits; its activations stay float. */
 static oq_code pack_head(oq_context *context, oq_runtime_model *model, const oq_dense *head)
 {
+    const int bits = head->kind == OQ_DENSE_BYTES ? 8 : 4;
     const int64_t count = head->out * head->in, groups = (head->in + OQ_DENSE_GROUP - 1) / OQ_DENSE_GROUP;
     const oq_qlinear_spec spec = {.out = head->out,
                                   .in = head->in,
                                   .group = head->in < OQ_DENSE_GROUP ? head->in : OQ_DENSE_GROUP,
-                                  .bits = 8,
+                                  .bits = bits,
                                   .symmetric = true,
                                   .bias = head->bias != NULL,
                                   .activation = {.bits = 16}};
@@ -42,7 +43,8 @@ static oq_code pack_head(oq_context *context, oq_runtime_model *model, const oq_
     size_t bytes;
     OQ_NEW(context, codes, count);
     OQ_NEW(context, scales, head->out * groups);
-    for (int64_t i = 0; i < count; i++) codes[i] = (uint8_t)(((const int8_t *)head->values)[i] + 128);
+    for (int64_t i = 0; i < count; i++)
+        codes[i] = (uint8_t)(oq_dense_code(head, i / head->in, i % head->in) + (1 << (bits - 1)));
     for (int64_t i = 0; i < head->out * groups; i++) scales[i] = oq_float_of_half(head->scales[i]);
     OQ_TRY(oq_qlinear_bytes(context, &spec, &bytes));
     if (!(model->head_memory = oq_malloc(bytes))) return oq_fail_memory(context, bytes, 1);
@@ -68,7 +70,7 @@ oq_code oq_runtime_create(oq_context *context, oq_runtime_model *model, const oq
     if (!oq_size_mul((size_t)model->layers, sizeof *model->blocks, &bytes) || !(model->blocks = oq_malloc(bytes)))
         return oq_fail_memory(context, (size_t)model->layers, sizeof *model->blocks);
     memset(model->blocks, 0, bytes);
-    return head->kind == OQ_DENSE_BYTES ? pack_head(context, model, head) : copy_head(context, model, head);
+    return head->scales ? pack_head(context, model, head) : copy_head(context, model, head);
 }
 
 void oq_runtime_destroy(oq_runtime_model *model)

@@ -34,7 +34,11 @@ _STORED_TYPE: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
-_INTEGER_TYPE: dict[str, np.dtype[Any]] = {"I8": np.dtype("<i1"), "U16": np.dtype("<u2")}
+_INTEGER_TYPE: dict[str, np.dtype[Any]] = {
+    "I8": np.dtype("<i1"),
+    "U8": np.dtype("<u1"),
+    "U16": np.dtype("<u2"),
+}
 _TYPE_NAME = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 

@@ -82,8 +82,8 @@ def _add_mixed(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{name}-bits",
             type=int,
-            choices=(8, 16),
-            help=f"of {what}: 8 rounds it, a scale every 32 inputs; default 16 (as it is); tied: give both",
+            choices=(4, 8, 16),
+            help=f"of {what}, with a scale every 32 inputs; default 16: as it is; tied models: give both",
         )
     group.add_argument(
         "--candidate-bits", default="2,3,4,8", metavar="LIST", help="to choose from, default 2,3,4,8"

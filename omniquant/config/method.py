@@ -120,7 +120,7 @@ class CalibrationOptions:
     target : str
         "any", or the export format whose arithmetic the calibration takes: scales are rounded as it stores
         them, so that exporting loses nothing.
-    embedding_bits, head_bits : {16, 8}
+    embedding_bits, head_bits : {16, 8, 4}
         8 rounds the embedding's or the head's rows, symmetric, a float16 scale every 32 inputs.
 
     Raises
@@ -175,8 +175,8 @@ class CalibrationOptions:
         _check_whole("patience", self.patience, 0, 1_000_000)
         _check_whole("seed", self.seed, 0, 2**63 - 1)
         for name in ("embedding_bits", "head_bits"):
-            if isinstance(getattr(self, name), bool) or getattr(self, name) not in (8, FLOAT_BITS):
-                raise ConfigError(f"{name} {getattr(self, name)!r} is neither 8 nor {FLOAT_BITS} (float)")
+            if isinstance(getattr(self, name), bool) or getattr(self, name) not in (4, 8, FLOAT_BITS):
+                raise ConfigError(f"{name} {getattr(self, name)!r} is not 4, 8 or {FLOAT_BITS} (float)")
         _check_real("stability", self.stability, 1e-6, 1e3)
         _check_real("margin", self.margin, 1e-6, 0.999)
         _check_real("alpha", self.alpha, 0.0, 1.0)

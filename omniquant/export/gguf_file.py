@@ -28,7 +28,7 @@ from omniquant.export.huggingface import floats_of, stored_linears, write_common
 from omniquant.forward import F32
 from omniquant.models.spec import quantized_shapes
 from omniquant.models.tensors import stored_tensors
-from omniquant.runtime.matrix import BFLOAT, BYTES, FLOAT, HALF, Matrix
+from omniquant.runtime.matrix import BFLOAT, BYTES, FLOAT, HALF, NIBBLES, Matrix
 
 BLOCK = 32
 FILE_NAME = "model.gguf"
@@ -37,7 +37,7 @@ Bytes = npt.NDArray[np.uint8]
 
 _LOAD = """\
     llama-cli --model model.gguf --prompt TEXT"""
-_KINDS = {FLOAT: "F32", HALF: "F16", BFLOAT: "BF16", BYTES: "Q8_0"}
+_KINDS = {FLOAT: "F32", HALF: "F16", BFLOAT: "BF16", BYTES: "Q8_0", NIBBLES: "Q4_0"}
 
 
 def write(content: Content, folder: Path) -> None:
@@ -136,8 +136,9 @@ def _add_matrix(writer: Any, library: Any, name: str, matrix: Matrix) -> None:
     """Add embedding or head in the smallest type that holds every value exactly."""
     kind = _KINDS[matrix.kind]
     values: npt.NDArray[Any] = matrix.values
-    if matrix.kind == BYTES and matrix.scales is not None and not values.shape[1] % BLOCK:
-        codes = values.view(np.uint8).reshape(len(values), -1, BLOCK)
+    grouped = matrix.kind == NIBBLES or (matrix.kind == BYTES and not values.shape[1] % BLOCK)
+    if grouped and matrix.scales is not None:
+        codes = values.view(np.uint8).reshape(*matrix.scales.shape, -1)
         scales = matrix.scales.astype("<f2")[..., None].view(np.uint8)
         values = np.concatenate([scales, codes], axis=2).reshape(len(values), -1)
     elif matrix.kind in (BYTES, BFLOAT):

@@ -41,11 +41,12 @@ def test_calibrated_for_it_nothing_is_lost(scheme, kind, method, tmp_path):
     assert again.tokenizer.encode("def f(x): 12345").ids == folded.tokenizer.encode("def f(x): 12345").ids
 
 
-def test_embedding_and_head_of_8_bits_are_q8_0(tmp_path):
-    result = embedded_result("W4A16g32", target="gguf", embedding_bits=8, head_bits=8)
+@pytest.mark.parametrize(("bits", "kind"), [(8, "Q8_0"), (4, "Q4_0")])
+def test_embedding_and_head_keep_their_bits(bits, kind, tmp_path):
+    result = embedded_result("W4A16g32", target="gguf", embedding_bits=bits, head_bits=bits)
     path = result.export(tmp_path / "out", "gguf") / "model.gguf"
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
-    assert types["token_embd.weight"] == "Q8_0"
+    assert types["token_embd.weight"] == kind
     again = load_model(path)
     np.testing.assert_array_equal(again.lm_head(), result.fold().lm_head())
     assert np.abs(again.lm_head() - omniquant.load_model("omniquant-tiny").lm_head()).max() > 0

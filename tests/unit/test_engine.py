@@ -14,6 +14,7 @@ from omniquant import QuantConfig, _core
 from omniquant.errors import CheckpointError, DataError
 from omniquant.models.spec import BlockSpec
 from omniquant.runtime.engine import Engine
+from omniquant.runtime.matrix import NIBBLES, Matrix
 
 SPEC = BlockSpec(hidden_size=32, ffn_size=40, num_heads=4, num_kv_heads=2, head_dim=8)
 SPECS = {
@@ -297,3 +298,12 @@ def test_memory_that_was_used_before_is_as_good_as_new(length):
         rubbish = np.full(engine.decoder(length).facts()["bytes"], 255, np.uint8)  # NaN as floats
         del rubbish
         np.testing.assert_array_equal(engine.decoder(length).logits(TOKENS), expected)
+
+
+@pytest.mark.parametrize(("kind", "width"), [(9, 32), (-1, 32), (NIBBLES, 40)])
+def test_unknown_kinds_of_heads_and_broken_groups_are_refused(kind, width, monkeypatch):
+    model = RandomModel(replace(SPEC, hidden_size=width), "W4A16", layers=1)
+    embedding, head = model.matrices()
+    monkeypatch.setattr(model, "matrices", lambda: (embedding, Matrix(kind, head.values)))
+    with pytest.raises(ValueError, match=rf"lm_head: no kind {kind} of matrix with {width} columns"):
+        Engine(model)

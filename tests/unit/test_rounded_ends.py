@@ -1,4 +1,4 @@
-"""Embedding and head at 8 bits: rounded once, kept as bytes, run from bytes, exported as they are."""
+"""Embedding and head at 8 or 4 bits: rounded once, kept, run and exported as they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omniquant.errors import CheckpointError, ConfigError, NotFiniteError
 from omniquant.models.load import load_model
 from omniquant.models.model import Model
 from omniquant.progress import Callback
-from omniquant.runtime.matrix import BYTES, FLOAT, Matrix, rounded_to_bytes
+from omniquant.runtime.matrix import BYTES, FLOAT, NIBBLES, Matrix, rounded
 
 BOTH = {"embedding_bits": 8, "head_bits": 8}
 
@@ -39,21 +39,35 @@ def kinds(result):
 @settings(max_examples=200, deadline=None)
 @given(hnp.arrays(np.float32, (2, 64), elements=st.floats(-1e4, 1e4, width=32)))
 def test_values_are_rounded_to_the_nearest_of_255_steps_a_group(values):
-    found = rounded_to_bytes(values)
+    found = rounded(values, 8)
     largest = np.abs(values.reshape(2, 2, 32)).max(axis=-1, keepdims=True)
     # Half a step, and what rounding the step to a half may take from the largest codes.
     bound = largest / 254 + largest * 2.0**-10 + 127 * 2.0**-24
     assert (np.abs(found - values).reshape(2, 2, 32) <= bound).all()
-    again = rounded_to_bytes(found)
+    again = rounded(found, 8)
     np.testing.assert_allclose(again, found, rtol=2e-3, atol=1e-5)
 
 
-def test_what_is_rounded_is_stored_as_bytes_to_the_bit():
+@settings(max_examples=200, deadline=None)
+@given(hnp.arrays(np.float32, (2, 64), elements=st.floats(-1e4, 1e4, width=32)))
+def test_values_are_rounded_to_the_nearest_of_16_steps_a_group(values):
+    found = rounded(values, 4)
+    largest = np.abs(values.reshape(2, 2, 32)).max(axis=-1, keepdims=True)
+    # Half a step; a whole one at the end of the largest value's other sign, which has a step less.
+    bound = largest / 8 * (1 + 2.0**-9) + 8 * 2.0**-24
+    assert (np.abs(found - values).reshape(2, 2, 32) <= bound).all()
+    inner = np.abs(values.reshape(2, 2, 32)) <= largest * 7 / 8
+    assert (np.abs(found - values).reshape(2, 2, 32) <= bound * np.where(inner, 0.51, 1)).all()
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, BYTES), (4, NIBBLES)])
+def test_what_is_rounded_is_stored_to_the_bit(bits, kind):
     rows = np.random.default_rng(0).standard_normal((50, 96)).astype(np.float32)
-    matrix = Matrix.exact(rounded_to_bytes(rows))
-    assert matrix.kind == BYTES
-    assert matrix.nbytes == 50 * 96 * (1 + 2 / 32)
-    np.testing.assert_array_equal(matrix.rows(), rounded_to_bytes(rows))
+    matrix = Matrix.exact(rounded(rows, bits))
+    assert matrix.kind == kind
+    assert matrix.nbytes == 50 * 96 * (bits / 8 + 2 / 32)
+    np.testing.assert_array_equal(matrix.rows(), rounded(rows, bits))
+    np.testing.assert_array_equal(matrix.rows(np.array([7, 3])), rounded(rows, bits)[[7, 3]])
 
 
 @pytest.mark.parametrize(
@@ -65,6 +79,8 @@ def test_what_is_rounded_is_stored_as_bytes_to_the_bit():
         (False, {"embedding_bits": 8}, [BYTES, FLOAT]),
         (True, {**BOTH, "rotation": "folded"}, [BYTES, BYTES]),
         (True, {"head_bits": 8, "rotation": "folded"}, [FLOAT, BYTES]),
+        (True, {"embedding_bits": 4, "head_bits": 4}, [NIBBLES, NIBBLES]),
+        (False, {"embedding_bits": 8, "head_bits": 4}, [BYTES, NIBBLES]),
     ],
 )
 def test_a_result_keeps_and_runs_bytes(tied, options, expected, tmp_path):
@@ -78,7 +94,8 @@ def test_a_result_keeps_and_runs_bytes(tied, options, expected, tmp_path):
     folded = loaded.fold()
     if "rotation" not in options:
         head = model.lm_head()
-        expected_head = rounded_to_bytes(head) if options.get("head_bits") == 8 else head
+        bits = options.get("head_bits")
+        expected_head = rounded(head, bits) if bits else head
         np.testing.assert_array_equal(folded.lm_head(), expected_head)
     tokens = small_tokens(2, 20, seed=8)
     fake = omniquant.perplexity(folded, tokens)
@@ -107,8 +124,8 @@ def test_what_makes_no_sense_is_refused(tmp_path, monkeypatch):
     model = load_model(folder_of(tmp_path / "model"))
     with pytest.raises(ConfigError, match="head_bits 8: the head is the embedding, give both"):
         run(model, head_bits=8)
-    for bits in (4, 32, True, "8"):
-        with pytest.raises(ConfigError, match=r"head_bits .* is neither 8 nor 16"):
+    for bits in (2, 32, True, "8"):
+        with pytest.raises(ConfigError, match=r"head_bits .* is not 4, 8 or 16"):
             run(model, head_bits=bits)
     narrow = small_model(tmp_path / "narrow")
     with pytest.raises(ConfigError, match="rows of 16 are no whole groups of 32"):

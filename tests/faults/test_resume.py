@@ -126,6 +126,8 @@ def interrupt(arguments, output):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that started the tests in the background may have them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: (output / RUN_NAME).exists() or process.poll() is not None)
     first = time.monotonic() - launched

@@ -27,7 +27,7 @@ examples:
   omniquant evaluate DIR --data TEXT             perplexity of the result, or of any model
   omniquant generate DIR --prompt TEXT           text from the result, on integer kernels
 
-MODEL is a Hugging Face folder (LLaMA family), a .gguf file, or "omniquant-tiny".
+MODEL is a Hugging Face folder (families: omniquant info --families), a .gguf file, or "omniquant-tiny".
 """
 
 

@@ -182,12 +182,30 @@ def _bits_lines(linears: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
+def _choices(options: dict[str, Any]) -> str:
+    """Return what a method was asked for beyond its name, as " (rounding learned, start search)"."""
+    usual: dict[str, Any] = {
+        "rounding": "gptq" if options["method"] == "gptq" else "nearest",
+        "start": "search" if options["method"] == "awq" else "paper",
+        "rotation": "none",
+        "input_map": "none",
+        "lac": False,
+        "loss": "mse",
+        "embedding_bits": 16,
+        "head_bits": 16,
+    }
+    made = (f"{name} {options[name]}" for name, value in usual.items() if options[name] != value)
+    text = ", ".join(made)
+    return f" ({text})" if text else ""
+
+
 def _result_lines(data: dict[str, Any]) -> list[str]:
     done = "" if data["complete"] else f" UNFINISHED: {len(data['blocks'])} of {data['num_layers']} blocks"
     lines = [
         f"result    {data['model']} ({data['source']}), fake-quantized{done}",
         f"scheme    {data['scheme']}: {data['bits_per_weight']:.3f} bits a weight, scales counted",
-        f"method    {data['method']}, {data['steps']} steps in {data['seconds']:.1f} s on "
+        f"method    {data['method']}{_choices(data['options'])}, "
+        f"{data['steps']} steps in {data['seconds']:.1f} s on "
         f"{data['calibration']['samples']} windows of {data['calibration']['seqlen']} tokens",
     ]
     if len({entry["scheme"] for entry in data["linears"].values()}) > 1:

@@ -129,7 +129,7 @@ def _block(
         if _inputs(own) != _inputs(inputs):
             raise ConfigError(
                 f"{first} with A{inputs.a_bits} and {name} with A{own.a_bits}: the linears of a block share "
-                f"their inputs' bits; override the whole block, or keep A{scheme.a_bits}"
+                f"their inputs' bits: override the whole block, or give both the same"
             )
     skipped = replace(inputs, w_bits=FLOAT_BITS, group_size=None, w_symmetric=False, overrides=())
     every = {name: skipped if own is None else own for name, own in schemes.items()}

@@ -201,8 +201,10 @@ def test_resume_makes_the_same_result(capsys, quantize, tmp_path):
     assert contents(tmp_path / "new") == contents(tmp_path / "out")
 
 
-def test_auto_says_what_it_chose(capsys, quantize):
+def test_auto_says_what_it_chose(capsys, quantize, tmp_path):
     out = succeeds(capsys, *quantize("--json", scheme="W3A16", method="auto")).out
+    told = succeeds(capsys, "info", str(tmp_path / "out")).out
+    assert "method    omniquant (rounding learned, start search), " in told
     found = json.loads(out)
     assert (found["method"], found["options"]["rounding"], found["options"]["epochs"]) == (
         "omniquant",

@@ -148,9 +148,11 @@ def test_gguf(model: omniquant.Model, window: I32, scheme: str, kind: str, tmp_p
     engine = LlamaCpp(result.export(tmp_path / "out", "gguf") / "model.gguf")
     # llama.cpp rounds activations to bytes, which moves a window by 1 %, either way: many windows.
     several = omniquant.evaluation_windows(None, model, 192, 192 * 64)
-    apart = [engine.nats(one) - nats(our_logits(result, one[None]), one[None])[0] for one in several]
-    more = float(np.expm1(np.nanmean(apart)))
+    apart = [
+        np.nanmean(engine.nats(one) - nats(our_logits(result, one[None]), one[None])[0]) for one in several
+    ]
+    more, error = float(np.expm1(np.mean(apart))), float(np.std(apart) / len(apart) ** 0.5)
     ties = greedy_ties(result, window[0, :32], engine.greedy(window[0, :32], 64))
     same = f"{64 - len(ties)} of 64 greedy tokens" + (f" (ties of {max(ties):.2f})" if ties else "")
-    row(model, f"gguf {kind}", scheme, "llama.cpp", f"perplexity {more:+.2%}, {same}")
-    assert abs(more) < 5e-3
+    row(model, f"gguf {kind}", scheme, "llama.cpp", f"perplexity {more:+.2%} ± {error:.2%}, {same}")
+    assert abs(more) - 2 * error < 5e-3

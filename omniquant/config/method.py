@@ -278,8 +278,7 @@ class CalibrationOptions:
         """
         if self.products != "auto":
             return self
-        used = (scheme, *(own for _, own in scheme.overrides))
-        finest = max((own.w_bits for own in used if own.quantizes_weights), default=0)
+        finest = max((own.w_bits for own in scheme.schemes if own.quantizes_weights), default=0)
         fine = scheme.weight_only and finest > 4
         return replace(self, products="integer" if fastest == "bfloat16" and fine else fastest)
 

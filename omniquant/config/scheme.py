@@ -12,7 +12,7 @@ from omniquant.errors import ConfigError
 FLOAT_BITS = 16  # this many bits or more: left in floating point
 # Of a block: a plain MLP has no gate; beside experts there may be an MLP all tokens take.
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down", "shared_gate", "shared_up", "shared_down")
-_IN_FLOAT = ("router", "shared_router")
+ROUTERS = ("router", "shared_router")  # these stay in float whatever the scheme
 
 _SCHEME = re.compile(
     r"W(?P<w>\d+)(?P<w_mode>s?)A(?P<a>\d+)(?P<a_mode>(?:sf?)?)(?P<tail>(?:(?:KV|Q|K|V|G)\d+)*)",
@@ -192,13 +192,18 @@ class QuantConfig:
     @property
     def weight_only(self) -> bool:
         """Whether activations, Q, K and V all stay in floating point."""
-        inputs = (self.a_bits, *(own.a_bits for _, own in self.overrides))
+        inputs = (scheme.a_bits for scheme in self.schemes)
         return all(bits is not None and bits >= FLOAT_BITS for bits in (*inputs, *self._attention_bits()))
 
     @property
     def quantizes_weights(self) -> bool:
         """Whether weights become integers, of all linears or of some."""
-        return any(scheme.w_bits < FLOAT_BITS for scheme in (self, *self._own.values()))
+        return any(scheme.w_bits < FLOAT_BITS for scheme in self.schemes)
+
+    @property
+    def schemes(self) -> tuple[QuantConfig, ...]:
+        """The scheme itself, and those of its overrides."""
+        return (self, *(own for _, own in self.overrides))
 
     @cached_property
     def _own(self) -> dict[str, QuantConfig]:
@@ -210,9 +215,8 @@ class QuantConfig:
 
     def block(self, layer: int) -> BlockScheme:
         """Return what the weights of every linear of a block are rounded to."""
-        own = {name: self.of_linear(layer, name) for name in LINEARS}
-        schemes = {name: LinearScheme(s.w_bits, s.group_size, s.w_symmetric) for name, s in own.items()}
-        return schemes | dict.fromkeys(_IN_FLOAT, LinearScheme(FLOAT_BITS))
+        schemes = {name: self.of_linear(layer, name).uniform() for name in LINEARS}
+        return schemes | dict.fromkeys(ROUTERS, LinearScheme(FLOAT_BITS))
 
     def uniform(self) -> LinearScheme:
         """Return what weights are rounded to where no override says otherwise."""

@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
-from omniquant.config.scheme import FLOAT_BITS, QuantConfig
+from omniquant.config.scheme import FLOAT_BITS, ROUTERS, QuantConfig
 from omniquant.export.bits import bit_stream
 from omniquant.export.card import model_card
 from omniquant.export.content import Content, Linear
 from omniquant.export.folder import Tensors
 from omniquant.export.huggingface import write_common, write_tensors
 from omniquant.models.experts import EXPERT, stored_shapes
-from omniquant.models.spec import ROUTERS
 
 _LOAD = """\
 ```python

@@ -19,7 +19,7 @@ from omniquant.errors import CheckpointError, UnsupportedError
 from omniquant.forward import F32
 from omniquant.models.adapter import FamilyAdapter
 from omniquant.models.experts import EXPERT, stored_shapes, unstacked
-from omniquant.models.registry import adapter_for_model_type
+from omniquant.models.registry import adapter_of
 from omniquant.models.tensors import Array, TensorRef, stored_tensors
 from omniquant.quantized import CalibrationResult
 
@@ -211,7 +211,7 @@ class Content:
 
     @property
     def _adapter(self) -> FamilyAdapter:
-        return adapter_for_model_type(str(self.result.fold().config["model_type"]), "config.json")
+        return adapter_of(self.result.fold().config)
 
 
 def _in_float(scheme: QuantConfig) -> QuantConfig:

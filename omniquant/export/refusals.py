@@ -13,7 +13,7 @@ from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import UnsupportedError
 from omniquant.models.experts import EXPERT, stored_shapes
 from omniquant.models.model import Model
-from omniquant.models.registry import adapter_for_model_type
+from omniquant.models.registry import adapter_of
 from omniquant.models.spec import BlockSpec
 from omniquant.models.tensors import grouped
 from omniquant.quantized import QuantizedModel
@@ -61,9 +61,9 @@ class Wish:
     ) -> Wish:
         """Return the wish to export a model."""
         architecture = model.architecture
-        adapter = adapter_for_model_type(str(model.config["model_type"]), "config.json")
+        adapter = adapter_of(model.config)
         unusual, lacks = architecture.unusual(), adapter.gguf_lacks(architecture)
-        layout: Layout = "gguf" if format == "gguf" and adapter.gguf_architectures else "safetensors"
+        layout: Layout = "gguf" if format == "gguf" and adapter.gguf_architecture else "safetensors"
         refs = adapter.block_tensors(architecture, 0, layout)
         parts = grouped(refs, [f"{name}.weight" for name in stored_shapes(architecture.spec, layout)])
         fused = tuple(tuple(part.partition(".")[0] for part in names) for names in parts.values())
@@ -86,7 +86,7 @@ def of_each(check: Check) -> Check:
     """Make a check of uniform schemes one of mixed schemes: each of those it is mixed of must pass."""
 
     def check_each(wish: Wish) -> None:
-        for scheme in (wish.scheme, *(own for _, own in wish.scheme.overrides)):
+        for scheme in wish.scheme.schemes:
             check(replace(wish, scheme=replace(scheme, overrides=())))
 
     return check_each
@@ -116,9 +116,8 @@ def one_scheme_a_tensor(wish: Wish) -> None:
 
 def zero_points_of_one_scheme(wish: Wish) -> None:
     """Refuse packed zero points in mixed precision: transformers unpacks them all by one scheme."""
-    schemes = (wish.scheme, *(own for _, own in wish.scheme.overrides))
     packed = wish.weights_only or wish.scheme.weight_only
-    asymmetric = [each for each in schemes if each.w_bits < FLOAT_BITS and not each.w_symmetric]
+    asymmetric = [each for each in wish.scheme.schemes if each.w_bits < FLOAT_BITS and not each.w_symmetric]
     if wish.scheme.overrides and packed and asymmetric:
         nearest = text_of(replace(asymmetric[0], overrides=()), w_symmetric=True)
         raise wish.fail(

@@ -11,7 +11,7 @@ from omniquant.forward import I32
 from omniquant.mixed.allocation import Allocation, allocate, check_candidates
 from omniquant.models.experts import EXPERT, stored_shapes
 from omniquant.models.model import Model
-from omniquant.models.registry import adapter_for_model_type
+from omniquant.models.registry import adapter_of
 from omniquant.models.spec import quantized_shapes
 
 
@@ -89,7 +89,7 @@ def mixed_scheme(
 
 def linear_names(model: Model) -> dict[str, tuple[str, ...]]:
     """Map our name of every linear, such as "layers.0.q", to that of Hugging Face, one an expert."""
-    adapter = adapter_for_model_type(str(model.config["model_type"]), "config.json")
+    adapter = adapter_of(model.config)
     names: dict[str, tuple[str, ...]] = {}
     stored = list(stored_shapes(model.spec))
     for index in range(model.num_layers):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from omniquant.checkpoint.errors import UnsupportedCheckpointError
 from omniquant.checkpoint.text import shown
 from omniquant.models.adapter import FamilyAdapter
@@ -62,3 +64,8 @@ def adapter_for_gguf(architecture: str, where: str) -> FamilyAdapter:
     raise UnsupportedCheckpointError(
         f"{where}: general.architecture is {shown(architecture)}, supported are {known}"
     )
+
+
+def adapter_of(config: Mapping[str, object]) -> FamilyAdapter:
+    """Return the adapter of a model that was read already, by its configuration."""
+    return adapter_for_model_type(str(config["model_type"]), "config.json")

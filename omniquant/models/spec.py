@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from omniquant.config.scheme import ROUTERS
 from omniquant.errors import ConfigError
 
 Norm = Literal["rms", "layer"]
@@ -193,8 +194,6 @@ _EXTRAS = {
 }
 
 MOST_EXPERTS = 4096
-# Linears that stay in float whatever the scheme.
-ROUTERS = ("router", "shared_router")
 # Those of which every expert has one.
 EXPERTS = ("gate", "up", "down")
 

@@ -13,7 +13,7 @@ from omniquant.config import QuantConfig
 from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import ConfigError, UnsupportedError
 from omniquant.kernels import Linear
-from omniquant.models.registry import adapter_for_model_type
+from omniquant.models.registry import adapter_of
 from omniquant.models.tensors import TensorRef, fused_rows, grouped, stored_tensors
 from omniquant.quantized import CalibrationResult, QuantizedModel
 from omniquant.torch.weights import check_tensor
@@ -91,7 +91,7 @@ def swap_linears(
     """
     model = result.fold() if isinstance(result, CalibrationResult) else result
     _refuse(model, linears_only)
-    adapter = adapter_for_model_type(str(model.config["model_type"]), "config.json")
+    adapter = adapter_of(model.config)
     slots = dict(module.named_parameters())
     new: list[tuple[str, PackedLinear]] = []
     norms: dict[str, Array] = {}
@@ -128,7 +128,7 @@ def _refuse(model: QuantizedModel, linears_only: bool) -> None:
         raise UnsupportedError("packed linears cannot hold experts; nearest: export to huggingface")
     if model.options.lac:
         raise UnsupportedError("packed linears cannot clip activations; nearest: calibrate with lac=False")
-    if not all(own.w_bits < FLOAT_BITS for own in (scheme, *(own for _, own in scheme.overrides))):
+    if not all(own.w_bits < FLOAT_BITS for own in scheme.schemes):
         raise UnsupportedError(f"weights in float ({scheme}) have no packed linears; nearest: write_weights")
     attention = (scheme.q_bits, scheme.k_bits, scheme.v_bits)
     if not linears_only and any(int(bits or 0) < FLOAT_BITS for bits in attention):

@@ -16,10 +16,9 @@ from omniquant.models.family import (
     head_dim_of,
     refuse_quantized,
     refuse_unless,
-    stacked_heads,
 )
 from omniquant.models.gguf_config import GgufMetadata
-from omniquant.models.gpt_neox import third_of_heads
+from omniquant.models.gpt_neox import place_head_by_head
 from omniquant.models.llama import LlamaAdapter
 from omniquant.models.spec import BlockSpec
 
@@ -89,12 +88,7 @@ class BloomAdapter(LlamaAdapter):
 
         In GGUF all of q, all of k, all of v.
         """
-        if layout == "gguf":
-            return stacked_heads(architecture.spec, part) or Place()
-        heads, which = architecture.spec.num_heads, {"q": 0, "k": 1, "v": 2}.get(part)
-        if which is None:
-            return Place()
-        return Place(3 * architecture.spec.hidden_size, lambda stored: third_of_heads(heads, which, stored))
+        return place_head_by_head(architecture.spec, part, layout)
 
     def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
         """Translate GGUF metadata into a config.json."""

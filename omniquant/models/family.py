@@ -203,8 +203,13 @@ class Family:
             f"{spec.activation} as activation": spec.activation != self.gguf_activation,
             f"a window of {spec.window} tokens": 0 < spec.window < architecture.max_positions,
             "a scaling of each frequency": scaled and not self.gguf_scales_each_frequency,
+            **self.gguf_differs(architecture),
         }
         return tuple(what for what, is_so in lacks.items() if is_so)
+
+    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+        """Return what llama.cpp's graph of this family might lack besides, and whether the model needs it."""
+        return {}
 
 
 def stacked_heads(spec: BlockSpec, part: str) -> Place | None:

@@ -117,22 +117,21 @@ class Gemma2Adapter(LlamaAdapter):
         # No field says what queries are divided by: llama.cpp tells the largest model by its layers.
         return hidden // heads if layers == self.most_layers else head_dim
 
-    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return what llama.cpp's graph of the family does not compute."""
+    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+        """Return what llama.cpp's graph of the family might lack, and whether the model needs it."""
         spec, layers = architecture.spec, architecture.num_layers
         scalar = self._gguf_scalar(layers, spec.hidden_size, spec.num_heads, spec.head_dim)
         local = architecture.other_layers
         every = gguf_pattern(architecture)
-        lacks = {
+        return {
             "biases of q, k, v and o": "q" in architecture.biases,
             f"query_pre_attn_scalar other than {scalar}": abs(spec.attention_scale**-2 - scalar) > 1e-3,
             "windows in blocks but all of each few but the last": local
             != frozenset(i for i in range(layers) if (i + 1) % every),
-            **self.gguf_differs(architecture),
+            **self.generation_differs(architecture),
         }
-        return super().gguf_lacks(architecture) + tuple(what for what, is_so in lacks.items() if is_so)
 
-    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+    def generation_differs(self, architecture: Architecture) -> dict[str, bool]:
         """Return what llama.cpp might lack of this generation, and whether it does."""
         return {
             "scores or logits without a cap": not (architecture.spec.score_cap and architecture.logit_cap),
@@ -170,7 +169,7 @@ class Gemma3Adapter(Gemma2Adapter):
         caps = {cap: gguf.positive(cap)} if gguf.has(cap) else {}
         return {"rope_parameters": {"full_attention": gguf.rope(), "sliding_attention": local}, **caps}
 
-    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+    def generation_differs(self, architecture: Architecture) -> dict[str, bool]:
         """Return what llama.cpp might lack of this generation, and whether it does."""
         local = architecture.other.rope if architecture.other else None
         return {

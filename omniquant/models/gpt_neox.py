@@ -75,13 +75,7 @@ class GptNeoxAdapter(LlamaAdapter):
 
         In GGUF all of q, all of k, all of v.
         """
-        if layout == "gguf":
-            return stacked_heads(architecture.spec, part) or Place()
-        spec, which = architecture.spec, {"q": 0, "k": 1, "v": 2}.get(part)
-        if which is None:
-            return Place()
-        heads, width = spec.num_heads, spec.head_dim
-        return Place(3 * heads * width, lambda stored: third_of_heads(heads, which, stored))
+        return place_head_by_head(architecture.spec, part, layout)
 
     def config_from_gguf(self, metadata: Fields, source: TensorSource) -> dict[str, object]:
         """Translate GGUF metadata into a config.json."""
@@ -94,12 +88,20 @@ class GptNeoxAdapter(LlamaAdapter):
             "rope_parameters": gguf.rope() | gguf.partial_rotation(),
         }
 
-    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return what llama.cpp's graph of the family does not compute."""
-        unbiased = () if "q" in architecture.biases else ("attention without biases",)
-        return super().gguf_lacks(architecture) + unbiased
+    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+        """Return what llama.cpp's graph of the family might lack, and whether the model needs it."""
+        return {"attention without biases": "q" not in architecture.biases}
 
 
-def third_of_heads(heads: int, which: int, stored: Array) -> Array:
-    """Return q, k or v of a tensor that holds the three of each head behind each other: a view."""
-    return stored.reshape(heads, 3, -1, *stored.shape[1:])[:, which]  # [heads, 3, d, ...]
+def place_head_by_head(spec: BlockSpec, part: str, layout: Layout) -> Place:
+    """Return where q, k or v lies in a tensor that holds the three of each head behind each other."""
+    if layout == "gguf":
+        return stacked_heads(spec, part) or Place()
+    which = {"q": 0, "k": 1, "v": 2}.get(part)
+    if which is None:
+        return Place()
+
+    def third(stored: Array) -> Array:
+        return stored.reshape(spec.num_heads, 3, -1, *stored.shape[1:])[:, which]  # [heads, 3, d, ...]
+
+    return Place(3 * spec.num_heads * spec.head_dim, third)

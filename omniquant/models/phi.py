@@ -80,13 +80,11 @@ class Phi3Adapter(LlamaAdapter):
         window = {"sliding_window": gguf.integer("attention.sliding_window", 0, minimum=0) or None}
         return config | window | gguf.partial_rotation()
 
-    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return what llama.cpp's graph of the family does not compute."""
+    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+        """Return what llama.cpp's graph of the family might lack, and whether the model needs it."""
         spec = architecture.spec
         other = spec.num_heads * spec.head_dim != spec.hidden_size
-        return super().gguf_lacks(architecture) + (
-            ("heads that together are not as wide as the hidden size",) if other else ()
-        )
+        return {"heads that together are not as wide as the hidden size": other}
 
     def check_gguf(self, gguf: GgufMetadata) -> None:
         """Take any share of the heads to rotate."""

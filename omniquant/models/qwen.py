@@ -48,6 +48,6 @@ class Qwen3Adapter(Qwen2Adapter):
         """Return the parts that carry biases."""
         return frozenset(ATTENTION if config.boolean("attention_bias", False) else ())
 
-    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return what llama.cpp's graph of the family does not compute."""
-        return super().gguf_lacks(architecture) + (("a bias of o",) if "o" in architecture.biases else ())
+    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+        """Return what llama.cpp's graph of the family might lack, and whether the model needs it."""
+        return {"a bias of o": "o" in architecture.biases}

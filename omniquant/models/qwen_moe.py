@@ -84,13 +84,12 @@ class Qwen2MoeAdapter(Qwen2Adapter):
         experts = _experts_from_gguf(gguf, normalized=False)
         return {"shared_expert_intermediate_size": shared, "qkv_bias": biases, **experts}
 
-    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return what llama.cpp's graph of the family does not compute."""
-        lacks = {
+    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+        """Return what llama.cpp's graph of the family might lack, and whether the model needs it."""
+        return {
             "q, k and v without biases": "q" not in architecture.biases,
             "experts whose shares sum to 1": architecture.spec.normalized_experts,
         }
-        return super().gguf_lacks(architecture) + tuple(what for what, is_so in lacks.items() if is_so)
 
 
 class Qwen3MoeAdapter(Qwen3Adapter):
@@ -111,7 +110,7 @@ class Qwen3MoeAdapter(Qwen3Adapter):
         """Return the fields of the experts."""
         return _experts_from_gguf(gguf, True)
 
-    def gguf_lacks(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return what llama.cpp's graph of the family does not compute."""
-        lacks = () if architecture.spec.normalized_experts else ("experts whose shares do not sum to 1",)
-        return super().gguf_lacks(architecture) + lacks
+    def gguf_differs(self, architecture: Architecture) -> dict[str, bool]:
+        """Return what llama.cpp's graph of the family might lack, and whether the model needs it."""
+        unnormalized = {"experts whose shares do not sum to 1": not architecture.spec.normalized_experts}
+        return super().gguf_differs(architecture) | unnormalized

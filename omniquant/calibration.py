@@ -38,8 +38,9 @@ from omniquant.mixed.allocation import CANDIDATE_BITS, Allocation
 from omniquant.mixed.plan import Wishes, mixed_scheme
 from omniquant.models.adapter import Architecture
 from omniquant.models.model import Model
-from omniquant.models.rotated import RotatedModel, Rotation, permits_online
+from omniquant.models.rotated import RotatedModel, Rotation
 from omniquant.models.rounded_ends import RoundedEnds
+from omniquant.permits import permits_online
 from omniquant.progress import Callback, StepEvent, progress_callback
 from omniquant.quantized import CalibrationResult
 from omniquant.report import BlockReport
@@ -124,7 +125,7 @@ def calibrate(
         If `output` cannot be written, or holds another calibration.
     """
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
-    chosen = _choose(method, scheme, model.architecture, options)
+    chosen = choose_options(method, scheme, model.architecture, options)
     wishes = Wishes.of(overrides, average_bits, candidate_bits)
     windows = _windows(tokens, model)
     model = _in_its_basis(model, scheme, chosen)
@@ -184,12 +185,13 @@ def _tell(listeners: Iterable[Callback], line: str) -> None:
         listener.on_message(line)
 
 
-def _choose(
+def choose_options(
     method: str | CalibrationOptions,
     scheme: QuantConfig,
     architecture: Architecture,
     options: dict[str, Any],
 ) -> CalibrationOptions:
+    """Return a method's options for a model, "auto" knowing what its blocks permit; ConfigError."""
     if isinstance(method, str):
         online, search = permits_online(architecture), not architecture.spec.num_experts
         return CalibrationOptions.for_method(method, scheme, online=online, search=search, **options)

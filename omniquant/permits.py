@@ -6,6 +6,9 @@ from collections.abc import Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from omniquant.errors import UnsupportedError
+from omniquant.models.adapter import Architecture
+from omniquant.models.rotated import Rotation
 from omniquant.models.spec import BlockSpec
 
 
@@ -107,3 +110,14 @@ def _rotations(spec: BlockSpec) -> Permission:
     if spec.post_norms:
         return Permission(site, why="norms stand behind the attention and the MLP")
     return Permission(site, ("a rotation",))
+
+
+def permits_online(architecture: Architecture) -> bool:
+    """Tell whether a model's blocks take rotations and Kronecker maps of their inputs."""
+    if _inputs(architecture.spec).why:
+        return False
+    try:
+        Rotation().architecture(architecture)
+    except UnsupportedError:
+        return False
+    return True

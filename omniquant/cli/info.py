@@ -12,6 +12,9 @@ from omniquant.errors import ConfigError
 if TYPE_CHECKING:
     from omniquant.models.adapter import Architecture
 
+# What a line about a method tells where it is not the method's default, which no scheme changes.
+_NOTED = ("rounding", "start", "rotation", "input_map", "lac", "loss", "embedding_bits", "head_bits")
+
 _EXAMPLES = """\
   omniquant info MODEL          sizes, kinds and the maps its blocks permit
   omniquant info DIR            scheme, method, maps and their cost, losses and margins, files
@@ -184,17 +187,10 @@ def _bits_lines(linears: dict[str, dict[str, Any]]) -> list[str]:
 
 def _choices(options: dict[str, Any]) -> str:
     """Return what a method was asked for beyond its name, as " (rounding learned, start search)"."""
-    usual: dict[str, Any] = {
-        "rounding": "gptq" if options["method"] == "gptq" else "nearest",
-        "start": "search" if options["method"] == "awq" else "paper",
-        "rotation": "none",
-        "input_map": "none",
-        "lac": False,
-        "loss": "mse",
-        "embedding_bits": 16,
-        "head_bits": 16,
-    }
-    made = (f"{name} {options[name]}" for name, value in usual.items() if options[name] != value)
+    from omniquant.config import CalibrationOptions, QuantConfig
+
+    usual = CalibrationOptions.for_method(options["method"], QuantConfig.parse("W4A16")).to_dict()
+    made = (f"{name} {options[name]}" for name in _NOTED if options[name] != usual[name])
     text = ", ".join(made)
     return f" ({text})" if text else ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,10 +255,8 @@ def run(arguments: argparse.Namespace) -> None:
     scheme = QuantConfig.parse(arguments.scheme)
     names = {field.name for field in fields(CalibrationOptions)} - {"method"}
     given = {name: value for name, value in vars(arguments).items() if name in names}
-    choose = partial(
-        CalibrationOptions.for_method, arguments.method, scheme, preset=arguments.preset, **given
-    )
-    options = choose()
+    given["preset"] = arguments.preset
+    options = CalibrationOptions.for_method(arguments.method, scheme, **given)
     mixed = _mixed(arguments)
     threads = resolve_threads(arguments.threads)
     memory = parse_bytes("--memory", arguments.memory or DEFAULT_MEMORY)
@@ -269,13 +266,12 @@ def run(arguments: argparse.Namespace) -> None:
     if not options.trains and arguments.epochs:
         note(arguments, f"{arguments.method} trains nothing: --epochs {arguments.epochs} has no effect")
 
-    from omniquant.calibration import calibrate
+    from omniquant.calibration import calibrate, choose_options
     from omniquant.data import calibration_windows
     from omniquant.models.load import load_model
-    from omniquant.models.rotated import permits_online
 
     model = load_model(arguments.model)
-    options = choose(online=permits_online(model.architecture), search=not model.spec.num_experts)
+    options = choose_options(arguments.method, scheme, model.architecture, given)
     windows = calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
     note(
         arguments,

@@ -92,17 +92,6 @@ class Rotation:
         return replace(spec, rotate_qk=self.qk, rotate_heads=self.online, rotate_down=self.online)
 
 
-def permits_online(architecture: Architecture) -> bool:
-    """Tell whether a model's blocks take rotations and Kronecker maps of their inputs."""
-    if architecture.spec.residual == "shared" or architecture.spec.num_experts:
-        return False
-    try:
-        Rotation().architecture(architecture)
-    except UnsupportedError:
-        return False
-    return True
-
-
 class RotatedModel(ModelView):
     """A view of a model in a rotated basis, computed a block at a time.
 

@@ -17,17 +17,12 @@ static oq_code create_mlp(oq_context *context, const oq_block_run *run, int64_t 
     return OQ_OK;
 }
 
-/* Room for the forms of h_hat that oq_input_create makes. */
+/* Room for the forms of h_hat, and for h itself where it stays float. */
 static oq_code create_gathered(oq_context *context, const oq_block_run *run, int64_t rows, oq_forms *forms)
 {
     const int64_t H = run->spec->hidden;
-    *forms = (oq_forms){0};
-    if (run->bf16) OQ_NEW(context, forms->half, rows * H);
-    if (!run->bf16 || !oq_is_quantized(run->quantizers->x)) OQ_NEW(context, forms->real, rows * H);
-    if (!run->integer || !oq_is_quantized(run->quantizers->x)) return OQ_OK;
-    OQ_NEW(context, forms->codes, rows * H);
-    OQ_NEW(context, forms->scale, rows);
-    OQ_NEW(context, forms->zero, rows);
+    OQ_TRY(oq_forms_create(context, run, rows, H, forms));
+    if (!oq_is_quantized(run->quantizers->x)) OQ_NEW(context, forms->real, rows * H);
     return OQ_OK;
 }
 

@@ -35,24 +35,30 @@ oq_linear_rows oq_rows_of_expert(const oq_block_spec *spec, int which, int64_t e
     return (oq_linear_rows){which, expert * out, out, shape.in};
 }
 
-oq_code oq_input_create(oq_context *context, const oq_block_run *run, int64_t rows, int64_t width, oq_real **x,
-                        oq_forms *forms, oq_range **ranges)
+oq_code oq_forms_create(oq_context *context, const oq_block_run *run, int64_t rows, int64_t width, oq_forms *forms)
 {
-    const bool quantized = oq_is_quantized(run->quantizers->x);
     *forms = (oq_forms){0};
-    OQ_NEW(context, *x, rows * width);
-    *ranges = NULL;
     if (run->bf16) OQ_NEW(context, forms->half, rows * width);
-    if (!quantized) {
-        forms->real = *x;
-        return OQ_OK;
-    }
-    OQ_NEW(context, *ranges, rows);
+    if (!oq_is_quantized(run->quantizers->x)) return OQ_OK;
     if (!run->bf16) OQ_NEW(context, forms->real, rows * width);
     if (!run->integer) return OQ_OK;
     OQ_NEW(context, forms->codes, rows * width);
     OQ_NEW(context, forms->scale, rows);
     OQ_NEW(context, forms->zero, rows);
+    return OQ_OK;
+}
+
+oq_code oq_input_create(oq_context *context, const oq_block_run *run, int64_t rows, int64_t width, oq_real **x,
+                        oq_forms *forms, oq_range **ranges)
+{
+    *ranges = NULL;
+    OQ_NEW(context, *x, rows * width);
+    OQ_TRY(oq_forms_create(context, run, rows, width, forms));
+    if (!oq_is_quantized(run->quantizers->x)) {
+        forms->real = *x;
+        return OQ_OK;
+    }
+    OQ_NEW(context, *ranges, rows);
     return OQ_OK;
 }
 

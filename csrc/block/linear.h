@@ -12,6 +12,9 @@ typedef struct {
 oq_linear_rows oq_all_rows(const oq_block_spec *spec, int which);
 oq_linear_rows oq_rows_of_expert(const oq_block_spec *spec, int which, int64_t expert);
 
+/* Room for the forms of a linear's input [rows, width] this run's products take, but for x itself where it stays
+ * float. */
+oq_code oq_forms_create(oq_context *context, const oq_block_run *run, int64_t rows, int64_t width, oq_forms *forms);
 /* x [rows, width] of a linear and the forms of it this run's products take; ranges are NULL where it stays float. */
 oq_code oq_input_create(oq_context *context, const oq_block_run *run, int64_t rows, int64_t width, oq_real **x,
                         oq_forms *forms, oq_range **ranges);

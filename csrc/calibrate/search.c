@@ -5,7 +5,7 @@
 
 #define SMALLEST 1e-4 /* of a scale, before its normalisation */
 
-enum { EXPONENTS = 20, SHRINKS = 10 }; /* 0, 0.05 .. 0.95 of the magnitudes; 1, 0.95 .. 0.55 of the ranges */
+enum { EXPONENTS = 20 }; /* 0, 0.05 .. 0.95 of the magnitudes */
 
 /* One site: what its linears read, and room for the largest of them. */
 typedef struct {
@@ -162,9 +162,9 @@ static oq_code search_scales(oq_context *context, search *s, const double *magni
 /* ---- clipping ---------------------------------------------------------------- */
 
 /* Unclipped is where training can still begin, or the very range where there is none. */
-static oq_real logit_of(const oq_transformed *t, double shrink)
+static oq_real logit_of(const oq_transformed *t, double share)
 {
-    if (shrink < 1) return (oq_real)log(shrink / (1 - shrink));
+    if (share < 1) return oq_lwc_logit(share);
     return (oq_real)(t->options->epochs > 0 ? OQ_LWC_INIT : OQ_LWC_IDENTITY);
 }
 
@@ -177,8 +177,8 @@ static oq_code search_clip(oq_context *context, search *s, int linear, oq_real *
     double *least;
     OQ_NEW(context, least, count);
     for (int64_t i = 0; i < count; i++) least[i] = INFINITY;
-    for (int k = 0; k < SHRINKS; k++) {
-        const oq_real logit = logit_of(s->t, 1 - 0.05 * k);
+    for (int k = 0; k < OQ_LWC_SHARES; k++) {
+        const oq_real logit = logit_of(s->t, oq_lwc_share(k));
         OQ_TRY(oq_check_cancel(context));
         for (int64_t i = 0; i < count; i++) s->logits[i] = logit;
         OQ_TRY(quantization_error(context, s, linear, (oq_clip){.max_logit = s->logits, .min_logit = s->logits}));

@@ -6,8 +6,6 @@
 #include "block/linear.h"
 #include "quant/lwc.h"
 
-enum { SHRINKS = 10 }; /* 1, 0.95 .. 0.55 of the ranges, as in search.c */
-
 static const int stacked[] = {OQ_GATE, OQ_UP, OQ_DOWN};
 enum { STACKED = 3 };
 
@@ -44,9 +42,8 @@ static oq_code clip_rows(oq_context *context, const oq_groups *groups, const oq_
     OQ_NEW(context, error, count);
     OQ_NEW(context, least, count);
     for (int64_t i = 0; i < count; i++) least[i] = INFINITY;
-    for (int k = 0; k < SHRINKS; k++) {
-        const double share = 1 - 0.05 * k;
-        const oq_real logit = (oq_real)(k ? log(share / (1 - share)) : OQ_LWC_IDENTITY);
+    for (int k = 0; k < OQ_LWC_SHARES; k++) {
+        const oq_real logit = k ? oq_lwc_logit(oq_lwc_share(k)) : (oq_real)OQ_LWC_IDENTITY;
         OQ_TRY(oq_check_cancel(context));
         for (int64_t i = 0; i < count; i++) logits[i] = logit;
         const oq_clip clip = {.max_logit = logits, .min_logit = logits};

@@ -44,17 +44,11 @@ class Sensitivity:
     ----------
     names : tuple of str
         "layers.0.q" and so on, [n].
-    sizes : tuple of int
-        Weights of each, [n].
-    bits : tuple of int
-        [m].
     costs : ndarray of float64 [n, m]
         Nats of divergence, as estimated; they add up while errors are small.
     """
 
     names: tuple[str, ...]
-    sizes: tuple[int, ...]
-    bits: tuple[int, ...]
     costs: F64
 
 
@@ -114,8 +108,7 @@ def measure(
     factor = np.divide(divergence, whole, out=np.zeros_like(whole), where=whole > 0)
     costs = (local * factor[:, None, None]).reshape(-1, len(bits))
     names = tuple(f"layers.{index}.{name}" for index in range(model.num_layers) for name in shapes)
-    sizes = tuple(rows * columns for rows, columns in shapes.values()) * model.num_layers
-    return Sensitivity(names, sizes, tuple(bits), costs)
+    return Sensitivity(names, costs)
 
 
 def rounded(weights: Weights, bits: Mapping[str, int], scheme: QuantConfig) -> Weights:

@@ -116,7 +116,8 @@ static oq_code attend(oq_context *context, const oq_block_run *run, oq_saved *s)
     const int64_t texts = run->lengths ? run->texts : 1;
     for (int64_t i = 0, t = 0; i < texts; i++) {
         const int64_t length = run->lengths ? run->lengths[i] : run->tokens;
-        const oq_attention_shape shape = {length, n, m, d, spec->scores};
+        /* Kernels are made for every length anew: texts of many lengths are not worth them. */
+        const oq_attention_shape shape = {length, n, m, d, spec->scores, run->bf16 && !run->lengths};
         OQ_TRY(oq_attention_forward(context, shape, s->q_hat + t * n * d, s->k_hat + t * m * d,
                                     s->v_hat + t * m * d, s->attended + t * n * d, s->log_sum + t * n));
         t += length;

@@ -97,9 +97,9 @@ static const oq_real *shift_of(const session *s, const oq_real *theta)
 }
 static oq_clip clip_of(const session *s, const oq_real *theta)
 {
-    return (oq_clip){oq_part_const(&s->list, s->list.lwc_max[0], theta),
-                     oq_part_const(&s->list, s->list.lwc_min[0], theta),
-                     oq_part_const(&s->list, s->list.offset[0], theta)};
+    return (oq_clip){.max_logit = oq_part_const(&s->list, s->list.lwc_max[0], theta),
+                     .min_logit = oq_part_const(&s->list, s->list.lwc_min[0], theta),
+                     .offset = oq_part_const(&s->list, s->list.offset[0], theta)};
 }
 
 static oq_code apply(oq_context *context, void *user, const oq_real *theta, int64_t epoch)
@@ -121,9 +121,9 @@ static oq_code apply_backward(oq_context *context, session *s, const oq_real *th
 {
     const oq_layer *l = s->layer;
     oq_real *dw = s->dweight; /* of W^, then of W~ */
-    const oq_clip_gradients dclip = {oq_part(&s->list, s->list.lwc_max[0], dtheta),
-                                     oq_part(&s->list, s->list.lwc_min[0], dtheta),
-                                     oq_part(&s->list, s->list.offset[0], dtheta)};
+    const oq_clip_gradients dclip = {.max_logit = oq_part(&s->list, s->list.lwc_max[0], dtheta),
+                                     .min_logit = oq_part(&s->list, s->list.lwc_min[0], dtheta),
+                                     .offset = oq_part(&s->list, s->list.offset[0], dtheta)};
     if (s->quantized)
         OQ_TRY(oq_fake_quantize_backward(context, &s->groups, clip_of(s, theta), mapped_weight(s), s->ranges, dw,
                                          dw, dclip));

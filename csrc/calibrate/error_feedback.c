@@ -13,7 +13,8 @@ enum { STAGES = 4 };
 typedef struct {
     oq_session *session;
     const oq_folded *folded;
-    oq_block_weights weights; /* W~, or W^ where already rounded */
+    const oq_real *transformed[OQ_LINEARS]; /* W~ */
+    oq_block_weights weights;               /* W~, or W^ where already rounded */
     uint8_t *codes[OQ_LINEARS];
 } rounding;
 
@@ -30,7 +31,8 @@ static oq_code create(oq_context *context, rounding *r)
     for (int i = 0; i < OQ_LINEARS; i++) {
         if (!oq_has_linear(t->spec, i)) continue;
         const oq_linear_shape shape = oq_shape_of(t->spec, i);
-        r->weights.weight[i] = oq_transformed_weight(t, i);
+        OQ_TRY(oq_transformed_weight(context, t, i, &r->transformed[i]));
+        r->weights.weight[i] = r->transformed[i];
         if (is_rounded(r, i)) OQ_NEW(context, r->codes[i], shape.out * shape.in);
     }
     return OQ_OK;
@@ -63,7 +65,7 @@ static oq_code round_site(oq_context *context, rounding *r, const oq_grams *gram
         if (oq_sites_of(s->spec, i).columns != site || !is_rounded(r, i)) continue;
         const oq_groups groups = oq_weight_groups(s->spec, s->options, i);
         oq_real *rounded = s->transformed.quantized[i].real;
-        OQ_TRY(oq_gptq(context, &groups, &feedback, oq_transformed_weight(&s->transformed, i), r->folded->scale[i],
+        OQ_TRY(oq_gptq(context, &groups, &feedback, r->transformed[i], r->folded->scale[i],
                        r->folded->zero_point[i], r->codes[i]));
         OQ_TRY(oq_dequantize(context, &groups, r->codes[i], r->folded->scale[i], r->folded->zero_point[i],
                              rounded));

@@ -13,14 +13,14 @@ static oq_code fold_linear(oq_context *context, const oq_transformed *t, const o
                            const oq_folded *folded)
 {
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
-    const oq_real *w = oq_transformed_weight(t, linear);
+    const oq_real *w = oq_staged_weight(t, linear);
     copy(folded->bias[linear], t->bias[linear], shape.out);
     if (!oq_quantizes(t->options, linear)) {
         copy(folded->weight[linear], w, shape.out * shape.in);
         return OQ_OK;
     }
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
-    return oq_quantize(context, &groups, oq_weight_clip(t->list, linear, theta), w, folded->codes[linear],
+    return oq_quantize(context, &groups, oq_weight_clip(t, linear, theta), w, folded->codes[linear],
                        folded->scale[linear], folded->zero_point[linear]);
 }
 

@@ -59,21 +59,31 @@ static oq_code clip_rows(oq_context *context, const oq_groups *groups, const oq_
     return OQ_OK;
 }
 
+static oq_code clip_stacked(oq_context *context, oq_transformed *t, int which, const int32_t *tokens, oq_real *theta)
+{
+    const oq_groups stacked_groups = oq_weight_groups(t->spec, t->options, which);
+    const oq_mark mark = oq_arena_mark(context->arena);
+    const oq_real *w;
+    if (t->list->lwc_max[which] < 0) return OQ_OK;
+    OQ_TRY(oq_transformed_weight(context, t, which, &w));
+    for (int64_t e = 0; e < t->spec->experts.count; e++) {
+        const oq_linear_rows rows = oq_rows_of_expert(t->spec, which, e);
+        const int64_t at = rows.first * oq_groups_per_row(&stacked_groups);
+        oq_groups groups = stacked_groups;
+        groups.rows = rows.out;
+        if (tokens[e] >= OQ_LEAST_TOKENS) continue;
+        OQ_TRY(clip_rows(context, &groups, w + rows.first * rows.in,
+                         oq_part(t->list, t->list->lwc_max[which], theta) + at,
+                         oq_part(t->list, t->list->lwc_min[which], theta) + at));
+    }
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}
+
 oq_code oq_clip_starved(oq_context *context, oq_transformed *t, const int32_t *tokens, oq_real *theta)
 {
     OQ_TRY(oq_transformed_forward(context, t, theta, 0));
-    for (int64_t e = 0; e < t->spec->experts.count; e++)
-        for (int i = 0; i < STACKED && tokens[e] < OQ_LEAST_TOKENS; i++) {
-            const int which = stacked[i];
-            if (t->list->lwc_max[which] < 0) continue;
-            const oq_linear_rows rows = oq_rows_of_expert(t->spec, which, e);
-            oq_groups groups = oq_weight_groups(t->spec, t->options, which);
-            const int64_t at = rows.first * oq_groups_per_row(&groups);
-            groups.rows = rows.out;
-            OQ_TRY(clip_rows(context, &groups, oq_transformed_weight(t, which) + rows.first * rows.in,
-                             oq_part(t->list, t->list->lwc_max[which], theta) + at,
-                             oq_part(t->list, t->list->lwc_min[which], theta) + at));
-        }
+    for (int i = 0; i < STACKED; i++) OQ_TRY(clip_stacked(context, t, stacked[i], tokens, theta));
     return OQ_OK;
 }
 

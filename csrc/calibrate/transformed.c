@@ -15,18 +15,20 @@ oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options,
     return (oq_groups){shape.out, shape.in, oq_group_within(scheme.group_size, shape.in), scheme.quantizer};
 }
 
-oq_clip oq_weight_clip(const oq_learnables *list, int linear, const oq_real *theta)
+oq_clip oq_weight_clip(const oq_transformed *t, int linear, const oq_real *theta)
 {
-    return (oq_clip){oq_part_const(list, list->lwc_max[linear], theta),
-                     oq_part_const(list, list->lwc_min[linear], theta),
-                     oq_part_const(list, list->offset[linear], theta)};
+    const oq_learnables *list = t->list;
+    return (oq_clip){.max_logit = oq_part_const(list, list->lwc_max[linear], theta),
+                     .min_logit = oq_part_const(list, list->lwc_min[linear], theta),
+                     .offset = oq_part_const(list, list->offset[linear], theta),
+                     .scaling = {t->column_factors[linear], t->row_factors[linear]}};
 }
 
 static oq_clip_gradients clip_gradients(const oq_learnables *list, int linear, oq_real *dtheta)
 {
-    return (oq_clip_gradients){oq_part(list, list->lwc_max[linear], dtheta),
-                               oq_part(list, list->lwc_min[linear], dtheta),
-                               oq_part(list, list->offset[linear], dtheta)};
+    return (oq_clip_gradients){.max_logit = oq_part(list, list->lwc_max[linear], dtheta),
+                               .min_logit = oq_part(list, list->lwc_min[linear], dtheta),
+                               .offset = oq_part(list, list->offset[linear], dtheta)};
 }
 
 static bool has_columns_map(const oq_transformed *t, int linear)
@@ -41,6 +43,20 @@ static bool has_rows_map(const oq_transformed *t, int linear)
 }
 
 static bool has_input_map(const oq_transformed *t) { return t->map[OQ_SITE_FACTORS].kind != OQ_MAP_NONE; }
+
+/* A diagonal map is left to the quantizer.  Rows' factors commute with all that is done to columns; those of columns
+ * do not with a rotation or a Kronecker map behind them. */
+static bool scales_rows(const oq_transformed *t, int linear)
+{
+    return has_rows_map(t, linear) && !t->map[oq_sites_of(t->spec, linear).rows].square &&
+           oq_quantizes(t->options, linear);
+}
+
+static bool scales_columns(const oq_transformed *t, int linear)
+{
+    return has_columns_map(t, linear) && !t->map[oq_sites_of(t->spec, linear).columns].square &&
+           oq_quantizes(t->options, linear) && !oq_has_rotation(t->spec, linear) && !has_input_map(t);
+}
 
 /* What W takes of its input's map: W (A1 (x) A2)^T. */
 static oq_kronecker input_map_of(const oq_transformed *t, int linear)
@@ -98,13 +114,19 @@ static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
     const int64_t count = shape.out * shape.in;
     const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || has_input_map(t) ||
                          t->list->lwc_max[linear] >= 0 || t->list->offset[linear] >= 0;
-    if (has_columns_map(t, linear)) OQ_NEW(context, t->after_columns[linear], count);
+    if (scales_columns(t, linear))
+        OQ_NEW(context, t->column_factors[linear], shape.in);
+    else if (has_columns_map(t, linear))
+        OQ_NEW(context, t->after_columns[linear], count);
     if (has_columns_map(t, linear) && oq_has_rotation(t->spec, linear)) {
         OQ_NEW(context, t->unrotated[linear], count);
         OQ_TRY(oq_rotated_input(context, t->spec, linear, t->original->weight[linear], t->unrotated[linear],
                                 shape.out));
     }
-    if (has_rows_map(t, linear)) OQ_NEW(context, t->after_rows[linear], count);
+    if (scales_rows(t, linear))
+        OQ_NEW(context, t->row_factors[linear], shape.out);
+    else if (has_rows_map(t, linear))
+        OQ_NEW(context, t->after_rows[linear], count);
     if (has_input_map(t)) OQ_NEW(context, t->after_input[linear], count);
     OQ_TRY(create_forms(context, t, linear));
     if (learned) OQ_NEW(context, t->dweight[linear], count);
@@ -159,9 +181,23 @@ static const oq_real *before_input(const oq_transformed *t, int linear)
     return t->after_columns[linear] ? t->after_columns[linear] : t->original->weight[linear];
 }
 
-const oq_real *oq_transformed_weight(const oq_transformed *t, int linear)
+const oq_real *oq_staged_weight(const oq_transformed *t, int linear)
 {
     return t->after_input[linear] ? t->after_input[linear] : before_input(t, linear);
+}
+
+oq_code oq_transformed_weight(oq_context *context, const oq_transformed *t, int linear, const oq_real **w)
+{
+    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
+    const oq_scaling scaling = {t->column_factors[linear], t->row_factors[linear]};
+    oq_real *scaled;
+    *w = oq_staged_weight(t, linear);
+    if (!oq_is_scaled(&scaling)) return OQ_OK;
+    OQ_NEW(context, scaled, shape.out * shape.in);
+    for (int64_t r = 0; r < shape.out; r++)
+        oq_scale_values(&scaling, r, *w + r * shape.in, scaled + r * shape.in, shape.in);
+    *w = scaled;
+    return OQ_OK;
 }
 
 static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int linear)
@@ -182,10 +218,16 @@ static oq_code linear_forward(oq_context *context, oq_transformed *t, const oq_r
         const oq_kronecker map = input_map_of(t, linear);
         OQ_TRY(oq_kronecker_forward(context, &map, before_input(t, linear), t->after_input[linear], shape.out));
     }
-    w = oq_transformed_weight(t, linear);
+    if (t->column_factors[linear])
+        oq_map_factors(&t->map[sites.columns], false, oq_repeat_of(t->spec, sites.columns, linear),
+                       t->column_factors[linear]);
+    if (t->row_factors[linear])
+        oq_map_factors(&t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear),
+                       t->row_factors[linear]);
+    w = oq_staged_weight(t, linear);
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
     if (oq_quantizes(t->options, linear))
-        return oq_quantize_forms(context, &groups, oq_weight_clip(t->list, linear, theta), w,
+        return oq_quantize_forms(context, &groups, oq_weight_clip(t, linear, theta), w,
                                  &t->quantized[linear], t->ranges[linear]);
     if (t->quantized[linear].half) oq_bf16_from_real(context, w, t->quantized[linear].half, shape.out * shape.in);
     return OQ_OK;
@@ -271,20 +313,38 @@ static oq_code input_map_backward(oq_context *context, oq_transformed *t, int li
     return OQ_OK;
 }
 
+/* dw [out, in]: gradient of W^ in; that of the last stage out, where it is wanted. */
+static oq_code quantizer_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta,
+                                  int linear, bool wanted, oq_real *dw)
+{
+    const oq_linear_sites sites = oq_sites_of(t->spec, linear);
+    const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
+    const oq_mark mark = oq_arena_mark(context->arena);
+    oq_clip_gradients gradients = clip_gradients(t->list, linear, dtheta);
+    if (t->column_factors[linear]) OQ_NEW_ZERO(context, gradients.columns, groups.width);
+    if (t->row_factors[linear]) OQ_NEW_ZERO(context, gradients.rows, groups.rows);
+    OQ_TRY(oq_fake_quantize_backward(context, &groups, oq_weight_clip(t, linear, theta), oq_staged_weight(t, linear),
+                                     t->ranges[linear], dw, wanted ? dw : NULL, gradients));
+    if (t->column_factors[linear])
+        oq_map_factors_backward(&t->map[sites.columns], false, oq_repeat_of(t->spec, sites.columns, linear),
+                                gradients.columns);
+    if (t->row_factors[linear])
+        oq_map_factors_backward(&t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear),
+                                gradients.rows);
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}
+
 static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta,
                                int linear)
 {
     const oq_linear_sites sites = oq_sites_of(t->spec, linear);
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const bool columns = t->after_columns[linear], rows = t->after_rows[linear], mapped = t->after_input[linear];
-    oq_real *dw = t->dweight[linear]; /* gradient of W^, then of W~, then of the columns' stage, in place */
+    oq_real *dw = t->dweight[linear]; /* gradient of W^, then of each stage before it, in place */
     if (!dw) return OQ_OK;
-    if (oq_quantizes(t->options, linear)) {
-        const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
-        OQ_TRY(oq_fake_quantize_backward(
-            context, &groups, oq_weight_clip(t->list, linear, theta), oq_transformed_weight(t, linear),
-            t->ranges[linear], dw, columns || rows || mapped ? dw : NULL, clip_gradients(t->list, linear, dtheta)));
-    }
+    if (oq_quantizes(t->options, linear))
+        OQ_TRY(quantizer_backward(context, t, theta, dtheta, linear, columns || rows || mapped, dw));
     const oq_mark mark = oq_arena_mark(context->arena);
     if (mapped) OQ_TRY(input_map_backward(context, t, linear, columns || rows, &dw));
     if (rows) {
@@ -367,7 +427,7 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t)
     for (int i = 0; i < OQ_LINEARS; i++) {
         if (!oq_has_linear(t->spec, i)) continue;
         weights.weight[i] =
-            oq_quantizes(t->options, i) ? t->quantized[i].real : oq_transformed_weight(t, i);
+            oq_quantizes(t->options, i) ? t->quantized[i].real : oq_staged_weight(t, i);
         weights.forms[i] = t->quantized[i];
         weights.bias[i] = t->bias[i];
     }

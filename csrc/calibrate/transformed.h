@@ -2,7 +2,8 @@
  * way back from their gradients to the learnables'.
  *
  *   W --columns map--> --rows map--> --Kronecker map--> W~ --LWC quantizer--> W^      one linear; an online rotation
- *                                                       of its input stands behind the columns' map
+ *                                                       of its input stands behind the columns' map.  Diagonal
+ *                                                       maps are applied by the quantizer, row by row
  *   g --/ s--> g~                                                     a norm with a diagonal map      */
 #ifndef OQ_CALIBRATE_TRANSFORMED_H
 #define OQ_CALIBRATE_TRANSFORMED_H
@@ -17,8 +18,9 @@ typedef struct {
     const oq_learnables *list;
     oq_map map[OQ_SITES];
     oq_real *unrotated[OQ_LINEARS]; /* W T where a map meets an input that is rotated behind it; else NULL */
-    /* NULL where a stage changes nothing; see oq_transformed_weight. */
+    /* NULL where a stage changes nothing; see oq_staged_weight. */
     oq_real *after_columns[OQ_LINEARS], *after_rows[OQ_LINEARS], *after_input[OQ_LINEARS];
+    oq_real *column_factors[OQ_LINEARS], *row_factors[OQ_LINEARS]; /* [in], [out] of maps the quantizer applies */
     oq_forms quantized[OQ_LINEARS]; /* W^ in the forms the products take; none where weights stay float */
     oq_range *ranges[OQ_LINEARS];
     oq_real *bias_before_rows[OQ_LINEARS], *bias[OQ_LINEARS];
@@ -45,9 +47,11 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t);
 oq_block_gradients oq_transformed_gradients(oq_transformed *t);
 /* W of a linear against its input as a map sees it, before the rotation. */
 const oq_real *oq_unrotated_weight(const oq_transformed *t, int linear);
-/* W~ of a linear: transformed, not yet quantized. */
-const oq_real *oq_transformed_weight(const oq_transformed *t, int linear);
+/* What a linear's quantizer reads, and with what it reads it. */
+const oq_real *oq_staged_weight(const oq_transformed *t, int linear);
+oq_clip oq_weight_clip(const oq_transformed *t, int linear, const oq_real *theta);
+/* W~ of a linear: transformed, not yet quantized; in the arena where it is not written anyway. */
+oq_code oq_transformed_weight(oq_context *context, const oq_transformed *t, int linear, const oq_real **w);
 oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear);
-oq_clip oq_weight_clip(const oq_learnables *list, int linear, const oq_real *theta);
 
 #endif

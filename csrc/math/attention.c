@@ -3,66 +3,177 @@
 #include <stdatomic.h>
 
 #include "base/parallel.h"
+#include "math/bf16.h"
 #include "math/elementary.h"
 #include "math/gemm.h"
+#include "math/vector.h"
 
 #define TILE 128 /* query rows at a time */
 #define LANES 16
 
+/* Rows of [T, heads d] or of a tile; half is NULL where products take floats. */
+typedef struct {
+    const oq_real *real;
+    const uint16_t *half;
+    int64_t ld;
+} operand;
+
 typedef struct {
     oq_attention_shape shape;
     oq_real scale; /* of the products of q and k */
-    const oq_real *q, *k, *v, *saved_out, *saved_log_sum, *dout;
+    operand q, k, v, dout;
+    const oq_real *saved_out, *saved_log_sum;
     oq_real *out, *log_sum, *dq;
     oq_real *dk_heads, *dv_heads; /* [n, T, d], one a query head, summed over groups afterwards */
     oq_real *scratch;             /* [workers, 2, TILE, T] */
+    uint16_t *half_scratch;       /* the same, rounded */
+    oq_real *part;                /* [workers, T, d], a product of halves that is added to others */
     atomic_int failure;
 } job;
 
 /* One head's rows [begin, begin + rows) against its keys [0, begin + rows). */
 typedef struct {
     int64_t head, kv_head, begin, rows, keys;
-    oq_real slope;  /* of ALiBi */
+    oq_real slope;   /* of ALiBi */
     oq_real *p, *dp; /* [rows, keys] */
+    uint16_t *p_half, *dp_half;
+    oq_real *part;
 } tile;
 
 static tile make_tile(const job *j, int64_t head, int64_t begin, int worker)
 {
-    const int64_t T = j->shape.tokens, rows = T - begin < TILE ? T - begin : TILE;
-    oq_real *scratch = j->scratch + (int64_t)worker * 2 * TILE * T;
+    const int64_t T = j->shape.tokens, rows = T - begin < TILE ? T - begin : TILE, at = worker * 2 * TILE * T;
     return (tile){.head = head,
                   .kv_head = head / (j->shape.heads / j->shape.kv_heads),
                   .begin = begin,
                   .rows = rows,
                   .keys = begin + rows,
                   .slope = (oq_real)oq_alibi_slope(&j->shape.rule, head, j->shape.heads),
-                  .p = scratch,
-                  .dp = scratch + TILE * T};
+                  .p = j->scratch + at,
+                  .dp = j->scratch + at + TILE * T,
+                  .p_half = j->half_scratch ? j->half_scratch + at : NULL,
+                  .dp_half = j->half_scratch ? j->half_scratch + at + TILE * T : NULL,
+                  .part = j->part ? j->part + worker * T * j->shape.head_dim : NULL};
 }
 
-static void product(job *j, oq_gemm_args args)
+/* ---- products of floats, or of their halves -------------------------------- */
+
+/* A head's columns of x from a row on. */
+static operand part_of(operand x, int64_t row, int64_t head, int64_t head_dim)
 {
-    const oq_code code = oq_gemm_serial(&args);
+    const int64_t at = row * x.ld + head * head_dim;
+    return (operand){x.real + at, x.half ? x.half + at : NULL, x.ld};
+}
+
+/* A tile's p or dp, rounded where products take halves. */
+OQ_VECTORIZED static operand rounded(const tile *t, const oq_real *restrict x, uint16_t *restrict half)
+{
+    for (int64_t i = 0; half && i < t->rows * t->keys; i++) half[i] = oq_bf16_of(x[i]);
+    return (operand){x, half, t->keys};
+}
+
+typedef struct {
+    bool transpose_a, transpose_b, accumulate;
+    int64_t m, n, k;
+    oq_real alpha;
+    operand a, b;
+    oq_real *c;
+    int64_t ldc;
+} product;
+
+static oq_code multiply_floats(const product *p)
+{
+    return oq_gemm_serial(&(oq_gemm_args){.transpose_a = p->transpose_a,
+                                          .transpose_b = p->transpose_b,
+                                          .m = p->m,
+                                          .n = p->n,
+                                          .k = p->k,
+                                          .alpha = p->alpha,
+                                          .beta = p->accumulate ? 1 : 0,
+                                          .a = p->a.real,
+                                          .lda = p->a.ld,
+                                          .b = p->b.real,
+                                          .ldb = p->b.ld,
+                                          .c = p->c,
+                                          .ldc = p->ldc});
+}
+
+OQ_VECTORIZED static void scale_all(oq_real *x, oq_real factor, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) x[i] *= factor;
+}
+
+/* The library neither scales nor adds: results that are are [m, n] without gaps. */
+static oq_code multiply_halves(const product *p, oq_real *part)
+{
+    OQ_TRY(oq_bf16_gemm_serial(&(oq_bf16_gemm_args){.transpose_a = p->transpose_a,
+                                                    .transpose_b = p->transpose_b,
+                                                    .m = p->m,
+                                                    .n = p->n,
+                                                    .k = p->k,
+                                                    .a = p->a.half,
+                                                    .lda = p->a.ld,
+                                                    .b = p->b.half,
+                                                    .ldb = p->b.ld,
+                                                    .c = p->accumulate ? part : p->c,
+                                                    .ldc = p->ldc}));
+    if (p->alpha != 1) scale_all(p->c, p->alpha, p->m * p->n);
+    if (p->accumulate) oq_add(p->c, part, p->m * p->n);
+    return OQ_OK;
+}
+
+static void multiply(job *j, const tile *t, product p)
+{
+    const oq_code code = p.a.half ? multiply_halves(&p, t->part) : multiply_floats(&p);
     if (code != OQ_OK) atomic_store(&j->failure, (int)code);
 }
 
 /* out [rows, keys] = alpha * x[tile rows] . y[keys]^T, x of the query heads and y of the key/value heads. */
-static void scores(job *j, const tile *t, const oq_real *x, const oq_real *y, oq_real alpha, oq_real *out)
+static void scores(job *j, const tile *t, operand x, operand y, oq_real alpha, oq_real *out)
 {
-    const int64_t d = j->shape.head_dim, q_width = j->shape.heads * d, kv_width = j->shape.kv_heads * d;
-    product(j, (oq_gemm_args){.transpose_b = true,
-                              .m = t->rows,
-                              .n = t->keys,
-                              .k = d,
-                              .alpha = alpha,
-                              .beta = 0,
-                              .a = x + t->begin * q_width + t->head * d,
-                              .lda = q_width,
-                              .b = y + t->kv_head * d,
-                              .ldb = kv_width,
-                              .c = out,
-                              .ldc = t->keys});
+    const int64_t d = j->shape.head_dim;
+    multiply(j, t, (product){.transpose_b = true,
+                             .m = t->rows,
+                             .n = t->keys,
+                             .k = d,
+                             .alpha = alpha,
+                             .a = part_of(x, t->begin, t->head, d),
+                             .b = part_of(y, 0, t->kv_head, d),
+                             .c = out,
+                             .ldc = t->keys});
 }
+
+/* out [rows, d], the tile's in [T, n d], = x [rows, keys] . y[keys]. */
+static void mix(job *j, const tile *t, operand x, operand y, oq_real *out)
+{
+    const int64_t d = j->shape.head_dim, width = j->shape.heads * d;
+    multiply(j, t, (product){.m = t->rows,
+                             .n = d,
+                             .k = t->keys,
+                             .alpha = 1,
+                             .a = x,
+                             .b = part_of(y, 0, t->kv_head, d),
+                             .c = out + t->begin * width + t->head * d,
+                             .ldc = width});
+}
+
+/* out [keys, d], the head's in [n, T, d], += x [rows, keys]^T . y[tile rows]. */
+static void collect(job *j, const tile *t, operand x, operand y, oq_real *out)
+{
+    const int64_t d = j->shape.head_dim;
+    multiply(j, t, (product){.transpose_a = true,
+                             .accumulate = true,
+                             .m = t->keys,
+                             .n = d,
+                             .k = t->rows,
+                             .alpha = 1,
+                             .a = x,
+                             .b = part_of(y, t->begin, t->head, d),
+                             .c = out + t->head * j->shape.tokens * d,
+                             .ldc = d});
+}
+
+/* ---- forward ---------------------------------------------------------------- */
 
 /* Products become scores, in place; a rule that only scales leaves them as they are. */
 OQ_VECTORIZED static void shape_scores(const oq_score_rule *rule, const tile *t)
@@ -75,19 +186,42 @@ OQ_VECTORIZED static void shape_scores(const oq_score_rule *rule, const tile *t)
     }
 }
 
+OQ_INLINE oq_real largest(const oq_real *x, int64_t n)
+{
+    oq_real tops[LANES];
+    int64_t i = 0;
+    for (int l = 0; l < LANES; l++) tops[l] = x[0];
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) tops[l] = oq_max(x[i + l], tops[l]);
+    for (; i < n; i++) tops[0] = oq_max(x[i], tops[0]);
+    for (int l = 1; l < LANES; l++) tops[0] = oq_max(tops[l], tops[0]);
+    return tops[0];
+}
+
+OQ_INLINE void exp_lanes(oq_real *restrict x, oq_real top, int64_t lanes, oq_real *restrict sums)
+{
+    for (int64_t l = 0; l < lanes; l++) sums[l] += x[l] = oq_exp(x[l] - top);
+}
+
+/* x becomes e^(x - top); returns their sum. */
+OQ_INLINE oq_real exponentials(oq_real *x, oq_real top, int64_t n)
+{
+    oq_real sums[LANES] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) exp_lanes(x + i, top, LANES, sums);
+    exp_lanes(x + i, top, n - i, sums);
+    for (int l = 0; l < LANES; l++) sum += sums[l];
+    return sum;
+}
+
 /* Causal softmax in place: row i sees keys up to begin + i, from 0 or where its window begins. */
 OQ_VECTORIZED static void softmax_tile(const oq_score_rule *rule, const tile *t, oq_real *log_sum)
 {
     for (int64_t i = 0; i < t->rows; i++) {
         const int64_t first = oq_first_key(rule, t->begin + i), visible = t->begin + i + 1;
-        oq_real *row = t->p + i * t->keys, top = row[first];
-        for (int64_t c = first + 1; c < visible; c++) top = oq_max(row[c], top);
-        oq_real sums[LANES] = {0}, sum = 0;
-        for (int64_t c = first; c < visible; c += LANES) {
-            const int lanes = visible - c < LANES ? (int)(visible - c) : LANES;
-            for (int l = 0; l < lanes; l++) sums[l] += row[c + l] = oq_exp(row[c + l] - top);
-        }
-        for (int l = 0; l < LANES; l++) sum += sums[l];
+        oq_real *row = t->p + i * t->keys;
+        const oq_real top = largest(row + first, visible - first);
+        const oq_real sum = exponentials(row + first, top, visible - first);
         for (int64_t c = first; c < visible; c++) row[c] /= sum;
         for (int64_t c = 0; c < first; c++) row[c] = 0;
         for (int64_t c = visible; c < t->keys; c++) row[c] = 0;
@@ -98,24 +232,16 @@ OQ_VECTORIZED static void softmax_tile(const oq_score_rule *rule, const tile *t,
 static void forward_head(void *user, int64_t head, int worker)
 {
     job *j = user;
-    const int64_t T = j->shape.tokens, d = j->shape.head_dim, width = j->shape.heads * d;
-    for (int64_t begin = 0; begin < T; begin += TILE) {
+    for (int64_t begin = 0; begin < j->shape.tokens; begin += TILE) {
         const tile t = make_tile(j, head, begin, worker);
         scores(j, &t, j->q, j->k, j->scale, t.p);
         shape_scores(&j->shape.rule, &t);
-        softmax_tile(&j->shape.rule, &t, j->log_sum + head * T);
-        product(j, (oq_gemm_args){.m = t.rows,
-                                  .n = d,
-                                  .k = t.keys,
-                                  .alpha = 1,
-                                  .a = t.p,
-                                  .lda = t.keys,
-                                  .b = j->v + t.kv_head * d,
-                                  .ldb = j->shape.kv_heads * d,
-                                  .c = j->out + begin * width + head * d,
-                                  .ldc = width});
+        softmax_tile(&j->shape.rule, &t, j->log_sum + head * j->shape.tokens);
+        mix(j, &t, rounded(&t, t.p, t.p_half), j->v, j->out);
     }
 }
+
+/* ---- backward --------------------------------------------------------------- */
 
 /* The same as the last loop below where scores are more than products: p enters as products. */
 OQ_INLINE void shaped_row_backward(const job *j, const tile *t, int64_t position, oq_real log_sum, oq_real mean,
@@ -140,7 +266,7 @@ OQ_VECTORIZED static void softmax_tile_backward(const job *j, const tile *t)
         const oq_real log_sum = j->saved_log_sum[t->head * j->shape.tokens + t->begin + i];
         oq_real *p = t->p + i * t->keys, *dp = t->dp + i * t->keys;
         double along = 0;
-        for (int64_t c = 0; c < d; c++) along += (double)j->dout[offset + c] * (double)j->saved_out[offset + c];
+        for (int64_t c = 0; c < d; c++) along += (double)j->dout.real[offset + c] * (double)j->saved_out[offset + c];
         const oq_real mean = (oq_real)along;
         if (shaped) shaped_row_backward(j, t, t->begin + i, log_sum, mean, p, dp);
         for (int64_t c = first; !shaped && c < visible; c++) {
@@ -155,56 +281,44 @@ OQ_VECTORIZED static void softmax_tile_backward(const job *j, const tile *t)
 static void backward_head(void *user, int64_t head, int worker)
 {
     job *j = user;
-    const int64_t T = j->shape.tokens, d = j->shape.head_dim, width = j->shape.heads * d;
-    const int64_t kv_width = j->shape.kv_heads * d;
-    for (int64_t begin = 0; begin < T; begin += TILE) {
+    for (int64_t begin = 0; begin < j->shape.tokens; begin += TILE) {
         const tile t = make_tile(j, head, begin, worker);
-        const int64_t at = begin * width + head * d; /* this tile's rows of q, dq, dout */
         scores(j, &t, j->q, j->k, j->scale, t.p);
         scores(j, &t, j->dout, j->v, 1, t.dp);
         softmax_tile_backward(j, &t);
-        product(j, (oq_gemm_args){.m = t.rows,
-                                  .n = d,
-                                  .k = t.keys,
-                                  .alpha = 1,
-                                  .a = t.dp,
-                                  .lda = t.keys,
-                                  .b = j->k + t.kv_head * d,
-                                  .ldb = kv_width,
-                                  .c = j->dq + at,
-                                  .ldc = width});
-        product(j, (oq_gemm_args){.transpose_a = true,
-                                  .m = t.keys,
-                                  .n = d,
-                                  .k = t.rows,
-                                  .alpha = 1,
-                                  .beta = 1,
-                                  .a = t.dp,
-                                  .lda = t.keys,
-                                  .b = j->q + at,
-                                  .ldb = width,
-                                  .c = j->dk_heads + head * T * d,
-                                  .ldc = d});
-        product(j, (oq_gemm_args){.transpose_a = true,
-                                  .m = t.keys,
-                                  .n = d,
-                                  .k = t.rows,
-                                  .alpha = 1,
-                                  .beta = 1,
-                                  .a = t.p,
-                                  .lda = t.keys,
-                                  .b = j->dout + at,
-                                  .ldb = width,
-                                  .c = j->dv_heads + head * T * d,
-                                  .ldc = d});
+        const operand p = rounded(&t, t.p, t.p_half), dp = rounded(&t, t.dp, t.dp_half);
+        mix(j, &t, dp, j->k, j->dq);
+        collect(j, &t, dp, j->q, j->dk_heads);
+        collect(j, &t, p, j->dout, j->dv_heads);
     }
 }
 
-static oq_code prepare(oq_context *context, job *j)
+/* ---- both -------------------------------------------------------------------- */
+
+/* x [T, heads d] as the products take it. */
+static oq_code take(oq_context *context, const job *j, const oq_real *x, int64_t heads, operand *to)
 {
-    const int64_t T = j->shape.tokens;
+    const int64_t width = heads * j->shape.head_dim, count = j->shape.tokens * width;
+    uint16_t *half = NULL;
+    if (j->shape.bf16) {
+        OQ_NEW(context, half, count);
+        oq_bf16_from_real(context, x, half, count);
+    }
+    *to = (operand){x, half, width};
+    return OQ_OK;
+}
+
+static oq_code prepare(oq_context *context, job *j, const oq_real *q, const oq_real *k, const oq_real *v)
+{
+    const int64_t T = j->shape.tokens, scratch = context->threads * 2 * TILE * T;
     j->scale = (oq_real)oq_score_scale(&j->shape.rule, j->shape.head_dim);
-    OQ_NEW(context, j->scratch, (size_t)context->threads * 2 * TILE * (size_t)T);
+    OQ_TRY(take(context, j, q, j->shape.heads, &j->q));
+    OQ_TRY(take(context, j, k, j->shape.kv_heads, &j->k));
+    OQ_TRY(take(context, j, v, j->shape.kv_heads, &j->v));
+    OQ_NEW(context, j->scratch, scratch);
+    if (!j->shape.bf16) return OQ_OK;
+    OQ_NEW(context, j->half_scratch, scratch);
+    OQ_NEW(context, j->part, context->threads * T * j->shape.head_dim);
     return OQ_OK;
 }
 
@@ -231,8 +345,8 @@ oq_code oq_attention_forward(oq_context *context, oq_attention_shape shape, cons
                              const oq_real *v, oq_real *out, oq_real *log_sum)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    job j = {.shape = shape, .q = q, .k = k, .v = v, .out = out, .log_sum = log_sum};
-    OQ_TRY(prepare(context, &j));
+    job j = {.shape = shape, .out = out, .log_sum = log_sum};
+    OQ_TRY(prepare(context, &j, q, k, v));
     oq_parallel_for(context->threads, shape.heads, forward_head, &j);
     oq_arena_rewind(context->arena, mark);
     return outcome(context, &j);
@@ -243,15 +357,9 @@ oq_code oq_attention_backward(oq_context *context, oq_attention_shape shape, con
                               oq_real *dq, oq_real *dk, oq_real *dv)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    job j = {.shape = shape,
-             .q = q,
-             .k = k,
-             .v = v,
-             .saved_out = out,
-             .saved_log_sum = log_sum,
-             .dout = dout,
-             .dq = dq};
-    OQ_TRY(prepare(context, &j));
+    job j = {.shape = shape, .saved_out = out, .saved_log_sum = log_sum, .dq = dq};
+    OQ_TRY(prepare(context, &j, q, k, v));
+    OQ_TRY(take(context, &j, dout, shape.heads, &j.dout));
     OQ_NEW_ZERO(context, j.dk_heads, shape.heads * shape.tokens * shape.head_dim);
     OQ_NEW_ZERO(context, j.dv_heads, shape.heads * shape.tokens * shape.head_dim);
     oq_parallel_for(context->threads, shape.heads, backward_head, &j);

@@ -11,6 +11,7 @@
 typedef struct {
     int64_t tokens, heads, kv_heads, head_dim;
     oq_score_rule rule;
+    bool bf16; /* products take their operands rounded to bfloat16; everything else stays float */
 } oq_attention_shape;
 
 /* q [T, n d], k, v [T, m d] -> out [T, n d]; log_sum [n, T] = log of each row's softmax denominator. */

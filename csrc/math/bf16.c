@@ -32,18 +32,26 @@ void oq_bf16_from_real(const oq_context *context, const oq_real *x, uint16_t *to
     oq_parallel_for(context->threads, (count + CHUNK - 1) / CHUNK, round_chunk, (void *)&j);
 }
 
-static oq_code run_panel(const void *product, oq_panel panel)
+oq_code oq_bf16_gemm_serial(const oq_bf16_gemm_args *g)
 {
 #ifdef OQ_DOUBLE
-    (void)product, (void)panel;
+    (void)g;
     return OQ_UNSUPPORTED;
 #else
-    const oq_bf16_gemm_args *g = product;
-    return oq_onednn_bf16_gemm(g->transpose_a, g->transpose_b, panel.rows, panel.columns, g->k,
-                               g->a + (g->transpose_a ? panel.row : panel.row * g->lda), g->lda,
-                               g->b + (g->transpose_b ? panel.column * g->ldb : panel.column), g->ldb,
-                               g->c + panel.row * g->ldc + panel.column, g->ldc);
+    return oq_onednn_bf16_gemm(g->transpose_a, g->transpose_b, g->m, g->n, g->k, g->a, g->lda, g->b, g->ldb, g->c,
+                               g->ldc);
 #endif
+}
+
+static oq_code run_panel(const void *product, oq_panel panel)
+{
+    oq_bf16_gemm_args part = *(const oq_bf16_gemm_args *)product;
+    part.m = panel.rows;
+    part.n = panel.columns;
+    part.a += part.transpose_a ? panel.row : panel.row * part.lda;
+    part.b += part.transpose_b ? panel.column * part.ldb : panel.column;
+    part.c += panel.row * part.ldc + panel.column;
+    return oq_bf16_gemm_serial(&part);
 }
 
 typedef struct {

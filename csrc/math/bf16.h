@@ -29,5 +29,7 @@ typedef struct {
     oq_real *c;
 } oq_bf16_gemm_args;
 oq_code oq_bf16_gemm(oq_context *context, const oq_bf16_gemm_args *args);
+/* The same on the calling thread, overwriting C. */
+oq_code oq_bf16_gemm_serial(const oq_bf16_gemm_args *args);
 
 #endif

@@ -27,7 +27,7 @@ static oq_groups groups_of(const oq_call *call, const values *v)
                        .quantizer = {v->bits, v->symmetric, v->full_range, v->scale_bits}};
 }
 
-static oq_clip clip_of(const values *v) { return (oq_clip){v->max_logit, v->min_logit, NULL}; }
+static oq_clip clip_of(const values *v) { return (oq_clip){.max_logit = v->max_logit, .min_logit = v->min_logit}; }
 
 static int count_groups(oq_call *call, values *v)
 {
@@ -94,7 +94,7 @@ static oq_code fake_quantize_backward_run(oq_call *call, values *v)
     if (logits) memset(v->dmax_logit, 0, sizeof(oq_real) * logits);
     if (logits) memset(v->dmin_logit, 0, sizeof(oq_real) * logits);
     return oq_fake_quantize_backward(&call->context, &groups, clip_of(v), v->x, ranges, v->dout, v->dx,
-                                     (oq_clip_gradients){v->dmax_logit, v->dmin_logit, NULL});
+                                     (oq_clip_gradients){.max_logit = v->dmax_logit, .min_logit = v->dmin_logit});
 }
 
 /* ---- quantize, dequantize -------------------------------------------------- */

@@ -1,5 +1,7 @@
 #include "quant/fake_quantize.h"
 
+#include <string.h>
+
 #include "base/parallel.h"
 #include "math/bf16.h"
 #include "quant/lwc.h"
@@ -23,7 +25,15 @@ typedef struct {
     oq_real *scale_out;
     const oq_real *scale_in;
     double *tape; /* [rows, width, 2], double build alone */
+    oq_real *scaled, *dscaled; /* [workers, width] where x is scaled */
+    oq_real *dcolumns;         /* [chunks, width], summed in their order afterwards */
 } job;
+
+/* Rows of one chunk, on one thread. */
+typedef struct {
+    int64_t begin, end, chunk;
+    int worker;
+} span;
 
 /* ---- one group ---------------------------------------------------------- */
 
@@ -90,18 +100,34 @@ OQ_INLINE int32_t write_forms(const oq_forms *f, int64_t offset, const oq_real *
 
 OQ_INLINE const oq_real *offset_at(const oq_real *v, int64_t place) { return v ? v + place : NULL; }
 
-OQ_INLINE void quantize_group(const job *j, int64_t row, int64_t offset, int64_t n, oq_grid grid)
+/* x: a group's values as the quantizer sees them; offset: its place in the matrix. */
+OQ_INLINE void quantize_group(const job *j, const oq_real *x, int64_t row, int64_t offset, int64_t n, oq_grid grid)
 {
     oq_real c[STRIP];
     int32_t sum = 0;
     for (int64_t i = 0; i < n; i += STRIP) {
         const int64_t strip = n - i < STRIP ? n - i : STRIP;
-        centred_codes(j->x + offset + i, offset_at(j->clip.offset, offset + i), c, strip, grid);
+        centred_codes(x + i, offset_at(j->clip.offset, offset + i), c, strip, grid);
         sum += write_forms(&j->forms, offset + i, c, strip, grid);
     }
     if (j->forms.scale) j->forms.scale[row] = grid.scale;
     if (j->forms.zero) j->forms.zero[row] = (int32_t)grid.zero;
     if (j->forms.sum) j->forms.sum[row] = sum;
+}
+
+/* sums [LANES] += of so many values; they are a constant but at a run's end, so that lanes stay in registers. */
+OQ_INLINE void backward_lanes(const oq_real *x, const oq_real *v, const oq_real *dout, oq_real *dx, oq_real *dv,
+                              oq_grid grid, int64_t lanes, oq_real *restrict sums)
+{
+#pragma GCC ivdep
+    for (int64_t j = 0; j < lanes; j++) {
+        const oq_real u = x[j] / grid.scale, raw = oq_rint(v ? u + v[j] : u) + grid.zero;
+        const oq_real q = clamp_code(raw, grid.top), d = dout[j];
+        const bool inside = raw == q;
+        sums[j] += d * ((q - grid.zero) - (inside ? u : 0));
+        if (dv) dv[j] += inside ? d * grid.scale : 0;
+        if (dx) dx[j] = inside ? d : 0;
+    }
 }
 
 /* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL).  Offsets v and their dv may be
@@ -110,17 +136,10 @@ OQ_INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *v, 
                                             oq_real *dv, int64_t n, oq_grid grid)
 {
     oq_real sums[LANES] = {0};
-    for (int64_t i = 0; i < n; i += LANES) {
-        const int lanes = n - i < LANES ? (int)(n - i) : LANES;
-        for (int j = 0; j < lanes; j++) {
-            const oq_real u = x[i + j] / grid.scale, raw = oq_rint(v ? u + v[i + j] : u) + grid.zero;
-            const oq_real q = clamp_code(raw, grid.top), d = dout[i + j];
-            const bool inside = raw == q;
-            sums[j] += d * ((q - grid.zero) - (inside ? u : 0));
-            if (dv) dv[i + j] += inside ? d * grid.scale : 0;
-            if (dx) dx[i + j] = inside ? d : 0;
-        }
-    }
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, LANES, sums);
+    backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i, sums);
     double total = 0;
     for (int j = 0; j < LANES; j++) total += (double)sums[j];
     return total;
@@ -166,45 +185,60 @@ static void taped_run(const oq_real *x, const oq_real *v, oq_real *out, int64_t 
 }
 #endif
 
-OQ_VECTORIZED static void forward_rows(const job *j, int64_t row_begin, int64_t row_end)
+/* Row x as the quantizer sees it. */
+OQ_INLINE const oq_real *scaled_row(const job *j, span at, int64_t row)
+{
+    const int64_t width = j->groups->width;
+    const oq_real *x = j->x + row * width;
+    if (!j->scaled) return x;
+    oq_real *scaled = j->scaled + at.worker * width;
+    oq_scale_values(&j->clip.scaling, row, x, scaled, width);
+    return scaled;
+}
+
+OQ_VECTORIZED static void forward_rows(const job *j, span at)
 {
     const oq_groups *g = j->groups;
     const int64_t per_row = oq_groups_per_row(g);
-    for (int64_t row = row_begin; row < row_end; row++)
+    for (int64_t row = at.begin; row < at.end; row++) {
+        const oq_real *x = scaled_row(j, at, row);
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
             const int64_t offset = row * g->width + begin;
-            const oq_range range = find_range(j->x + offset, n);
+            const oq_range range = find_range(x + begin, n);
             const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, range, index));
             j->ranges[index] = range;
 #ifdef OQ_DOUBLE
             if (j->tape) {
-                taped_run(j->x + offset, offset_at(j->clip.offset, offset), j->forms.real + offset, n, grid,
+                taped_run(x + begin, offset_at(j->clip.offset, offset), j->forms.real + offset, n, grid,
                           j->tape + 2 * offset);
                 continue;
             }
 #endif
-            quantize_group(j, row, offset, n, grid);
+            quantize_group(j, x + begin, row, offset, n, grid);
         }
+    }
 }
 
 /* The loop is made twice: left to itself the compiler reads v behind an empty mask, and reading NULL so, though
  * allowed, costs a Zen core hundreds of cycles. */
-OQ_INLINE double backward_run(const job *j, int64_t offset, oq_real *dx, int64_t n, oq_grid grid)
+OQ_INLINE double backward_run(const job *j, const oq_real *x, int64_t offset, oq_real *dx, int64_t n, oq_grid grid)
 {
-    const oq_real *x = j->x + offset, *dout = j->dout + offset;
+    const oq_real *dout = j->dout + offset;
     oq_real *dv = j->dclip.offset ? j->dclip.offset + offset : NULL;
-    if (!j->clip.offset) return fake_quantize_run_backward(x, NULL, dout, dx, NULL, n, grid);
+    if (!j->clip.offset) {
+        if (dx) return fake_quantize_run_backward(x, NULL, dout, dx, NULL, n, grid);
+        return fake_quantize_run_backward(x, NULL, dout, NULL, NULL, n, grid);
+    }
     return fake_quantize_run_backward(x, j->clip.offset + offset, dout, dx, dv, n, grid);
 }
 
-OQ_INLINE void backward_group(const job *j, int64_t index, int64_t offset, int64_t n)
+/* One group: its values x as the quantizer saw them, their gradient dx (may be NULL), the group's and their place. */
+OQ_INLINE void backward_group(const job *j, const oq_real *x, oq_real *dx, int64_t index, int64_t offset, int64_t n)
 {
-    const oq_real *x = j->x + offset;
-    oq_real *dx = j->out ? j->out + offset : NULL;
     const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
     const oq_grid grid = oq_grid_from_range(j->groups->quantizer, clip_range);
-    const double dscale = backward_run(j, offset, dx, n, grid);
+    const double dscale = backward_run(j, x, offset, dx, n, grid);
     oq_range drange = {0, 0};
     oq_grid_backward(j->groups->quantizer, clip_range, dscale, &drange);
     if (j->clip.max_logit)
@@ -216,38 +250,53 @@ OQ_INLINE void backward_group(const job *j, int64_t index, int64_t offset, int64
     }
 }
 
-OQ_VECTORIZED static void backward_rows(const job *j, int64_t row_begin, int64_t row_end)
+/* Behind the groups of a row, back through its scaling. */
+OQ_INLINE void scaling_backward(const job *j, span at, int64_t row, oq_real *dscaled)
 {
-    const oq_groups *g = j->groups;
-    const int64_t per_row = oq_groups_per_row(g);
-    for (int64_t row = row_begin; row < row_end; row++)
-        for (int64_t k = 0; k < per_row; k++) {
-            const int64_t begin = k * g->group;
-            backward_group(j, row * per_row + k, row * g->width + begin, group_length(g, begin));
-        }
+    const int64_t width = j->groups->width;
+    const oq_scaling_gradients into = {j->dcolumns ? j->dcolumns + at.chunk * width : NULL, j->dclip.rows};
+    oq_scale_values_backward(&j->clip.scaling, &into, row, j->x + row * width, j->out, dscaled, width);
+    if (j->out) memcpy(j->out + row * width, dscaled, sizeof *dscaled * (size_t)width);
 }
 
-OQ_VECTORIZED static void quantize_rows(const job *j, int64_t row_begin, int64_t row_end)
+OQ_VECTORIZED static void backward_rows(const job *j, span at)
 {
     const oq_groups *g = j->groups;
     const int64_t per_row = oq_groups_per_row(g);
-    for (int64_t row = row_begin; row < row_end; row++)
+    for (int64_t row = at.begin; row < at.end; row++) {
+        const oq_real *x = scaled_row(j, at, row);
+        oq_real *dx = j->scaled ? j->dscaled + at.worker * g->width : j->out ? j->out + row * g->width : NULL;
+        for (int64_t k = 0; k < per_row; k++) {
+            const int64_t begin = k * g->group;
+            backward_group(j, x + begin, dx ? dx + begin : NULL, row * per_row + k, row * g->width + begin,
+                           group_length(g, begin));
+        }
+        if (j->scaled) scaling_backward(j, at, row, dx);
+    }
+}
+
+OQ_VECTORIZED static void quantize_rows(const job *j, span at)
+{
+    const oq_groups *g = j->groups;
+    const int64_t per_row = oq_groups_per_row(g);
+    for (int64_t row = at.begin; row < at.end; row++) {
+        const oq_real *x = scaled_row(j, at, row);
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
-            const int64_t offset = row * g->width + begin;
-            const oq_range range = clipped(j, find_range(j->x + offset, n), index);
+            const oq_range range = clipped(j, find_range(x + begin, n), index);
             const oq_grid grid = oq_grid_from_range(g->quantizer, range);
             j->scale_out[index] = grid.scale;
             j->zero_out[index] = (uint8_t)grid.zero;
-            quantize_group(j, row, offset, n, grid);
+            quantize_group(j, x + begin, row, row * g->width + begin, n, grid);
         }
+    }
 }
 
-OQ_VECTORIZED static void dequantize_rows(const job *j, int64_t row_begin, int64_t row_end)
+OQ_VECTORIZED static void dequantize_rows(const job *j, span at)
 {
     const oq_groups *g = j->groups;
     const int64_t per_row = oq_groups_per_row(g);
-    for (int64_t row = row_begin; row < row_end; row++)
+    for (int64_t row = at.begin; row < at.end; row++)
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t begin = k * g->group, n = group_length(g, begin);
             const uint8_t *codes = j->codes_in + row * g->width + begin;
@@ -262,21 +311,29 @@ OQ_VECTORIZED static void dequantize_rows(const job *j, int64_t row_begin, int64
 
 typedef struct {
     const job *job;
-    void (*rows)(const job *, int64_t, int64_t);
+    void (*rows)(const job *, span);
 } row_task;
+
+static int64_t chunks_of(const oq_groups *g) { return (g->rows + ROW_CHUNK - 1) / ROW_CHUNK; }
 
 static void run_chunk(void *user, int64_t item, int worker)
 {
     const row_task *task = user;
     const int64_t rows = task->job->groups->rows, begin = item * ROW_CHUNK;
-    (void)worker;
-    task->rows(task->job, begin, begin + ROW_CHUNK < rows ? begin + ROW_CHUNK : rows);
+    task->rows(task->job, (span){begin, begin + ROW_CHUNK < rows ? begin + ROW_CHUNK : rows, item, worker});
 }
 
-static void over_rows(const oq_context *context, const job *j, void (*rows)(const job *, int64_t, int64_t))
+static oq_code over_rows(oq_context *context, job *j, void (*rows)(const job *, span))
 {
+    const oq_mark mark = oq_arena_mark(context->arena);
+    if (oq_is_scaled(&j->clip.scaling)) {
+        OQ_NEW(context, j->scaled, context->threads * j->groups->width);
+        OQ_NEW(context, j->dscaled, context->threads * j->groups->width);
+    }
     const row_task task = {.job = j, .rows = rows};
-    oq_parallel_for(context->threads, (j->groups->rows + ROW_CHUNK - 1) / ROW_CHUNK, run_chunk, (void *)&task);
+    oq_parallel_for(context->threads, chunks_of(j->groups), run_chunk, (void *)&task);
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
 }
 
 static oq_code check_groups(oq_context *context, const oq_groups *g)
@@ -298,8 +355,7 @@ oq_code oq_quantize_forms(oq_context *context, const oq_groups *groups, oq_clip 
     if (oq_tape_state() != OQ_TAPE_OFF && !(j.tape = oq_tape_next(groups->rows * groups->width)))
         return oq_fail(context, OQ_INVALID_ARGUMENT, "the recorded surrogate does not fit this replay");
 #endif
-    over_rows(context, &j, forward_rows);
-    return OQ_OK;
+    return over_rows(context, &j, forward_rows);
 }
 
 oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
@@ -308,19 +364,29 @@ oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, o
     return oq_quantize_forms(context, groups, clip, x, &(oq_forms){.real = out}, ranges);
 }
 
+OQ_VECTORIZED static void sum_chunks(const oq_groups *g, const oq_real *parts, double *sums)
+{
+    for (int64_t k = 0; k < chunks_of(g); k++)
+        for (int64_t i = 0; i < g->width; i++) sums[i] += (double)parts[k * g->width + i];
+}
+
 oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
                                   const oq_range *ranges, const oq_real *dout, oq_real *dx,
                                   oq_clip_gradients dclip)
 {
     OQ_TRY(check_groups(context, groups));
-    const job j = {.groups = groups,
-                   .clip = clip,
-                   .x = x,
-                   .dout = dout,
-                   .out = dx,
-                   .saved_ranges = ranges,
-                   .dclip = dclip};
-    over_rows(context, &j, backward_rows);
+    const oq_mark mark = oq_arena_mark(context->arena);
+    job j = {.groups = groups,
+             .clip = clip,
+             .x = x,
+             .dout = dout,
+             .out = dx,
+             .saved_ranges = ranges,
+             .dclip = dclip};
+    if (clip.scaling.columns) OQ_NEW_ZERO(context, j.dcolumns, chunks_of(groups) * groups->width);
+    OQ_TRY(over_rows(context, &j, backward_rows));
+    if (clip.scaling.columns) sum_chunks(groups, j.dcolumns, dclip.columns);
+    oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
 
@@ -328,21 +394,19 @@ oq_code oq_quantize(oq_context *context, const oq_groups *groups, oq_clip clip, 
                     oq_real *scale, uint8_t *zero_point)
 {
     OQ_TRY(check_groups(context, groups));
-    const job j = {.groups = groups,
-                   .clip = clip,
-                   .x = x,
-                   .forms = {.codes = codes},
-                   .scale_out = scale,
-                   .zero_out = zero_point};
-    over_rows(context, &j, quantize_rows);
-    return OQ_OK;
+    job j = {.groups = groups,
+             .clip = clip,
+             .x = x,
+             .forms = {.codes = codes},
+             .scale_out = scale,
+             .zero_out = zero_point};
+    return over_rows(context, &j, quantize_rows);
 }
 
 oq_code oq_dequantize(oq_context *context, const oq_groups *groups, const uint8_t *codes, const oq_real *scale,
                       const uint8_t *zero_point, oq_real *out)
 {
     OQ_TRY(check_groups(context, groups));
-    const job j = {.groups = groups, .codes_in = codes, .scale_in = scale, .zero_in = zero_point, .out = out};
-    over_rows(context, &j, dequantize_rows);
-    return OQ_OK;
+    job j = {.groups = groups, .codes_in = codes, .scale_in = scale, .zero_in = zero_point, .out = out};
+    return over_rows(context, &j, dequantize_rows);
 }

@@ -7,6 +7,7 @@
 #include "base/context.h"
 #include "quant/forms.h"
 #include "quant/quantizer.h"
+#include "quant/scaling.h"
 
 typedef struct {
     int64_t rows, width;
@@ -25,15 +26,18 @@ static inline int64_t oq_groups_per_row(const oq_groups *groups)
     return (groups->width + groups->group - 1) / groups->group;
 }
 
-/* What is learned of a matrix's grids and of its rounding. */
+/* What is learned of a matrix's grids and of its rounding, and the diagonal maps it passes on its way to them: a
+ * scaled matrix is never written. */
 typedef struct {
     const oq_real *max_logit, *min_logit; /* LWC's, [rows, groups] each; both NULL: plain min-max */
     const oq_real *offset;                /* [rows, width] V of round(x / h + V); NULL: round to nearest */
+    oq_scaling scaling;                   /* LET's: all below is of x columns rows */
 } oq_clip;
 
 /* Their gradients, added to; NULL where there is none. */
 typedef struct {
     oq_real *max_logit, *min_logit, *offset;
+    double *columns, *rows; /* of the scaling's factors, where they are */
 } oq_clip_gradients;
 
 /* The wanted forms of fake_quantize(x); ranges [rows, groups] keeps each group's min and max for the backward
@@ -44,7 +48,7 @@ oq_code oq_quantize_forms(oq_context *context, const oq_groups *groups, oq_clip 
 oq_code oq_fake_quantize_forward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
                                  oq_real *out, oq_range *ranges);
 
-/* dx [rows, width] = gradient of x from dout; dx may be dout, or NULL when clipping and rounding alone are learned.
+/* dx [rows, width] = gradient of x, before its scaling, from dout; dx may be dout, or NULL when x is a constant.
  * The offset's is straight through too: h dout inside the range, 0 where clipped. */
 oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,
                                   const oq_range *ranges, const oq_real *dout, oq_real *dx,

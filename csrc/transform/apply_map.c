@@ -5,24 +5,46 @@
 #include "transform/let.h"
 #include "transform/map.h"
 
+/* ---- diagonal maps as factors --------------------------------------------- */
+
+static int64_t channels(const oq_map *map, int64_t repeat) { return map->affine.blocks * repeat * map->affine.width; }
+
+/* The map's channel behind channel c of the matrix. */
+static int64_t shared(const oq_map *map, int64_t repeat, int64_t c)
+{
+    const int64_t n = map->affine.width;
+    return c / n / repeat * n + c % n;
+}
+
+void oq_map_factors(const oq_map *map, bool inverse, int64_t repeat, oq_real *factors)
+{
+    const oq_real *s = inverse ? map->inverse : map->a;
+    for (int64_t c = 0; c < channels(map, repeat); c++) factors[c] = s[shared(map, repeat, c)];
+}
+
+void oq_map_factors_backward(oq_map *map, bool inverse, int64_t repeat, const double *dfactors)
+{
+    oq_real *ds = inverse ? map->dinverse : map->da;
+    for (int64_t c = 0; c < channels(map, repeat); c++) ds[shared(map, repeat, c)] += (oq_real)dfactors[c];
+}
+
 /* ---- rows: y = A w, or y = A^-T w ---------------------------------------- */
 
 static void diagonal_rows(const oq_map *map, bool inverse, int64_t repeat, const oq_real *w, oq_real *out,
                           int64_t width)
 {
-    const int64_t n = map->affine.width, rows = map->affine.blocks * repeat * n;
+    const int64_t rows = channels(map, repeat);
     const oq_real *s = inverse ? map->inverse : map->a;
     if (out != w) memcpy(out, w, sizeof *out * (size_t)(rows * width));
-    for (int64_t r = 0; r < rows; r++) oq_scale_row(out + r * width, s[r / n / repeat * n + r % n], width);
+    for (int64_t r = 0; r < rows; r++) oq_scale_row(out + r * width, s[shared(map, repeat, r)], width);
 }
 
 static void diagonal_rows_backward(oq_map *map, bool inverse, int64_t repeat, const oq_real *w,
                                    const oq_real *dout, int64_t width)
 {
-    const int64_t n = map->affine.width, rows = map->affine.blocks * repeat * n;
     oq_real *ds = inverse ? map->dinverse : map->da;
-    for (int64_t r = 0; r < rows; r++)
-        ds[r / n / repeat * n + r % n] += (oq_real)oq_scale_row_backward(w + r * width, dout + r * width, width);
+    for (int64_t r = 0; r < channels(map, repeat); r++)
+        ds[shared(map, repeat, r)] += (oq_real)oq_scale_row_backward(w + r * width, dout + r * width, width);
 }
 
 oq_code oq_map_rows(oq_context *context, const oq_map *map, bool inverse, int64_t repeat, const oq_real *w,
@@ -100,12 +122,12 @@ oq_code oq_map_rows_backward(oq_context *context, oq_map *map, bool inverse, int
 static oq_code diagonal_columns_backward(oq_context *context, oq_map *map, int64_t repeat, const oq_real *w,
                                          const oq_real *dout, int64_t rows)
 {
-    const int64_t n = map->affine.width, width = map->affine.blocks * repeat * n;
+    const int64_t width = channels(map, repeat);
     const oq_mark mark = oq_arena_mark(context->arena);
     double *ds;
     OQ_NEW_ZERO(context, ds, width);
     oq_scale_columns_backward(w, dout, ds, rows, width);
-    for (int64_t c = 0; c < width; c++) map->da[c / n / repeat * n + c % n] += (oq_real)ds[c];
+    oq_map_factors_backward(map, false, repeat, ds);
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
@@ -113,11 +135,11 @@ static oq_code diagonal_columns_backward(oq_context *context, oq_map *map, int64
 static oq_code diagonal_columns(oq_context *context, const oq_map *map, int64_t repeat, const oq_real *w,
                                 oq_real *out, int64_t rows)
 {
-    const int64_t n = map->affine.width, width = map->affine.blocks * repeat * n;
+    const int64_t width = channels(map, repeat);
     const oq_mark mark = oq_arena_mark(context->arena);
-    oq_real *s; /* a's diagonal, repeated for the heads that share it */
+    oq_real *s;
     OQ_NEW(context, s, width);
-    for (int64_t c = 0; c < width; c++) s[c] = map->a[c / n / repeat * n + c % n];
+    oq_map_factors(map, false, repeat, s);
     memcpy(out, w, sizeof *out * (size_t)(rows * width));
     oq_scale_columns(out, s, rows, width);
     oq_arena_rewind(context->arena, mark);

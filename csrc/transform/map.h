@@ -40,7 +40,10 @@ oq_code oq_map_backward(oq_context *context, const oq_map *map, const oq_real *p
 /* Keep parameters away from the singular: |s|, |A_ii| and |(a, b)| >= the floor. */
 void oq_map_floor(const oq_map *map, oq_real *parameters);
 
-/* How many heads of the matrix share each block (grouped-query attention). */
+/* `repeat`: how many heads of the matrix share each block (grouped-query attention). */
+/* factors [heads n]: the diagonal of a map that has no more, of A or its inverse, as rows or columns meet it. */
+void oq_map_factors(const oq_map *map, bool inverse, int64_t repeat, oq_real *factors);
+void oq_map_factors_backward(oq_map *map, bool inverse, int64_t repeat, const double *dfactors);
 /* out [heads n, width]: rows of each head times A (k) or, when inverse, A^-T (q, v). out != w. */
 oq_code oq_map_rows(oq_context *context, const oq_map *map, bool inverse, int64_t repeat, const oq_real *w,
                     oq_real *out, int64_t width);

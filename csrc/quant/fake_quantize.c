@@ -3,11 +3,10 @@
 #include <string.h>
 
 #include "base/parallel.h"
-#include "math/bf16.h"
+#include "quant/group.h"
 #include "quant/lwc.h"
 #include "quant/ste_tape.h"
 
-#define LANES 16 /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
 #define ROW_CHUNK 32
 #define STRIP 256 /* values between the grid and their forms, in the nearest cache */
 
@@ -35,127 +34,6 @@ typedef struct {
     int worker;
 } span;
 
-/* ---- one group ---------------------------------------------------------- */
-
-/* Zero is in every range, so the accumulators start there. */
-OQ_INLINE oq_range find_range(const oq_real *x, int64_t n)
-{
-    oq_real lo[LANES] = {0}, hi[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            lo[j] = oq_min(x[i + j], lo[j]);
-            hi[j] = oq_max(x[i + j], hi[j]);
-        }
-    for (; i < n; i++) {
-        lo[0] = oq_min(x[i], lo[0]);
-        hi[0] = oq_max(x[i], hi[0]);
-    }
-    for (int j = 1; j < LANES; j++) {
-        lo[0] = oq_min(lo[0], lo[j]);
-        hi[0] = oq_max(hi[0], hi[j]);
-    }
-    return (oq_range){.lo = lo[0], .hi = hi[0]};
-}
-
-OQ_INLINE oq_real clamp_code(oq_real q, oq_real top) { return oq_min(oq_max(q, 0), top); }
-
-/* q - z of up to STRIP values; v: their learned offsets, or NULL. */
-OQ_INLINE void centred_codes(const oq_real *x, const oq_real *v, oq_real *c, int64_t n, oq_grid grid)
-{
-    if (v)
-        for (int64_t i = 0; i < n; i++)
-            c[i] = clamp_code(oq_rint(x[i] / grid.scale + v[i]) + grid.zero, grid.top) - grid.zero;
-    else
-        for (int64_t i = 0; i < n; i++)
-            c[i] = clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top) - grid.zero;
-}
-
-/* The wanted forms of centred codes; offset is their place in the matrix. Returns their sum. */
-OQ_INLINE int32_t write_forms(const oq_forms *f, int64_t offset, const oq_real *c, int64_t n, oq_grid grid)
-{
-    if (f->real) {
-        oq_real *to = f->real + offset;
-        for (int64_t i = 0; i < n; i++) to[i] = c[i] * grid.scale;
-    }
-    if (f->half) {
-        uint16_t *to = f->half + offset;
-        for (int64_t i = 0; i < n; i++) to[i] = oq_bf16_of(c[i] * grid.scale);
-    }
-    if (f->codes) {
-        uint8_t *to = f->codes + offset;
-        for (int64_t i = 0; i < n; i++) to[i] = (uint8_t)(int32_t)(c[i] + grid.zero);
-    }
-    int32_t sum = 0;
-    if (f->centred) {
-        int8_t *to = f->centred + offset;
-        for (int64_t i = 0; i < n; i++) {
-            const int32_t code = (int32_t)c[i];
-            to[i] = (int8_t)code;
-            sum += code;
-        }
-    }
-    return sum;
-}
-
-OQ_INLINE const oq_real *offset_at(const oq_real *v, int64_t place) { return v ? v + place : NULL; }
-
-/* x: a group's values as the quantizer sees them; offset: its place in the matrix. */
-OQ_INLINE void quantize_group(const job *j, const oq_real *x, int64_t row, int64_t offset, int64_t n, oq_grid grid)
-{
-    oq_real c[STRIP];
-    int32_t sum = 0;
-    for (int64_t i = 0; i < n; i += STRIP) {
-        const int64_t strip = n - i < STRIP ? n - i : STRIP;
-        centred_codes(x + i, offset_at(j->clip.offset, offset + i), c, strip, grid);
-        sum += write_forms(&j->forms, offset + i, c, strip, grid);
-    }
-    if (j->forms.scale) j->forms.scale[row] = grid.scale;
-    if (j->forms.zero) j->forms.zero[row] = (int32_t)grid.zero;
-    if (j->forms.sum) j->forms.sum[row] = sum;
-}
-
-/* sums [LANES] += of so many values; they are a constant but at a run's end, so that lanes stay in registers. */
-OQ_INLINE void backward_lanes(const oq_real *x, const oq_real *v, const oq_real *dout, oq_real *dx, oq_real *dv,
-                              oq_grid grid, int64_t lanes, oq_real *restrict sums)
-{
-#pragma GCC ivdep
-    for (int64_t j = 0; j < lanes; j++) {
-        const oq_real u = x[j] / grid.scale, raw = oq_rint(v ? u + v[j] : u) + grid.zero;
-        const oq_real q = clamp_code(raw, grid.top), d = dout[j];
-        const bool inside = raw == q;
-        sums[j] += d * ((q - grid.zero) - (inside ? u : 0));
-        if (dv) dv[j] += inside ? d * grid.scale : 0;
-        if (dx) dx[j] = inside ? d : 0;
-    }
-}
-
-/* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL).  Offsets v and their dv may be
- * NULL; under them, x^ = round(u + v) h still has dx^/dh = (q - z) - u. */
-OQ_INLINE double fake_quantize_run_backward(const oq_real *x, const oq_real *v, const oq_real *dout, oq_real *dx,
-                                            oq_real *dv, int64_t n, oq_grid grid)
-{
-    oq_real sums[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, LANES, sums);
-    backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i, sums);
-    double total = 0;
-    for (int j = 0; j < LANES; j++) total += (double)sums[j];
-    return total;
-}
-
-/* A gradient of the extreme value is shared equally by the elements that attain it; an extreme of
- * exactly 0 is the included zero, which is no element's. */
-OQ_INLINE void spread_to_extreme(const oq_real *x, oq_real *dx, int64_t n, oq_real extreme, oq_real gradient)
-{
-    if (extreme == 0 || gradient == 0) return;
-    int64_t ties = 0;
-    for (int64_t i = 0; i < n; i++) ties += x[i] == extreme;
-    const oq_real share = gradient / (oq_real)ties;
-    for (int64_t i = 0; i < n; i++) dx[i] += x[i] == extreme ? share : 0;
-}
-
 /* ---- rows --------------------------------------------------------------- */
 
 OQ_INLINE oq_range clipped(const job *j, oq_range range, int64_t index)
@@ -168,6 +46,23 @@ OQ_INLINE int64_t group_length(const oq_groups *g, int64_t begin)
     return g->width - begin < g->group ? g->width - begin : g->group;
 }
 
+OQ_INLINE const oq_real *offset_at(const oq_real *v, int64_t place) { return v ? v + place : NULL; }
+
+/* x: a group's values as the quantizer sees them; offset: its place in the matrix. */
+OQ_INLINE void quantize_group(const job *j, const oq_real *x, int64_t row, int64_t offset, int64_t n, oq_grid grid)
+{
+    oq_real c[STRIP];
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i += STRIP) {
+        const int64_t strip = n - i < STRIP ? n - i : STRIP;
+        oq_centred_codes(x + i, offset_at(j->clip.offset, offset + i), c, strip, grid);
+        sum += oq_write_forms(&j->forms, offset + i, c, strip, grid);
+    }
+    if (j->forms.scale) j->forms.scale[row] = grid.scale;
+    if (j->forms.zero) j->forms.zero[row] = (int32_t)grid.zero;
+    if (j->forms.sum) j->forms.sum[row] = sum;
+}
+
 #ifdef OQ_DOUBLE
 /* Record or replay one group of the surrogate: see ste_tape.h. */
 static void taped_run(const oq_real *x, const oq_real *v, oq_real *out, int64_t n, oq_grid grid, double *tape)
@@ -175,7 +70,7 @@ static void taped_run(const oq_real *x, const oq_real *v, oq_real *out, int64_t 
     const bool record = oq_tape_state() == OQ_TAPE_RECORD;
     for (int64_t i = 0; i < n; i++) {
         const oq_real u = x[i] / grid.scale + (v ? v[i] : 0), raw = oq_rint(u) + grid.zero;
-        const oq_real q = clamp_code(raw, grid.top);
+        const oq_real q = oq_clamp_code(raw, grid.top);
         if (record) {
             tape[2 * i] = raw == q;
             tape[2 * i + 1] = (q - grid.zero) - (raw == q ? u : 0);
@@ -205,7 +100,7 @@ OQ_VECTORIZED static void forward_rows(const job *j, span at)
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
             const int64_t offset = row * g->width + begin;
-            const oq_range range = find_range(x + begin, n);
+            const oq_range range = oq_find_range(x + begin, n);
             const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, range, index));
             j->ranges[index] = range;
 #ifdef OQ_DOUBLE
@@ -227,10 +122,10 @@ OQ_INLINE double backward_run(const job *j, const oq_real *x, int64_t offset, oq
     const oq_real *dout = j->dout + offset;
     oq_real *dv = j->dclip.offset ? j->dclip.offset + offset : NULL;
     if (!j->clip.offset) {
-        if (dx) return fake_quantize_run_backward(x, NULL, dout, dx, NULL, n, grid);
-        return fake_quantize_run_backward(x, NULL, dout, NULL, NULL, n, grid);
+        if (dx) return oq_fake_quantize_values_backward(x, NULL, dout, dx, NULL, n, grid);
+        return oq_fake_quantize_values_backward(x, NULL, dout, NULL, NULL, n, grid);
     }
-    return fake_quantize_run_backward(x, j->clip.offset + offset, dout, dx, dv, n, grid);
+    return oq_fake_quantize_values_backward(x, j->clip.offset + offset, dout, dx, dv, n, grid);
 }
 
 /* One group: its values x as the quantizer saw them, their gradient dx (may be NULL), the group's and their place. */
@@ -245,8 +140,8 @@ OQ_INLINE void backward_group(const job *j, const oq_real *x, oq_real *dx, int64
         drange = oq_lwc_backward(range, j->clip.max_logit[index], j->clip.min_logit[index], drange,
                                  &j->dclip.max_logit[index], &j->dclip.min_logit[index]);
     if (dx) {
-        spread_to_extreme(x, dx, n, range.hi, drange.hi);
-        spread_to_extreme(x, dx, n, range.lo, drange.lo);
+        oq_spread_to_extreme(x, dx, n, range.hi, drange.hi);
+        oq_spread_to_extreme(x, dx, n, range.lo, drange.lo);
     }
 }
 
@@ -283,7 +178,7 @@ OQ_VECTORIZED static void quantize_rows(const job *j, span at)
         const oq_real *x = scaled_row(j, at, row);
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
-            const oq_range range = clipped(j, find_range(x + begin, n), index);
+            const oq_range range = clipped(j, oq_find_range(x + begin, n), index);
             const oq_grid grid = oq_grid_from_range(g->quantizer, range);
             j->scale_out[index] = grid.scale;
             j->zero_out[index] = (uint8_t)grid.zero;

@@ -58,6 +58,17 @@ def test_bfloat16_gradients_point_where_float_gradients_do(w_bits: int, bits: in
     assert np.median(cosines) >= 0.995
 
 
+@needs_bfloat16
+def test_bfloat16_gradients_add_up_over_tiles_of_a_long_window() -> None:
+    """Attention goes through a window in tiles of 128 queries, which all add to the keys' gradients."""
+    quantizers = {"bits": 16, "q_bits": 16, "k_bits": 16, "v_bits": 16}
+    for seed in range(4):
+        case = block(seed, samples=1, tokens=300, w_bits=4, group_size=0, **quantizers)
+        (plain, g), (rounded, h) = direction_of(case, "float32"), direction_of(case, "bfloat16")
+        assert rounded == pytest.approx(plain, rel=0.02)
+        assert g @ h / (np.linalg.norm(g) * np.linalg.norm(h)) >= 0.99
+
+
 @pytest.mark.parametrize("products", AVAILABLE)
 @pytest.mark.parametrize("scheme", ["W4A4", "W3A16", "W8A8", "W3A16g16", "W4A4g16"])
 def test_every_kind_trains_and_is_bit_equal_at_any_thread_count(

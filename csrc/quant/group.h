@@ -1,0 +1,115 @@
+/* One group of values on one grid: its range, its codes and their forms, the straight-through gradients.  Inline, so
+ * that loops are compiled for the ISA of whoever calls them. */
+#ifndef OQ_QUANT_GROUP_H
+#define OQ_QUANT_GROUP_H
+
+#include "math/bf16.h"
+#include "quant/forms.h"
+#include "quant/quantizer.h"
+
+enum { OQ_GROUP_LANES = 16 }; /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
+
+/* Zero is in every range, so the accumulators start there. */
+OQ_INLINE oq_range oq_find_range(const oq_real *x, int64_t n)
+{
+    oq_real lo[OQ_GROUP_LANES] = {0}, hi[OQ_GROUP_LANES] = {0};
+    int64_t i = 0;
+    for (; i + OQ_GROUP_LANES <= n; i += OQ_GROUP_LANES)
+        for (int j = 0; j < OQ_GROUP_LANES; j++) {
+            lo[j] = oq_min(x[i + j], lo[j]);
+            hi[j] = oq_max(x[i + j], hi[j]);
+        }
+    for (; i < n; i++) {
+        lo[0] = oq_min(x[i], lo[0]);
+        hi[0] = oq_max(x[i], hi[0]);
+    }
+    for (int j = 1; j < OQ_GROUP_LANES; j++) {
+        lo[0] = oq_min(lo[0], lo[j]);
+        hi[0] = oq_max(hi[0], hi[j]);
+    }
+    return (oq_range){.lo = lo[0], .hi = hi[0]};
+}
+
+OQ_INLINE oq_real oq_clamp_code(oq_real q, oq_real top) { return oq_min(oq_max(q, 0), top); }
+
+/* q - z of some values; v: their learned offsets, or NULL. */
+OQ_INLINE void oq_centred_codes(const oq_real *x, const oq_real *v, oq_real *c, int64_t n, oq_grid grid)
+{
+    if (v)
+        for (int64_t i = 0; i < n; i++)
+            c[i] = oq_clamp_code(oq_rint(x[i] / grid.scale + v[i]) + grid.zero, grid.top) - grid.zero;
+    else
+        for (int64_t i = 0; i < n; i++)
+            c[i] = oq_clamp_code(oq_rint(x[i] / grid.scale) + grid.zero, grid.top) - grid.zero;
+}
+
+/* The wanted forms of centred codes; offset is their place in the matrix. Returns their sum. */
+OQ_INLINE int32_t oq_write_forms(const oq_forms *f, int64_t offset, const oq_real *c, int64_t n, oq_grid grid)
+{
+    if (f->real) {
+        oq_real *to = f->real + offset;
+        for (int64_t i = 0; i < n; i++) to[i] = c[i] * grid.scale;
+    }
+    if (f->half) {
+        uint16_t *to = f->half + offset;
+        for (int64_t i = 0; i < n; i++) to[i] = oq_bf16_of(c[i] * grid.scale);
+    }
+    if (f->codes) {
+        uint8_t *to = f->codes + offset;
+        for (int64_t i = 0; i < n; i++) to[i] = (uint8_t)(int32_t)(c[i] + grid.zero);
+    }
+    int32_t sum = 0;
+    if (f->centred) {
+        int8_t *to = f->centred + offset;
+        for (int64_t i = 0; i < n; i++) {
+            const int32_t code = (int32_t)c[i];
+            to[i] = (int8_t)code;
+            sum += code;
+        }
+    }
+    return sum;
+}
+
+/* sums [OQ_GROUP_LANES] += of so many values: a constant but at a run's end, so that lanes stay in registers. */
+OQ_INLINE void oq_backward_lanes(const oq_real *x, const oq_real *v, const oq_real *dout, oq_real *dx, oq_real *dv,
+                                 oq_grid grid, int64_t lanes, oq_real *restrict sums)
+{
+#pragma GCC ivdep
+    for (int64_t j = 0; j < lanes; j++) {
+        const oq_real u = x[j] / grid.scale, raw = oq_rint(v ? u + v[j] : u) + grid.zero;
+        const oq_real q = oq_clamp_code(raw, grid.top), d = dout[j];
+        const bool inside = raw == q;
+        sums[j] += d * ((q - grid.zero) - (inside ? u : 0));
+        if (dv) dv[j] += inside ? d * grid.scale : 0;
+        if (dx) dx[j] = inside ? d : 0;
+    }
+}
+
+/* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL).  Offsets v and their dv may be
+ * NULL; under them, x^ = round(u + v) h still has dx^/dh = (q - z) - u. */
+OQ_INLINE double oq_fake_quantize_values_backward(const oq_real *x, const oq_real *v, const oq_real *dout,
+                                                  oq_real *dx, oq_real *dv, int64_t n, oq_grid grid)
+{
+    oq_real sums[OQ_GROUP_LANES] = {0};
+    int64_t i = 0;
+    for (; i + OQ_GROUP_LANES <= n; i += OQ_GROUP_LANES)
+        oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid,
+                          OQ_GROUP_LANES, sums);
+    oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i, sums);
+    double total = 0;
+    for (int j = 0; j < OQ_GROUP_LANES; j++) total += (double)sums[j];
+    return total;
+}
+
+/* A gradient of the extreme value is shared equally by the elements that attain it; an extreme of
+ * exactly 0 is the included zero, which is no element's. */
+OQ_INLINE void oq_spread_to_extreme(const oq_real *x, oq_real *dx, int64_t n, oq_real extreme, oq_real gradient)
+{
+    if (extreme == 0 || gradient == 0) return;
+    int64_t ties = 0;
+    for (int64_t i = 0; i < n; i++) ties += x[i] == extreme;
+    const oq_real share = gradient / (oq_real)ties;
+    for (int64_t i = 0; i < n; i++) dx[i] += x[i] == extreme ? share : 0;
+}
+
+#endif

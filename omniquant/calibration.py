@@ -2,8 +2,7 @@
 
 tokens -> embed -> x_fp = x_q, then for every block:
 
-    targets = block(x_fp)
-    core.calibrate_block(x_fp, x_q, targets), kept durably
+    core.calibrate_block(x_fp, x_q) -> targets = block(x_fp), and the block, kept durably
     x_fp = targets
     x_q = block of the folded weights(x_q)
 """
@@ -367,7 +366,6 @@ class _Run:
         for name, values in weights.items():
             check_finite(f"{self.model.name}: block {index}: {name}", values)
         targets = streams.pool.take()
-        self._through(index, weights, streams.full, targets)
         result = self._calibrate_block(index, weights, streams, targets)
         del weights
         # Offsets of the rounding are as many as weights, and what they decided is in the codes.
@@ -388,7 +386,7 @@ class _Run:
         aug = None
         if self.augmented:
             aug = targets
-            if streams.quantized is not streams.full:
+            if streams.quantized is not streams.full:  # else both targets are one
                 aug = streams.pool.take()
                 self._through(index, weights, streams.quantized, aug)
         result: dict[str, Any] = _core.calibrate_block(
@@ -403,6 +401,7 @@ class _Run:
             core_options(self.scheme, self.options, block=index, **spec.map_facts()),
             on_step=self._on_step(index) if self.listeners else None,
             on_epoch=self._on_epoch(index),
+            on_target=lambda window, y: targets.write(slice(window, window + 1), y[None]),
             mapped=targets.mapped,
             threads=self.threads,
         )

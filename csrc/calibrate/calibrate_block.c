@@ -7,7 +7,8 @@
 #include "calibrate/session.h"
 #include "calibrate/starved.h"
 
-/* Statistics of every linear's input on the full-precision stream, then the start of every learnable. */
+/* The full-precision stream through the block, once: what the block gives, and statistics of every linear's input.
+ * Then the start of every learnable. */
 static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
 {
     const int64_t window = s->data->tokens * s->spec->hidden;
@@ -25,11 +26,13 @@ static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
     for (int64_t i = 0; i < s->data->samples; i++) {
         OQ_TRY(oq_check_cancel(context));
         OQ_TRY(oq_block_forward(context, &run, s->original, s->data->x_fp + i * window, &saved, s->y));
+        if (s->data->on_target) OQ_TRY(s->data->on_target(s->data->user, i, s->y));
         oq_channel_stats_add(&stats, &run, &saved);
         oq_count_tokens(&run, &saved, s->expert_tokens);
         OQ_TRY(oq_grams_add(context, &grams, &saved, run.tokens));
         if (s->data->mapped) oq_pages_drop(s->data->x_fp + i * window, sizeof(oq_real) * (size_t)window);
     }
+    OQ_TRY(oq_session_take(context, s));
     OQ_TRY(oq_initialize(context, &s->transformed, &stats, initial));
     if (s->options->search) OQ_TRY(oq_search_start(context, &s->transformed, &stats, &grams, initial));
     if (s->expert_tokens) OQ_TRY(oq_clip_starved(context, &s->transformed, s->expert_tokens, initial));

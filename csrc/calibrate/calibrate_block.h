@@ -9,10 +9,14 @@
 typedef struct {
     int64_t samples, tokens;   /* N windows of T */
     const oq_real *x_fp, *x_q; /* [N, T, H] */
-    const oq_real *target;     /* [N, T, H] block(x_fp) */
+    const oq_real *target;     /* [N, T, H] block(x_fp); read once on_target, where there is one, has been given all */
     const oq_real *aug_target; /* [N, T, H] block(x_q), or NULL */
     bool mapped;               /* all of these are mappings of files, whose pages can come and go */
     oq_rope rope;
+    /* Given block(x_fp) of a window [T, H], which the start of a calibration computes anyway, to put it where
+     * `target` shows it.  NULL: it is there. */
+    oq_code (*on_target)(void *user, int64_t window, const oq_real *y);
+    void *user;
 } oq_calibration_data;
 
 oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const oq_block_weights *weights,

@@ -108,7 +108,12 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
     OQ_NEW(context, s->y, window);
     OQ_NEW(context, s->dy, window);
     OQ_NEW(context, s->token_weights, data->samples * data->tokens);
-    for (int64_t i = 0; i < data->samples; i++) OQ_TRY(take_window(context, s, i));
+    return OQ_OK;
+}
+
+oq_code oq_session_take(oq_context *context, oq_session *s)
+{
+    for (int64_t i = 0; i < s->data->samples; i++) OQ_TRY(take_window(context, s, i));
     return OQ_OK;
 }
 
@@ -163,6 +168,7 @@ oq_code oq_block_loss(oq_context *context, const oq_block_spec *spec, const oq_b
 {
     oq_session s;
     OQ_TRY(oq_session_create(context, &s, spec, weights, options, data));
+    OQ_TRY(oq_session_take(context, &s));
     if (!dtheta) return oq_session_evaluate(context, &s, theta, epoch, loss);
     OQ_TRY(oq_transformed_forward(context, &s.transformed, theta, epoch));
     *loss = 0;

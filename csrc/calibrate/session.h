@@ -21,6 +21,8 @@ typedef struct {
 oq_code oq_session_create(oq_context *context, oq_session *session, const oq_block_spec *spec,
                           const oq_block_weights *weights, const oq_options *options,
                           const oq_calibration_data *data);
+/* Check every window of every stream, and weigh its tokens: before the first loss. */
+oq_code oq_session_take(oq_context *context, oq_session *session);
 /* Loss of one window under the transformed weights; gradients are added when learn is set. */
 oq_code oq_session_window(oq_context *context, oq_session *session, int64_t window, double share, bool learn,
                           double *loss);

@@ -10,7 +10,7 @@
 /* N windows of T tokens, S texts in each, H hidden; e epochs, t numbers in all learnables. */
 struct values {
     oq_block_spec spec;
-    PyObject *weights, *cos, *sin, *learnables, *on_step, *on_epoch;
+    PyObject *weights, *cos, *sin, *learnables, *on_step, *on_epoch, *on_target;
     oq_block_weights tensors;
     oq_rope rope;
     oq_activation_quantizers activation;
@@ -172,6 +172,7 @@ static const oq_argument calibrate_block_arguments[] = {
     OPTIONS,
     OQ_SCALAR(on_step, .flags = OQ_KEYWORD),
     OQ_SCALAR(on_epoch, .flags = OQ_KEYWORD),
+    OQ_SCALAR(on_target, .flags = OQ_KEYWORD),
     OQ_SCALAR(mapped, .flags = OQ_KEYWORD, .then = check_mapped),
     OQ_THREADS,
     OQ_RESULT(trace, "e"),
@@ -182,8 +183,10 @@ static const oq_argument calibrate_block_arguments[] = {
 static oq_code calibrate_block_run(oq_call *call, values *v)
 {
     oq_context *context = &call->context;
-    const oq_calibration_data data = data_of(call, v);
-    oq_listener listener = {v->on_step, v->on_epoch, &v->list};
+    oq_calibration_data data = data_of(call, v);
+    oq_listener listener = {v->on_step, v->on_epoch, v->on_target, &v->list, data.tokens, v->spec.hidden};
+    data.on_target = oq_python_target_hook(&listener);
+    data.user = &listener;
     const oq_hooks hooks = oq_python_hooks(&listener);
     const oq_mark mark = oq_arena_mark(context->arena);
     v->result = (oq_calibration_result){.theta = v->theta, .trace = v->trace};

@@ -81,7 +81,7 @@ static const oq_argument calibrate_linear_arguments[] = {
 static oq_code calibrate_linear_run(oq_call *call, values *v)
 {
     const oq_layer layer = layer_of(call, v);
-    oq_listener listener = {v->on_step, v->on_epoch, &v->list};
+    oq_listener listener = {.on_step = v->on_step, .on_epoch = v->on_epoch, .list = &v->list};
     const oq_hooks hooks = oq_python_hooks(&listener);
     v->result = (oq_calibration_result){.theta = v->theta, .trace = v->trace};
     return oq_calibrate_linear(&call->context, &layer, &v->options, &hooks, &v->result, &v->folded);

@@ -1,5 +1,7 @@
 #include "python/training.h"
 
+#include <string.h>
+
 /* Takes over the callback's answer. */
 static oq_code go_on_unless_raised(PyObject *answer)
 {
@@ -31,6 +33,28 @@ static oq_code after_epoch(void *user, int64_t epoch, const oq_real *theta)
         learnables ? PyObject_CallFunction(listener->on_epoch, "LN", (long long)epoch, learnables) : NULL);
     PyGILState_Release(state);
     return code;
+}
+
+static oq_code after_target(void *user, int64_t window, const oq_real *y)
+{
+    const oq_listener *listener = user;
+    const PyGILState_STATE state = PyGILState_Ensure();
+    oq_call brief = {.keep = PyList_New(0), .axis_count = -1};
+    brief.size['T'] = listener->tokens;
+    brief.size['H'] = listener->hidden;
+    PyArrayObject *array = brief.keep ? oq_make_array(&brief, OQ_REALS, "TH") : NULL;
+    if (array) memcpy(oq_data(array), y, sizeof *y * (size_t)(listener->tokens * listener->hidden));
+    oq_code code = array && PyErr_CheckSignals() == 0 ? OQ_OK : OQ_CANCELLED;
+    if (code == OQ_OK)
+        code = go_on_unless_raised(PyObject_CallFunction(listener->on_target, "LO", (long long)window, array));
+    Py_XDECREF(brief.keep);
+    PyGILState_Release(state);
+    return code;
+}
+
+oq_target_hook oq_python_target_hook(const oq_listener *listener)
+{
+    return listener->on_target ? after_target : NULL;
 }
 
 oq_hooks oq_python_hooks(oq_listener *listener)

@@ -133,8 +133,8 @@ def calibrate_block(
 ) -> dict[str, Any]:
     """Train, check and fold one block; streams [N, T, H].
 
-    on_target(window, y [T, H]) is given the block's output on x_fp and has to put it where `targets` shows it;
-    without it the targets are there already.
+    on_target(window, y [T, H]) is given the block's output on x_fp and has to put it where `targets` shows
+    it; without it the targets are there already.
     mapped: the streams are read-only mappings of files, given back after use; else ValueError.
     on_step(epoch, step, loss, min_margin) and on_epoch(epoch, learnables) may raise: that ends the call.
     Keys: learnables, folded (dicts of arrays), trace float64 [epochs], loss_rtn, loss_initial, loss_final,

@@ -15,6 +15,11 @@ _SCALE_BITS = 32  # scales are stored as float32
 _ZERO_POINT_BITS = 8
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 epoch", "20 epochs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 @dataclass(frozen=True)
 class MapDescription:
     """One kind of rotation or learned map.

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant import _core
-from omniquant.errors import UnsupportedError
+from omniquant.checkpoint.text import one_line
+from omniquant.errors import DataError, UnsupportedError
 from omniquant.models.spec import quantized_shapes
 from omniquant.progress import MapSnapshots
 from omniquant.quantized import CalibrationResult
@@ -18,6 +19,7 @@ from omniquant.quantized import CalibrationResult
 Figure = Any  # matplotlib carries no types
 
 _OPENING_PANELS = 5
+_NARROWEST = 6.0  # inches that the longest title takes
 
 
 def _new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
@@ -107,7 +109,7 @@ def plot_opening(result: CalibrationResult, snapshots: MapSnapshots, head: int =
     if len(maps) != epochs or not maps or maps[0].ndim != 3 or maps[0].shape[1] != maps[0].shape[2]:
         raise UnsupportedError(f"{result.method} {result.scheme}: no snapshots of a full affine {where}")
     chosen = sorted({round(i * (epochs - 1) / (_OPENING_PANELS - 1)) for i in range(_OPENING_PANELS)})
-    figure, axes = _new_figure(2, len(chosen), 2.3 * len(chosen), 5.0)
+    figure, axes = _new_figure(2, len(chosen), max(_NARROWEST, 2.3 * len(chosen)), 5.0)
     matrices = {epoch: _matrix_after(maps[epoch][head], result, epoch) for epoch in chosen}
     limit = max(float(np.abs(matrix - np.diag(np.diag(matrix))).max()) for matrix in matrices.values()) or 1.0
     for column, epoch in enumerate(chosen):
@@ -166,7 +168,7 @@ def plot_allocation(result: CalibrationResult) -> Figure:
     found = {name: values[0] for name, values in allocation.costs.items()}
     costs = np.array([[found.get(f"layers.{layer}.{name}", 0.0) for layer in layers] for name in names])
     bits = np.array([[scheme.block(layer)[name].bits for layer in layers] for name in names])
-    figure, axes = _new_figure(2, 1, 2.6 + 0.36 * len(layers), 5.6)
+    figure, axes = _new_figure(2, 1, max(_NARROWEST, 2.6 + 0.36 * len(layers)), 5.6)
     logarithms = np.ma.log10(np.ma.masked_less_equal(costs, 0))
     fewest = f"divergence at {allocation.bits[0]} bits, nats (powers of ten)"
     image = _draw_linears(axes[0, 0], logarithms, names, "viridis", fewest)
@@ -191,6 +193,15 @@ def _draw_linears(axis: Any, values: npt.NDArray[Any], names: Sequence[str], col
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG file."""
-    figure.savefig(path, dpi=130)
+    """Write a figure as a PNG file.
+
+    Raises
+    ------
+    DataError
+        If it cannot be written there.
+    """
+    try:
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:  # ValueError: an ending that names no format
+        raise DataError(f"{path}: cannot write the figure: {one_line(error)}") from error
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,7 +98,7 @@ def _zero_shot(arguments: argparse.Namespace) -> None:
             progress=progress,
         )
     data: dict[str, Any] = {"model": model.name, "scheme": None, "method": None, **found.to_dict()}
-    title = f"{model.name} (full precision)"
+    title = f"{model.name} ({_precision(model)})"
     if isinstance(model, QuantizedModel):
         data |= {"scheme": str(model.scheme), "method": model.options.method, "runtime": arguments.runtime}
         title = f"{model.name} ({model.scheme} {model.options.method})"
@@ -127,7 +128,7 @@ def _perplexity(arguments: argparse.Namespace) -> None:
         else:
             found = evaluate(model, windows, threads=threads, progress=progress)
     data: dict[str, Any] = {**found.to_dict(), "model": model.name, "scheme": None, "method": None}
-    what = "full precision"
+    what = _precision(model)
     if isinstance(model, QuantizedModel):
         data |= {"scheme": str(model.scheme), "method": model.options.method, "runtime": arguments.runtime}
         how = "fake-quantized" if arguments.runtime == "fake" else "on integers"
@@ -140,6 +141,12 @@ def _perplexity(arguments: argparse.Namespace) -> None:
         f"({found.windows} windows of {found.seqlen}), {found.seconds:.1f} s"
     )
     emit(arguments, data, text)
+
+
+def _precision(model: object) -> str:
+    """Return "full precision", or what a file held that was rounded before we read it."""
+    source = str(getattr(model, "source", ""))
+    return source if re.search(r"\bQ\d", source) else "full precision"  # GGUF's names of such types
 
 
 @contextmanager

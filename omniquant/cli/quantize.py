@@ -268,15 +268,18 @@ def run(arguments: argparse.Namespace) -> None:
 
     from omniquant.calibration import calibrate, choose_options
     from omniquant.data import calibration_windows
+    from omniquant.describe import counted
     from omniquant.models.load import load_model
 
     model = load_model(arguments.model)
     options = choose_options(arguments.method, scheme, model.architecture, given)
     windows = calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
+    budget = (
+        f"{counted(len(windows), 'window')} of {windows.shape[1]} tokens, {counted(options.epochs, 'epoch')}"
+    )
     note(
         arguments,
-        f"{model.name} ({model.source}), {model.num_layers} blocks: {scheme} {options.method}, "
-        f"{windows.shape[0]} windows of {windows.shape[1]} tokens, {options.epochs} epochs",
+        f"{model.name} ({model.source}), {model.num_layers} blocks: {scheme} {options.method}, {budget}",
     )
     result = calibrate(
         model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omniquant._version import __version__
-from omniquant.describe import bits_per_weight, describe_maps
+from omniquant.describe import bits_per_weight, counted, describe_maps
 from omniquant.export.content import Content
 
 _TEMPLATE = """\
@@ -19,7 +19,7 @@ tags: [quantized, omniquant, {method}]
 | | |
 |---|---|
 | scheme | {scheme}: {bits:.3f} bits a weight of the linears, scales counted |
-| method | {method}, {epochs} epochs on {samples} windows of {seqlen} tokens, seed {seed} |
+| method | {method}, {epochs} on {samples} of {seqlen} tokens, seed {seed} |
 | arithmetic | {arithmetic} |
 | activations | {activations} |
 | at run time | {cost} |
@@ -57,8 +57,8 @@ def model_card(content: Content, title: str, library: str, load: str, half: str 
         title=title,
         scheme=content.scheme,
         bits=bits_per_weight(content.scheme, result.architecture.spec, result.architecture.num_layers),
-        epochs=options.epochs,
-        samples=header.calibration["samples"],
+        epochs=counted(options.epochs, "epoch"),
+        samples=counted(header.calibration["samples"], "window"),
         seqlen=header.calibration["seqlen"],
         seed=options.seed,
         arithmetic=_arithmetic(options.target, half),

@@ -86,7 +86,7 @@ def test_the_card_tells_recipe_cost_and_perplexity(tmp_path):
     card = (path / "README.md").read_text()
     for text in (
         "omniquant-tiny, W4A16 by affinequant",
-        "1 epochs on 4 windows of 64 tokens, seed 3",
+        "1 epoch on 4 windows of 64 tokens, seed 3",
         "calibrated as W4A4, whose activations were left out",
         "every learned map is folded",
         "APPROXIMATE",

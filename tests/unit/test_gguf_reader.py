@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from omniquant.checkpoint import GgufFile, UnsupportedCheckpointError
 from omniquant.checkpoint.gguf_header import StringArray, read_header
 from omniquant.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from omniquant.cli import main
 from omniquant.errors import CheckpointError
 from omniquant.models import load_model
 
@@ -387,3 +388,14 @@ def test_strings_are_decoded_when_asked_for() -> None:
     assert strings[2] == "zwei ü"
     with pytest.raises(CheckpointError, match="x: field 'k': string at byte"):
         _ = strings[3]
+
+
+def test_evaluation_says_what_the_file_had_rounded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = tmp_path / "tokens.npy"
+    np.save(tokens, np.arange(32, dtype=np.int32).reshape(2, 16))
+    for kind, said in {"Q8_0": "(GGUF, dequantized (linears Q8_0", "F32": "(full precision)"}.items():
+        path = write_llama_gguf(tmp_path / f"{kind}.gguf", kind=kind, **SIZES)
+        assert main(["evaluate", str(path), "--data", str(tokens), "--quiet"]) == 0
+        assert said in capsys.readouterr().out

@@ -12,9 +12,9 @@ import omniquant
 from omniquant import CalibrationResult, QuantizedModel
 from omniquant.cli import main
 from omniquant.config.method import METHODS
-from omniquant.errors import CheckpointError, ConfigError, UnsupportedError
+from omniquant.errors import CheckpointError, ConfigError, DataError, UnsupportedError
 from omniquant.mixed import allocation
-from omniquant.plots import plot_allocation
+from omniquant.plots import plot_allocation, save_figure
 from omniquant.progress import Callback
 
 MIXED = {"overrides": ["model.layers.0.*=W8A16", "*.down=W2A16", "layers.1.v=float"]}
@@ -242,3 +242,12 @@ def test_the_figure_shows_costs_and_bits(model):
     assert drawn[6, 1] == pytest.approx(np.log10(measured["layers.1.down"][0]))
     with pytest.raises(UnsupportedError, match="no bits were chosen"):
         plot_allocation(run(model))
+
+
+def test_a_figure_that_cannot_be_written_is_an_error_in_words(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = plot_allocation(run(model, average_bits=3.2))
+    with pytest.raises(DataError, match=r"none/bits\.png: cannot write the figure: No such file"):
+        save_figure(figure, tmp_path / "none" / "bits.png")
+    with pytest.raises(DataError, match=r"bits\.xyz: cannot write the figure: Format 'xyz'"):
+        save_figure(figure, tmp_path / "bits.xyz")

@@ -20,8 +20,8 @@ from omniquant.models.spec import BlockSpec
 from omniquant.threads import resolve_threads
 
 _WINDOWS = 2
-# Passes over all windows beside the training: targets, the quantized stream, losses of rounding, start, end.
-_OTHER_PASSES = 5
+_OTHER_PASSES = 2  # over all windows beside the training: the full-precision stream, the quantized one
+_LOSSES, _JUDGES = 3, 32  # of rounding, start and end, on at most so many windows
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def bench(
     step = block.step_milliseconds(config, chosen, steps, workers)
     forward = block.forward_milliseconds(workers)
     products = step_products(spec, config, chosen, seqlen)
-    a_block = samples * (chosen.epochs * step + (_OTHER_PASSES + chosen.aug_loss) * forward)
+    passes = samples * (_OTHER_PASSES + chosen.aug_loss) + _LOSSES * min(samples, _JUDGES)
+    a_block = samples * chosen.epochs * step + passes * forward
     return BenchResult(
         ms_per_step=step,
         gemm_ms_alone=sum(product.milliseconds(workers, repeats=max(3, steps)) for product in products),

@@ -22,8 +22,8 @@ class BlockReport:
     ----------
     index : int
     loss_rtn, loss_initial, loss_final : float
-        Mean loss over the calibration windows of plain rounding, of the start and of what was kept, the
-        auxiliary term included where it is on.
+        Mean loss over the calibration windows (32, where there are more) of plain rounding, of the start and
+        of what was kept, the auxiliary term included where it is on.
     kept : str
         "final", "best" (iterate), "initial" or "rtn": training never returns anything worse than its start;
         "gptq": error feedback on top lowered the loss.

@@ -82,6 +82,7 @@ oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const
     oq_session s = {0};
     oq_real *initial, *rtn;
     OQ_TRY(oq_session_create(context, &s, spec, weights, options, data));
+    oq_session_judge_few(&s);
     OQ_NEW(context, initial, s.list.total);
     OQ_NEW(context, rtn, s.list.total);
     s.expert_tokens = result->expert_tokens;

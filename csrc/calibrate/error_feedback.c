@@ -117,6 +117,7 @@ oq_code oq_error_feedback(oq_context *context, const oq_block_spec *spec, const 
     plain.products = OQ_PRODUCTS_FLOAT32;
     OQ_TRY(oq_session_create(context, &s, spec, weights, &plain, data));
     OQ_TRY(oq_session_take(context, &s));
+    oq_session_judge_few(&s);
     OQ_TRY(oq_session_evaluate(context, &s, result->theta, options->epochs - 1, &nearest));
     rounding r = {.session = &s, .folded = folded};
     OQ_TRY(create(context, &r));

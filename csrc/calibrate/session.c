@@ -86,6 +86,7 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
     s->options = options;
     s->data = data;
     s->original = weights;
+    s->judges = data->samples;
     OQ_TRY(oq_check_spec(context, spec));
     OQ_TRY(oq_check_options(context, spec, options));
     if (data->samples < 1 || data->tokens < 1)
@@ -143,15 +144,19 @@ oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, do
     return OQ_OK;
 }
 
+void oq_session_judge_few(oq_session *s) { s->judges = s->data->samples < OQ_JUDGES ? s->data->samples : OQ_JUDGES; }
+
+static int64_t judge(const oq_session *s, int64_t i) { return i * s->data->samples / s->judges; }
+
 oq_code oq_session_loss(oq_context *context, oq_session *s, double *loss)
 {
     *loss = 0;
-    for (int64_t i = 0; i < s->data->samples; i++) {
+    for (int64_t i = 0; i < s->judges; i++) {
         double one;
         OQ_TRY(oq_check_cancel(context));
-        oq_session_want(s, i + 1);
-        OQ_TRY(oq_session_window(context, s, i, 1, false, &one));
-        *loss += one / (double)s->data->samples;
+        oq_session_want(s, judge(s, i + 1));
+        OQ_TRY(oq_session_window(context, s, judge(s, i), 1, false, &one));
+        *loss += one / (double)s->judges;
     }
     return OQ_OK;
 }

@@ -13,6 +13,7 @@ typedef struct {
     oq_transformed transformed;
     oq_block_run run;
     oq_saved saved;
+    int64_t judges;        /* windows that tell a loss, evenly among all */
     double *token_weights; /* [N, T] */
     oq_real *y, *dy;       /* [T, H] */
     int32_t *expert_tokens; /* [E] of the full-precision stream; NULL: no experts */
@@ -30,7 +31,11 @@ oq_code oq_session_window(oq_context *context, oq_session *session, int64_t wind
 void oq_session_want(const oq_session *session, int64_t window);
 /* The window is not needed for a while. */
 void oq_session_drop(const oq_session *session, int64_t window);
-/* Mean loss over all windows under the transformed weights as they are. */
+/* Let as many windows as choose between iterates tell the loss: sixteen thousand tokens tell one from another, and
+ * more would take longer than a short training itself. */
+enum { OQ_JUDGES = 32 };
+void oq_session_judge_few(oq_session *session);
+/* Mean loss over the windows that tell it, under the transformed weights as they are. */
 oq_code oq_session_loss(oq_context *context, oq_session *session, double *loss);
 /* The same at theta. */
 oq_code oq_session_evaluate(oq_context *context, oq_session *session, const oq_real *theta, int64_t epoch,

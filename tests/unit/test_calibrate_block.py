@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from random_blocks import Arrays, Case, Draw, dequantized, learnable_shapes, linear_shapes
+from random_blocks import Array, Arrays, Case, Draw, dequantized, learnable_shapes, linear_shapes
 
 from omniquant import _core
 from omniquant.errors import NotDominantError, NotFiniteError
@@ -55,6 +56,36 @@ def test_the_result_is_never_worse_than_its_start_or_rounding(best_iterate: bool
         assert result["loss_final"] <= result["loss_rtn"]
         kept.add(result["kept"])
     assert kept >= {"final", "initial", "rtn"} | ({"best"} if best_iterate else set())
+
+
+def test_losses_are_those_of_32_windows_evenly_where_there_are_more() -> None:
+    case = quantized(0, samples=40, epochs=1, lr_lwc=0.0, lr_let=0.0, lr_rounding=0.0)
+    result = case.calibrate()
+    judges = [i * 40 // 32 for i in range(32)]
+    few = replace(case, x_fp=case.x_fp[judges], x_q=case.x_q[judges], targets=case.targets[judges])
+    if case.aug_targets is not None:
+        few = replace(few, aug_targets=case.aug_targets[judges])
+    loss, _ = few.loss(_core, result["learnables"])
+    assert result["loss_final"] == pytest.approx(loss, rel=1e-6)
+    assert result["trace"][0] == pytest.approx(case.loss(_core, result["learnables"])[0], rel=1e-6)
+
+
+def test_targets_are_given_as_they_are_computed() -> None:
+    case = quantized(1)
+    there = case.calibrate()
+    given: list[int] = []
+    late = replace(case, targets=np.zeros_like(case.targets))
+
+    def put(window: int, y: Array) -> None:
+        given.append(window)
+        late.targets[window] = y
+
+    result = late.calibrate(on_target=put)
+    assert given == [0, 1, 2]
+    np.testing.assert_array_equal(late.targets, case.forward(_core, case.weights, case.x_fp))
+    assert result["loss_rtn"] == pytest.approx(there["loss_rtn"], rel=1e-5)
+    with pytest.raises(ZeroDivisionError):
+        late.calibrate(on_target=lambda window, y: 1 // 0)
 
 
 def test_training_lowers_the_loss() -> None:

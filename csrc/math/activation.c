@@ -28,25 +28,31 @@ OQ_INLINE oq_real value(oq_activation kind, oq_real x)
     return x > 0 ? x : (x != x ? x : 0);
 }
 
-OQ_INLINE oq_real slope(oq_activation kind, oq_real x)
+typedef struct {
+    oq_real value, slope;
+} point;
+
+/* Both, which share their exponential. */
+OQ_INLINE point point_at(oq_activation kind, oq_real x)
 {
     switch (kind) {
     case OQ_SILU: {
         const oq_real s = oq_logistic(x);
-        return s * (1 + x * (1 - s));
+        return (point){x * s, s * (1 + x * (1 - s))};
     }
     case OQ_GELU: {
-        const double z = (double)x;
-        return (oq_real)(0.5 * (1 + erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * exp(-0.5 * z * z));
+        const double z = (double)x, below = 0.5 * (1 + erf(z * 0.7071067811865476));
+        return (point){value(kind, x), (oq_real)(below + z * 0.3989422804014327 * exp(-0.5 * z * z))};
     }
     case OQ_GELU_TANH: {
         const oq_real t = oq_tanh(gelu_inner(x));
         const oq_real inner = (oq_real)SQRT_2_OVER_PI * (1 + 3 * (oq_real)GELU_CUBIC * x * x);
-        return (oq_real)0.5 * (1 + t) + (oq_real)0.5 * x * (1 - t * t) * inner;
+        return (point){(oq_real)0.5 * x * (1 + t),
+                       (oq_real)0.5 * (1 + t) + (oq_real)0.5 * x * (1 - t * t) * inner};
     }
     case OQ_RELU: break;
     }
-    return x > 0;
+    return (point){value(kind, x), x > 0};
 }
 
 /* kind is a constant in each call below, so the switch leaves the loop. */
@@ -65,9 +71,12 @@ OQ_INLINE void backward_kind(const job *j, oq_activation kind, int64_t begin, in
     for (int64_t i = begin; i < end; i += STRIP) {
         const int64_t n = end - i < STRIP ? end - i : STRIP;
         const oq_real *d = j->dout + i, *x = j->gate + i;
-        for (int64_t k = 0; k < n; k++) dvalue[k] = d[k] * slope(kind, x[k]);
+        for (int64_t k = 0; k < n; k++) {
+            const point p = point_at(kind, x[k]);
+            dvalue[k] = d[k] * p.slope;
+            values[k] = d[k] * p.value;
+        }
         if (j->up) {
-            for (int64_t k = 0; k < n; k++) values[k] = d[k] * value(kind, x[k]);
             for (int64_t k = 0; k < n; k++) dvalue[k] *= j->up[i + k];
             memcpy(j->dup + i, values, sizeof *values * (size_t)n);
         }

@@ -49,6 +49,35 @@ OQ_VECTORIZED static void forward_rows(const job *j, int64_t begin, int64_t end)
     }
 }
 
+/* sums [LANES] += of g = dy gain, along [LANES] += of g (x - mean), in double; `lanes` is a constant but at a row's end,
+ * so that they stay in registers. */
+OQ_INLINE void sum_lanes(const oq_real *x, const oq_real *dy, const oq_real *gain, oq_real mean, int64_t lanes,
+                         double *restrict sums, double *restrict along)
+{
+    for (int64_t l = 0; l < lanes; l++) {
+        const double g = (double)dy[l] * (double)gain[l];
+        sums[l] += g;
+        along[l] += g * (double)(x[l] - mean);
+    }
+}
+
+typedef struct {
+    double g, along;
+} row_sums;
+
+OQ_INLINE row_sums sum_row(const oq_real *x, const oq_real *dy, const oq_real *gain, oq_real mean, int64_t width)
+{
+    double sums[LANES] = {0}, along[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) sum_lanes(x + i, dy + i, gain + i, mean, LANES, sums, along);
+    sum_lanes(x + i, dy + i, gain + i, mean, width - i, sums, along);
+    for (int l = 1; l < LANES; l++) {
+        sums[0] += sums[l];
+        along[0] += along[l];
+    }
+    return (row_sums){sums[0], along[0]};
+}
+
 /* With xn = (x - mean) r and g = dy gain: dx = r (g - mean(g) - xn mean(g xn)); RMSNorm drops mean(g). */
 OQ_VECTORIZED static void backward_rows(const job *j, int64_t begin, int64_t end)
 {
@@ -56,15 +85,10 @@ OQ_VECTORIZED static void backward_rows(const job *j, int64_t begin, int64_t end
     for (int64_t row = begin; row < end; row++) {
         const oq_real *x = j->x + row * width, *dy = j->dy + row * width;
         const oq_norm_stats stats = j->saved[row];
-        double along = 0, sum = 0;
-        for (int64_t i = 0; i < width; i++) {
-            const double g = (double)dy[i] * (double)j->gain[i];
-            sum += g;
-            along += g * (double)(x[i] - stats.mean);
-        }
+        const row_sums sums = sum_row(x, dy, j->gain, stats.mean, width);
         const oq_real r = stats.inverse_deviation;
-        const oq_real mean_g = j->shape.kind == OQ_NORM_LAYER ? (oq_real)(sum / (double)width) : 0;
-        const oq_real slope = (oq_real)(along * (double)r * (double)r / (double)width);
+        const oq_real mean_g = j->shape.kind == OQ_NORM_LAYER ? (oq_real)(sums.g / (double)width) : 0;
+        const oq_real slope = (oq_real)(sums.along * (double)r * (double)r / (double)width);
         oq_real *dx = j->dx + row * width;
         for (int64_t i = 0; i < width; i++)
             dx[i] += r * (dy[i] * j->gain[i] - mean_g - (x[i] - stats.mean) * slope);

@@ -9,7 +9,7 @@
 typedef struct {
     int64_t samples, tokens;   /* N windows of T */
     const oq_real *x_fp, *x_q; /* [N, T, H] */
-    const oq_real *target;     /* [N, T, H] block(x_fp); read once on_target, where there is one, has been given all */
+    const oq_real *target;     /* [N, T, H] block(x_fp); where there is an on_target, read when that was given all */
     const oq_real *aug_target; /* [N, T, H] block(x_q), or NULL */
     bool mapped;               /* all of these are mappings of files, whose pages can come and go */
     oq_rope rope;

@@ -144,7 +144,10 @@ oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, do
     return OQ_OK;
 }
 
-void oq_session_judge_few(oq_session *s) { s->judges = s->data->samples < OQ_JUDGES ? s->data->samples : OQ_JUDGES; }
+void oq_session_judge_few(oq_session *s)
+{
+    if (s->judges > OQ_JUDGES) s->judges = OQ_JUDGES;
+}
 
 static int64_t judge(const oq_session *s, int64_t i) { return i * s->data->samples / s->judges; }
 

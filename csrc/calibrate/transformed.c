@@ -44,8 +44,8 @@ static bool has_rows_map(const oq_transformed *t, int linear)
 
 static bool has_input_map(const oq_transformed *t) { return t->map[OQ_SITE_FACTORS].kind != OQ_MAP_NONE; }
 
-/* A diagonal map is left to the quantizer.  Rows' factors commute with all that is done to columns; those of columns
- * do not with a rotation or a Kronecker map behind them. */
+/* A diagonal map is left to the quantizer.  Rows' factors commute with all that is done to columns; those of
+ * columns do not with a rotation or a Kronecker map behind them. */
 static bool scales_rows(const oq_transformed *t, int linear)
 {
     return has_rows_map(t, linear) && !t->map[oq_sites_of(t->spec, linear).rows].square &&
@@ -323,8 +323,9 @@ static oq_code quantizer_backward(oq_context *context, oq_transformed *t, const 
     oq_clip_gradients gradients = clip_gradients(t->list, linear, dtheta);
     if (t->column_factors[linear]) OQ_NEW_ZERO(context, gradients.columns, groups.width);
     if (t->row_factors[linear]) OQ_NEW_ZERO(context, gradients.rows, groups.rows);
-    OQ_TRY(oq_fake_quantize_backward(context, &groups, oq_weight_clip(t, linear, theta), oq_staged_weight(t, linear),
-                                     t->ranges[linear], dw, wanted ? dw : NULL, gradients));
+    OQ_TRY(oq_fake_quantize_backward(context, &groups, oq_weight_clip(t, linear, theta),
+                                     oq_staged_weight(t, linear), t->ranges[linear], dw, wanted ? dw : NULL,
+                                     gradients));
     if (t->column_factors[linear])
         oq_map_factors_backward(&t->map[sites.columns], false, oq_repeat_of(t->spec, sites.columns, linear),
                                 gradients.columns);

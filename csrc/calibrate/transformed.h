@@ -1,9 +1,11 @@
 /* A block under its learnables: maps, transformed weights and biases, fake-quantized weights, and the
  * way back from their gradients to the learnables'.
  *
- *   W --columns map--> --rows map--> --Kronecker map--> W~ --LWC quantizer--> W^      one linear; an online rotation
- *                                                       of its input stands behind the columns' map.  Diagonal
- *                                                       maps are applied by the quantizer, row by row
+ *   W --columns map--> --rows map--> --Kronecker map--> W~ --LWC quantizer--> W^      one linear
+ *
+ * An online rotation of a linear's input stands behind its columns' map.  Diagonal maps are applied by the quantizer,
+ * row by row.
+ *
  *   g --/ s--> g~                                                     a norm with a diagonal map      */
 #ifndef OQ_CALIBRATE_TRANSFORMED_H
 #define OQ_CALIBRATE_TRANSFORMED_H

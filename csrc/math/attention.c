@@ -266,7 +266,8 @@ OQ_VECTORIZED static void softmax_tile_backward(const job *j, const tile *t)
         const oq_real log_sum = j->saved_log_sum[t->head * j->shape.tokens + t->begin + i];
         oq_real *p = t->p + i * t->keys, *dp = t->dp + i * t->keys;
         double along = 0;
-        for (int64_t c = 0; c < d; c++) along += (double)j->dout.real[offset + c] * (double)j->saved_out[offset + c];
+        for (int64_t c = 0; c < d; c++)
+            along += (double)j->dout.real[offset + c] * (double)j->saved_out[offset + c];
         const oq_real mean = (oq_real)along;
         if (shaped) shaped_row_backward(j, t, t->begin + i, log_sum, mean, p, dp);
         for (int64_t c = first; !shaped && c < visible; c++) {

@@ -49,8 +49,8 @@ OQ_VECTORIZED static void forward_rows(const job *j, int64_t begin, int64_t end)
     }
 }
 
-/* sums [LANES] += of g = dy gain, along [LANES] += of g (x - mean), in double; `lanes` is a constant but at a row's end,
- * so that they stay in registers. */
+/* sums [LANES] += of g = dy gain, along [LANES] += of g (x - mean), in double; `lanes` is a constant but at a row's
+ * end, so that they stay in registers. */
 OQ_INLINE void sum_lanes(const oq_real *x, const oq_real *dy, const oq_real *gain, oq_real mean, int64_t lanes,
                          double *restrict sums, double *restrict along)
 {

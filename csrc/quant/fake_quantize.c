@@ -128,8 +128,10 @@ OQ_INLINE double backward_run(const job *j, const oq_real *x, int64_t offset, oq
     return oq_fake_quantize_values_backward(x, j->clip.offset + offset, dout, dx, dv, n, grid);
 }
 
-/* One group: its values x as the quantizer saw them, their gradient dx (may be NULL), the group's and their place. */
-OQ_INLINE void backward_group(const job *j, const oq_real *x, oq_real *dx, int64_t index, int64_t offset, int64_t n)
+/* One group: its values x as the quantizer saw them, their gradient dx (may be NULL); index and offset: the group's
+ * place and theirs. */
+OQ_INLINE void backward_group(const job *j, const oq_real *x, oq_real *dx, int64_t index, int64_t offset,
+                              int64_t n)
 {
     const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
     const oq_grid grid = oq_grid_from_range(j->groups->quantizer, clip_range);

@@ -1,5 +1,5 @@
-/* One group of values on one grid: its range, its codes and their forms, the straight-through gradients.  Inline, so
- * that loops are compiled for the ISA of whoever calls them. */
+/* One group of values on one grid: its range, its codes and their forms, the straight-through gradients.  Inline,
+ * so that loops are compiled for the ISA of whoever calls them. */
 #ifndef OQ_QUANT_GROUP_H
 #define OQ_QUANT_GROUP_H
 
@@ -95,7 +95,8 @@ OQ_INLINE double oq_fake_quantize_values_backward(const oq_real *x, const oq_rea
     for (; i + OQ_GROUP_LANES <= n; i += OQ_GROUP_LANES)
         oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid,
                           OQ_GROUP_LANES, sums);
-    oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i, sums);
+    oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i,
+                      sums);
     double total = 0;
     for (int j = 0; j < OQ_GROUP_LANES; j++) total += (double)sums[j];
     return total;

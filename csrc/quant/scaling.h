@@ -42,8 +42,8 @@ OQ_INLINE void oq_scaling_lanes(const oq_real *restrict x, const oq_real *restri
     }
 }
 
-/* d [width], the gradient of the scaled row, becomes that of x where that is wanted; returns that of the row's factor.
- * columns and dcolumns are NULL together. */
+/* d [width], the gradient of the scaled row, becomes that of x where that is wanted; returns that of the row's
+ * factor.  columns and dcolumns are NULL together. */
 OQ_INLINE double oq_scale_run_backward(const oq_real *restrict x, const oq_real *restrict columns, oq_real factor,
                                        bool wanted, oq_real *restrict d, oq_real *restrict dcolumns, int64_t width)
 {

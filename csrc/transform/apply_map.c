@@ -7,7 +7,10 @@
 
 /* ---- diagonal maps as factors --------------------------------------------- */
 
-static int64_t channels(const oq_map *map, int64_t repeat) { return map->affine.blocks * repeat * map->affine.width; }
+static int64_t channels(const oq_map *map, int64_t repeat)
+{
+    return map->affine.blocks * repeat * map->affine.width;
+}
 
 /* The map's channel behind channel c of the matrix. */
 static int64_t shared(const oq_map *map, int64_t repeat, int64_t c)

@@ -27,5 +27,6 @@ void test_parallel(void);
 void test_products(void);
 void test_inverse(void);
 void test_kernels(void);
+void test_scaling(void);
 
 #endif

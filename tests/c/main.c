@@ -9,6 +9,7 @@ int main(void) {
     test_products();
     test_inverse();
     test_kernels();
+    test_scaling();
     printf("%d failed\n", failed_checks);
     return failed_checks != 0;
 }

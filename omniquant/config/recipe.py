@@ -20,8 +20,10 @@ _LEARNED_ROUNDING: dict[str, Any] = {
     "lr_rounding": 2.0,
     "aug_loss": False,
 }
+# Where activations are rounded too, offsets in round() on top of a method's own rates.
+_ROUNDED_TOO: dict[str, Any] = {"rounding": "learned", "schedule": "cosine", "lr_rounding": 5.0}
 # Certified Kronecker maps of every input behind Hadamard rotations, clipped activations: all at run time.
-_ONLINE_MAPS: dict[str, Any] = {
+_ONLINE_MAPS: dict[str, Any] = _ROUNDED_TOO | {
     "rotation": "online",
     "input_map": "kronecker",
     "lac": True,
@@ -55,4 +57,4 @@ def recipe_for(
         return "omniquant", _LEARNED_ROUNDING | start | {"epochs": 12 if scheme.w_bits == 2 else 3}
     if scheme.a_bits <= 4 and target == "any" and online:
         return "affinequant", _ONLINE_MAPS
-    return "omniquant", {}
+    return "omniquant", _ROUNDED_TOO

@@ -250,8 +250,8 @@ def test_hash_sees_every_difference():
     [
         ("W4A16", "omniquant", "learned", "none"),
         ("W2A16g64", "omniquant", "learned", "none"),
-        ("W4A4", "affinequant", "nearest", "online"),
-        ("W6A6", "omniquant", "nearest", "none"),
+        ("W4A4", "affinequant", "learned", "online"),
+        ("W6A6", "omniquant", "learned", "none"),
         ("W16A16", "rtn", "nearest", "none"),
     ],
 )

@@ -20,15 +20,15 @@ _LEARNED_ROUNDING: dict[str, Any] = {
     "lr_rounding": 2.0,
     "aug_loss": False,
 }
-# Where activations are rounded too, offsets in round() on top of a method's own rates.
-_ROUNDED_TOO: dict[str, Any] = {"rounding": "learned", "schedule": "cosine", "lr_rounding": 5.0}
+# Where activations are rounded too, the offsets go further: at W4A4 more of the loss is theirs to win.
+_ROUNDED_TOO: dict[str, Any] = {"rounding": "learned", "schedule": "cosine", "lr_rounding": 5.0, "epochs": 6}
+_FOLDED: dict[str, Any] = _ROUNDED_TOO | {"lr_lwc": 0.05, "lr_let": 0.03}
 # Certified Kronecker maps of every input behind Hadamard rotations, clipped activations: all at run time.
 _ONLINE_MAPS: dict[str, Any] = _ROUNDED_TOO | {
     "rotation": "online",
     "input_map": "kronecker",
     "lac": True,
     "loss": "relative",
-    "epochs": 6,
 }
 
 
@@ -57,4 +57,4 @@ def recipe_for(
         return "omniquant", _LEARNED_ROUNDING | start | {"epochs": 12 if scheme.w_bits == 2 else 3}
     if scheme.a_bits <= 4 and target == "any" and online:
         return "affinequant", _ONLINE_MAPS
-    return "omniquant", _ROUNDED_TOO
+    return "omniquant", _FOLDED

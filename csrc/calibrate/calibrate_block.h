@@ -6,6 +6,9 @@
 #include "calibrate/trainer.h"
 #include "calibrate/transformed.h"
 
+/* Given block(x_fp) of a window [T, H]; anything but OQ_OK ends the calibration with that code. */
+typedef oq_code (*oq_target_hook)(void *user, int64_t window, const oq_real *y);
+
 typedef struct {
     int64_t samples, tokens;   /* N windows of T */
     const oq_real *x_fp, *x_q; /* [N, T, H] */
@@ -13,9 +16,7 @@ typedef struct {
     const oq_real *aug_target; /* [N, T, H] block(x_q), or NULL */
     bool mapped;               /* all of these are mappings of files, whose pages can come and go */
     oq_rope rope;
-    /* Given block(x_fp) of a window [T, H], which the start of a calibration computes anyway, to put it where
-     * `target` shows it.  NULL: it is there. */
-    oq_code (*on_target)(void *user, int64_t window, const oq_real *y);
+    oq_target_hook on_target; /* puts what the start computes anyway where `target` shows it; NULL: it is there */
     void *user;
 } oq_calibration_data;
 

@@ -129,8 +129,7 @@ static oq_code pass(oq_context *context, oq_session *s, int64_t window, double s
     *loss = oq_loss(s->y, s->data->target + offset, token_weights, dy, T, H);
     if (s->data->aug_target) *loss += oq_loss(s->y, s->data->aug_target + offset, token_weights, dy, T, H);
     if (!learn) return OQ_OK;
-    if (share != 1)
-        for (int64_t i = 0; i < T * H; i++) dy[i] *= (oq_real)share;
+    if (share != 1) oq_scale(dy, (oq_real)share, T * H);
     const oq_block_gradients gradients = oq_transformed_gradients(&s->transformed);
     s->transformed.fresh = false;
     return oq_block_backward(context, &s->run, &weights, &s->saved, dy, &gradients);

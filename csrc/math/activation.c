@@ -42,7 +42,7 @@ OQ_INLINE point point_at(oq_activation kind, oq_real x)
     }
     case OQ_GELU: {
         const double z = (double)x, below = 0.5 * (1 + erf(z * 0.7071067811865476));
-        return (point){value(kind, x), (oq_real)(below + z * 0.3989422804014327 * exp(-0.5 * z * z))};
+        return (point){(oq_real)(z * below), (oq_real)(below + z * 0.3989422804014327 * exp(-0.5 * z * z))};
     }
     case OQ_GELU_TANH: {
         const oq_real t = oq_tanh(gelu_inner(x));

@@ -66,9 +66,9 @@ static operand part_of(operand x, int64_t row, int64_t head, int64_t head_dim)
 }
 
 /* A tile's p or dp, rounded where products take halves. */
-OQ_VECTORIZED static operand rounded(const tile *t, const oq_real *restrict x, uint16_t *restrict half)
+static operand rounded(const tile *t, const oq_real *x, uint16_t *half)
 {
-    for (int64_t i = 0; half && i < t->rows * t->keys; i++) half[i] = oq_bf16_of(x[i]);
+    if (half) oq_bf16_round(x, half, t->rows * t->keys);
     return (operand){x, half, t->keys};
 }
 
@@ -98,11 +98,6 @@ static oq_code multiply_floats(const product *p)
                                           .ldc = p->ldc});
 }
 
-OQ_VECTORIZED static void scale_all(oq_real *x, oq_real factor, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) x[i] *= factor;
-}
-
 /* The library neither scales nor adds: results that are are [m, n] without gaps. */
 static oq_code multiply_halves(const product *p, oq_real *part)
 {
@@ -117,7 +112,7 @@ static oq_code multiply_halves(const product *p, oq_real *part)
                                                     .ldb = p->b.ld,
                                                     .c = p->accumulate ? part : p->c,
                                                     .ldc = p->ldc}));
-    if (p->alpha != 1) scale_all(p->c, p->alpha, p->m * p->n);
+    if (p->alpha != 1) oq_scale(p->c, p->alpha, p->m * p->n);
     if (p->accumulate) oq_add(p->c, part, p->m * p->n);
     return OQ_OK;
 }

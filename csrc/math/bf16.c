@@ -13,7 +13,7 @@ typedef struct {
     int64_t count;
 } job;
 
-OQ_VECTORIZED static void round_range(const oq_real *restrict x, uint16_t *restrict to, int64_t count)
+OQ_VECTORIZED void oq_bf16_round(const oq_real *restrict x, uint16_t *restrict to, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) to[i] = oq_bf16_of(x[i]);
 }
@@ -23,7 +23,7 @@ static void round_chunk(void *user, int64_t item, int worker)
     const job *j = user;
     const int64_t begin = item * CHUNK, left = j->count - begin;
     (void)worker;
-    round_range(j->x + begin, j->to + begin, left < CHUNK ? left : CHUNK);
+    oq_bf16_round(j->x + begin, j->to + begin, left < CHUNK ? left : CHUNK);
 }
 
 void oq_bf16_from_real(const oq_context *context, const oq_real *x, uint16_t *to, int64_t count)

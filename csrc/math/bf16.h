@@ -16,7 +16,8 @@ static inline uint16_t oq_bf16_of(oq_real x)
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-/* to [count] = x [count] rounded. */
+/* to [count] = x [count] rounded: on the calling thread, and on all. */
+void oq_bf16_round(const oq_real *restrict x, uint16_t *restrict to, int64_t count);
 void oq_bf16_from_real(const oq_context *context, const oq_real *x, uint16_t *to, int64_t count);
 
 /* C [m, n] (+)= op(A) [m, k] op(B) [k, n], A and B rows of bfloat16, sums in float; see oq_gemm_args for op and

@@ -7,6 +7,11 @@ OQ_VECTORIZED void oq_add(oq_real *to, const oq_real *x, int64_t count)
     for (int64_t i = 0; i < count; i++) to[i] += x[i];
 }
 
+OQ_VECTORIZED void oq_scale(oq_real *x, oq_real factor, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) x[i] *= factor;
+}
+
 OQ_VECTORIZED void oq_add_to_rows(oq_real *rows, const oq_real *bias, int64_t count, int64_t width)
 {
     for (int64_t r = 0; r < count; r++)

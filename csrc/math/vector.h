@@ -6,6 +6,7 @@
 #include "base/real.h"
 
 void oq_add(oq_real *to, const oq_real *x, int64_t count); /* to += x */
+void oq_scale(oq_real *x, oq_real factor, int64_t count);   /* x *= factor */
 void oq_add_to_rows(oq_real *rows, const oq_real *bias, int64_t count,
                     int64_t width); /* rows [count, width] += bias */
 /* sums [width] += column sums of x [rows, width], in double and in row order. */

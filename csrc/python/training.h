@@ -2,7 +2,7 @@
 #ifndef OQ_PYTHON_TRAINING_H
 #define OQ_PYTHON_TRAINING_H
 
-#include "calibrate/trainer.h"
+#include "calibrate/calibrate_block.h"
 #include "python/learned.h"
 
 /* Who is told; each callback may be NULL. */
@@ -16,7 +16,6 @@ typedef struct {
 oq_hooks oq_python_hooks(oq_listener *listener);
 
 /* The hook of oq_calibration_data, with the same listener; NULL where nobody listens. */
-typedef oq_code (*oq_target_hook)(void *user, int64_t window, const oq_real *y);
 oq_target_hook oq_python_target_hook(const oq_listener *listener);
 
 /* The result's dict, with the call's array `trace`; takes over the reference to `learnables` (NULL with an

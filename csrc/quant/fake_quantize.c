@@ -1,7 +1,5 @@
 #include "quant/fake_quantize.h"
 
-#include <string.h>
-
 #include "base/parallel.h"
 #include "quant/group.h"
 #include "quant/lwc.h"
@@ -24,7 +22,7 @@ typedef struct {
     oq_real *scale_out;
     const oq_real *scale_in;
     double *tape; /* [rows, width, 2], double build alone */
-    oq_real *scaled, *dscaled; /* [workers, width] where x is scaled */
+    oq_real *scaled, *dscaled; /* [workers, width] where x is scaled; gradients that have no place in out */
     oq_real *dcolumns;         /* [chunks, width], summed in their order afterwards */
 } job;
 
@@ -153,7 +151,14 @@ OQ_INLINE void scaling_backward(const job *j, span at, int64_t row, oq_real *dsc
     const int64_t width = j->groups->width;
     const oq_scaling_gradients into = {j->dcolumns ? j->dcolumns + at.chunk * width : NULL, j->dclip.rows};
     oq_scale_values_backward(&j->clip.scaling, &into, row, j->x + row * width, j->out, dscaled, width);
-    if (j->out) memcpy(j->out + row * width, dscaled, sizeof *dscaled * (size_t)width);
+}
+
+/* Where the gradient of a row goes; NULL: nobody wants it. */
+OQ_INLINE oq_real *gradient_row(const job *j, span at, int64_t row)
+{
+    const int64_t width = j->groups->width;
+    if (j->out) return j->out + row * width;
+    return j->dscaled ? j->dscaled + at.worker * width : NULL;
 }
 
 OQ_VECTORIZED static void backward_rows(const job *j, span at)
@@ -162,7 +167,7 @@ OQ_VECTORIZED static void backward_rows(const job *j, span at)
     const int64_t per_row = oq_groups_per_row(g);
     for (int64_t row = at.begin; row < at.end; row++) {
         const oq_real *x = scaled_row(j, at, row);
-        oq_real *dx = j->scaled ? j->dscaled + at.worker * g->width : j->out ? j->out + row * g->width : NULL;
+        oq_real *dx = gradient_row(j, at, row);
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t begin = k * g->group;
             backward_group(j, x + begin, dx ? dx + begin : NULL, row * per_row + k, row * g->width + begin,
@@ -223,10 +228,7 @@ static void run_chunk(void *user, int64_t item, int worker)
 static oq_code over_rows(oq_context *context, job *j, void (*rows)(const job *, span))
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    if (oq_is_scaled(&j->clip.scaling)) {
-        OQ_NEW(context, j->scaled, context->threads * j->groups->width);
-        OQ_NEW(context, j->dscaled, context->threads * j->groups->width);
-    }
+    if (oq_is_scaled(&j->clip.scaling)) OQ_NEW(context, j->scaled, context->threads * j->groups->width);
     const row_task task = {.job = j, .rows = rows};
     oq_parallel_for(context->threads, chunks_of(j->groups), run_chunk, (void *)&task);
     oq_arena_rewind(context->arena, mark);
@@ -280,6 +282,7 @@ oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, 
              .out = dx,
              .saved_ranges = ranges,
              .dclip = dclip};
+    if (oq_is_scaled(&clip.scaling) && !dx) OQ_NEW(context, j.dscaled, context->threads * groups->width);
     if (clip.scaling.columns) OQ_NEW_ZERO(context, j.dcolumns, chunks_of(groups) * groups->width);
     OQ_TRY(over_rows(context, &j, backward_rows));
     if (clip.scaling.columns) sum_chunks(groups, j.dcolumns, dclip.columns);

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "math/gemm.h"
+#include "math/vector.h"
 #include "transform/let.h"
 #include "transform/map.h"
 
@@ -39,7 +40,7 @@ static void diagonal_rows(const oq_map *map, bool inverse, int64_t repeat, const
     const int64_t rows = channels(map, repeat);
     const oq_real *s = inverse ? map->inverse : map->a;
     if (out != w) memcpy(out, w, sizeof *out * (size_t)(rows * width));
-    for (int64_t r = 0; r < rows; r++) oq_scale_row(out + r * width, s[shared(map, repeat, r)], width);
+    for (int64_t r = 0; r < rows; r++) oq_scale(out + r * width, s[shared(map, repeat, r)], width);
 }
 
 static void diagonal_rows_backward(oq_map *map, bool inverse, int64_t repeat, const oq_real *w,

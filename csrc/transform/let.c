@@ -18,11 +18,6 @@ OQ_VECTORIZED void oq_scale_columns(oq_real *w, const oq_real *s, int64_t rows, 
         for (int64_t i = 0; i < width; i++) w[r * width + i] *= s[i];
 }
 
-OQ_VECTORIZED void oq_scale_row(oq_real *row, oq_real factor, int64_t width)
-{
-    for (int64_t i = 0; i < width; i++) row[i] *= factor;
-}
-
 OQ_VECTORIZED void oq_scale_columns_backward(const oq_real *w, const oq_real *dy, double *ds, int64_t rows,
                                              int64_t width)
 {

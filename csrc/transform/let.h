@@ -12,9 +12,8 @@ oq_real oq_let_init(double activation_max, double weight_max, double alpha);
 /* |s_i| >= OQ_LET_FLOOR, sign kept; the gradient is the identity. */
 void oq_let_floor(oq_real *s, int64_t count);
 
-/* w [rows, width]: columns times s, or divided; rows times r, or divided. In place. */
+/* w [rows, width]: columns times s. In place. */
 void oq_scale_columns(oq_real *w, const oq_real *s, int64_t rows, int64_t width);
-void oq_scale_row(oq_real *row, oq_real factor, int64_t width);
 /* ds [width] += column sums of dy * w, for y = w * s: in double, in row order. scratch [width]. */
 void oq_scale_columns_backward(const oq_real *w, const oq_real *dy, double *ds, int64_t rows, int64_t width);
 /* sum_j dy_j w_j, for y = r w. */

@@ -80,6 +80,10 @@ def core(name: str, **macros: str | None) -> Extension:
 class BuildCore(build_ext):
     """Compiles the files of a module side by side, each module in a folder of its own."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = None  # -j would build both modules at once, one's objects in the other's folder
+
     def build_extension(self, ext: Extension) -> None:
         folder, compile_all = self.build_temp, self.compiler.compile
 

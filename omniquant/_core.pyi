@@ -1,7 +1,7 @@
 """The C core. ``_core_double``, built for tests only, has the same functions in double precision."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ def matmul(
     transpose_a: bool = False,
     transpose_b: bool = False,
     threads: int = 1,
-    reference: bool = False,
+    by: Literal["best", "reference", "avx2"] = "best",
 ) -> npt.NDArray[np.float32]:
     """op(a) [m, k] @ op(b) [k, n]; the same bits at any number of threads (0: all)."""
 

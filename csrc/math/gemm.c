@@ -2,6 +2,7 @@
 
 #include "math/gemm_panels.h"
 #include "math/onednn.h"
+#include "math/sgemm_avx2.h"
 
 static bool use_onednn(const oq_gemm_args *args)
 {
@@ -16,6 +17,10 @@ static bool use_onednn(const oq_gemm_args *args)
 oq_code oq_gemm_serial(const oq_gemm_args *args)
 {
     if (args->m <= 0 || args->n <= 0) return OQ_OK;
+    if (oq_sgemm_avx2_pays(args)) {
+        oq_sgemm_avx2(args);
+        return OQ_OK;
+    }
     if (!use_onednn(args)) {
         oq_gemm_reference(args);
         return OQ_OK;

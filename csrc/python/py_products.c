@@ -1,6 +1,7 @@
 /* The plain products behind everything, for tests and benchmarks. */
 #include "math/gemm.h"
 #include "math/inverse.h"
+#include "math/sgemm_avx2.h"
 #include "python/function.h"
 #include "python/topics.h"
 #include "quant/bare_product.h"
@@ -8,7 +9,8 @@
 struct values {
     const oq_real *a, *b;
     const double *square;
-    bool transpose_a, transpose_b, reference, pivot;
+    bool transpose_a, transpose_b, pivot;
+    unsigned by;
     oq_real *product;
     double *inverse;
     oq_products kind;
@@ -29,13 +31,17 @@ static int product_sizes(oq_call *call, values *v)
     return -1;
 }
 
+/* The fastest here, or one of ours by name. */
+enum { BEST, REFERENCE, AVX2 };
+static const char *const ways[] = {"best", "reference", "avx2", NULL};
+
 static const oq_argument matmul_arguments[] = {
     OQ_ARRAY(a, "rs"),
     OQ_ARRAY(b, "tu"),
     OQ_SCALAR(transpose_a, .flags = OQ_KEYWORD),
     OQ_SCALAR(transpose_b, .flags = OQ_KEYWORD),
     OQ_THREADS,
-    OQ_SCALAR(reference, .flags = OQ_KEYWORD),
+    OQ_SCALAR(by, .flags = OQ_KEYWORD, .choices = ways),
     OQ_DERIVED(product_sizes),
     OQ_RESULT(product, "mn"),
 };
@@ -54,8 +60,13 @@ static oq_code matmul_run(oq_call *call, values *v)
                             .ldb = oq_size(call, 'u'),
                             .ldc = oq_size(call, 'n'),
                             .c = v->product};
-    if (!v->reference) return oq_gemm(&call->context, &g);
-    oq_gemm_reference(&g);
+    if (v->by == BEST) return oq_gemm(&call->context, &g);
+    if (v->by == AVX2 && !oq_sgemm_avx2_runs())
+        return oq_fail(&call->context, OQ_UNSUPPORTED, "by: this processor has no avx2");
+    if (v->by == AVX2)
+        oq_sgemm_avx2(&g);
+    else
+        oq_gemm_reference(&g);
     return OQ_OK;
 }
 

@@ -16,7 +16,7 @@ SQUARE = RNG.standard_normal((120, 120)) + 60 * np.eye(120)
 
 CALLS: dict[str, Function] = {
     "matmul": lambda: _core.matmul(A, A, transpose_b=True, threads=2),
-    "matmul reference": lambda: _core.matmul(A, A, transpose_b=True, reference=True),
+    "matmul reference": lambda: _core.matmul(A, A, transpose_b=True, by="reference"),
     "inverse": lambda: _core.inverse(SQUARE),
     "inverse pivoting": lambda: _core.inverse(SQUARE, pivot=True, threads=2),
 }

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from layouts import layouts, refused
+from ways import WAYS
 
 from omniquant import _core
 
@@ -25,7 +26,7 @@ def right(x: npt.NDArray[np.generic]) -> Floats:
 
 def plain(x: npt.NDArray[np.generic]) -> Floats:
     """No assembler: here a sanitizer sees what alignment the reads rely on."""
-    return _core.matmul(x, WEIGHT, reference=True)
+    return _core.matmul(x, WEIGHT, by="reference")
 
 
 FUNCTIONS = {"matmul a": left, "matmul b": right, "reference": plain, "inverse": _core.inverse}
@@ -84,8 +85,8 @@ def test_inverse_wants_a_square() -> None:
 @pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0), (1, 1, 1)])
 def test_empty_and_single(m: int, k: int, n: int) -> None:
     a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
-    for reference in (False, True):
-        result = _core.matmul(a, b, reference=reference)
+    for by in WAYS:
+        result = _core.matmul(a, b, by=by)
         assert result.shape == (m, n)
         np.testing.assert_array_equal(result, np.full((m, n), k, np.float32))
 
@@ -100,8 +101,8 @@ def test_not_finite_numbers_go_through_products_as_in_numpy(bad: float) -> None:
     a[2, 1] = bad
     with np.errstate(invalid="ignore"):
         expected = a @ b
-    for reference in (False, True):
-        np.testing.assert_array_equal(_core.matmul(a, b, reference=reference), expected)
+    for by in WAYS:
+        np.testing.assert_array_equal(_core.matmul(a, b, by=by), expected)
 
 
 def test_negative_thread_counts_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Products: oneDNN and the reference twin against NumPy in double, and the same bits at any thread count."""
+"""Products: oneDNN, AVX2's and the reference against NumPy in double, and the same bits at any thread count."""
 
 import itertools
 import os
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import pytest
+from ways import WAYS
 
 from omniquant import _core
 
@@ -22,30 +23,30 @@ def operands(rng: np.random.Generator, m: int, n: int, k: int, ta: bool, tb: boo
     return a, b
 
 
-def check(a: Floats, b: Floats, ta: bool, tb: bool, reference: bool) -> None:
+def check(a: Floats, b: Floats, ta: bool, tb: bool, by: str) -> None:
     """|error| <= 2 k eps |a| |b|: the bound of any order of summation."""
     left, right = (a.T if ta else a).astype(np.float64), (b.T if tb else b).astype(np.float64)
     bound = 2 * left.shape[1] * np.finfo(np.float32).eps * (np.abs(left) @ np.abs(right)) + 1e-30
-    result = _core.matmul(a, b, transpose_a=ta, transpose_b=tb, reference=reference)
+    result = _core.matmul(a, b, transpose_a=ta, transpose_b=tb, by=by)
     assert result.shape == bound.shape
     assert (np.abs(result - left @ right) <= bound).all()
 
 
-@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize(("ta", "tb"), TRANSPOSES)
-def test_odd_shapes(ta: bool, tb: bool, reference: bool) -> None:
+def test_odd_shapes(ta: bool, tb: bool, by: str) -> None:
     rng = np.random.default_rng(1)
     for m, n, k in rng.integers(1, 68, (150, 3)).tolist():
-        check(*operands(rng, m, n, k, ta, tb), ta, tb, reference)
+        check(*operands(rng, m, n, k, ta, tb), ta, tb, by)
 
 
-@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize(("ta", "tb"), TRANSPOSES)
 @pytest.mark.parametrize(
     "shape", [(300, 70, 130), (70, 300, 130), (257, 1030, 65), (1, 1500, 900), (1500, 1, 900), (65, 129, 257)]
 )
-def test_shapes_cut_into_panels(shape: tuple[int, int, int], ta: bool, tb: bool, reference: bool) -> None:
-    check(*operands(np.random.default_rng(2), *shape, ta, tb), ta, tb, reference)
+def test_shapes_cut_into_panels(shape: tuple[int, int, int], ta: bool, tb: bool, by: str) -> None:
+    check(*operands(np.random.default_rng(2), *shape, ta, tb), ta, tb, by)
 
 
 @pytest.mark.parametrize(("ta", "tb"), TRANSPOSES)

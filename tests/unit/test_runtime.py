@@ -144,7 +144,7 @@ def test_import_and_products_leave_rounding_and_subnormals_alone() -> None:
         "_core.matmul(a, a, threads=2); _core.inverse(np.eye(100), threads=2);"
         "assert third() == before; assert tiny * np.float64(1) == tiny;"
         "assert np.float32(1e-40) * np.float32(1) > 0;"
-        "s = _core.matmul(np.full((2, 2), 1e-30, 'f4'), np.full((2, 2), 1e-10, 'f4'), reference=True);"
+        "s = _core.matmul(np.full((2, 2), 1e-30, 'f4'), np.full((2, 2), 1e-10, 'f4'), by='reference');"
         "assert (s > 0).all(), s; print('unchanged')"
     )
     assert run(program).stdout == "unchanged\n"

@@ -25,6 +25,8 @@ def time_product(
     *,
     transpose_a: bool = False,
     transpose_b: bool = False,
+    a_bits: int = 8,
+    b_bits: int = 8,
     repeats: int = 3,
     threads: int = 1,
 ) -> npt.NDArray[np.float64]:

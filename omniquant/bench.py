@@ -26,7 +26,7 @@ _LOSSES, _JUDGES = 3, 32  # of rounding, start and end, on at most so many windo
 
 @dataclass(frozen=True)
 class Product:
-    """One product of a step: C [m, n] = op(A) op(B), k deep."""
+    """One product of a step: C [m, n] = op(A) op(B), k deep; integers of a_bits and b_bits."""
 
     kind: str
     m: int
@@ -34,6 +34,8 @@ class Product:
     k: int
     transpose_a: bool = False
     transpose_b: bool = False
+    a_bits: int = 8
+    b_bits: int = 8
 
     def milliseconds(self, threads: int, repeats: int) -> float:
         """Return the median time of the bare product."""
@@ -49,7 +51,7 @@ class BenchResult:
     ms_per_step : float
         Median milliseconds of an optimiser step of one window, forward and backward.
     gemm_ms_alone : float
-        The products of the linears of such a step, run bare through oneDNN at the same kinds.
+        The products of the linears of such a step, run bare at the same kinds.
     ms_per_forward : float
         Milliseconds of a forward pass of one window in float32.
     precision : str
@@ -145,9 +147,10 @@ def step_products(
     for name, (rows, out, width) in _products_of(spec, tokens):
         exact = options.products != "float32" and scheme.a_bits <= 8 and scheme.groups(width) == 1
         fits = scheme.w_bits <= 7 or (scheme.w_bits == 8 and scheme.w_symmetric)
-        products.append(
-            Product("integer" if exact and fits else backward, rows, out, width, transpose_b=True)
-        )
+        forward = Product(backward, rows, out, width, transpose_b=True)
+        if exact and fits:
+            forward = replace(forward, kind="integer", a_bits=scheme.a_bits, b_bits=scheme.w_bits)
+        products.append(forward)
         products.append(Product(backward, out, width, rows, transpose_a=True))
         # Nothing before the first norm is learned but the norm's own map.
         if name not in ("q", "k", "v") or options.norm_map != "none":

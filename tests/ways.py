@@ -1,5 +1,8 @@
-"""The products `_core.matmul` has here, by name."""
+"""What this machine multiplies with: products of `_core.matmul`, and kinds of products of a training step."""
 
 from omniquant import _core
 
-WAYS = ["best", "reference"] + ["avx2"] * ("avx2" in _core.runtime_info()["cpu"].split())
+INFO = _core.runtime_info()
+WAYS = ["best", "reference"] + ["avx2"] * ("avx2" in INFO["cpu"].split())
+KINDS = ("float32", "integer", "bfloat16")
+AVAILABLE = KINDS[: KINDS.index(INFO["products"]) + 1]

@@ -43,6 +43,7 @@ oq_code oq_forms_create(oq_context *context, const oq_block_run *run, int64_t ro
     if (!run->bf16) OQ_NEW(context, forms->real, rows * width);
     if (!run->integer) return OQ_OK;
     OQ_NEW(context, forms->codes, rows * width);
+    forms->most = (1 << run->quantizers->x.bits) - 1;
     OQ_NEW(context, forms->scale, rows);
     OQ_NEW(context, forms->zero, rows);
     return OQ_OK;

@@ -103,6 +103,7 @@ static oq_code create_forms(oq_context *context, oq_transformed *t, int linear)
     if (!forms->half) OQ_NEW(context, forms->real, count);
     if (!oq_has_integer_linear(t->spec, t->options, linear)) return OQ_OK;
     OQ_NEW(context, forms->centred, count);
+    forms->most = oq_most_centred(groups.quantizer);
     OQ_NEW(context, forms->scale, shape.out);
     OQ_NEW(context, forms->sum, shape.out);
     return OQ_OK;

@@ -12,11 +12,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(OQ_DOUBLE)
 
-#include <immintrin.h>
-
-#define AVX2 __attribute__((target("avx2,fma")))
-#define INLINE AVX2 static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#include "math/avx2.h"
 
 enum {
     ROWS = 6,   /* of C in registers: 12 accumulators, two vectors of B and one of A fill the 16 there are */
@@ -35,35 +31,12 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- packing ---------------------------------------------------------------- */
 
-/* to [8, 8] transposed. */
-INLINE void transpose(const __m256 x[8], __m256 to[8])
-{
-    __m256 pairs[8], fours[8];
-    UNROLL for (int i = 0; i < 8; i += 2)
-    {
-        pairs[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
-        pairs[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 8; i += 4)
-    {
-        fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
-        fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
-        fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
-        fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
-    }
-    UNROLL for (int i = 0; i < 4; i++)
-    {
-        to[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
-        to[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
-    }
-}
-
 /* to [8 of k, 8 rows], `width` apart, of 8 of k of some rows; the lanes of missing rows are zeros. */
 INLINE void transpose_block(float *to, const int width, const float *x, int64_t ld, const int rows)
 {
     __m256 in[8], out[8];
     UNROLL for (int j = 0; j < 8; j++) in[j] = j < rows ? _mm256_loadu_ps(x + j * ld) : _mm256_setzero_ps();
-    transpose(in, out);
+    oq_transpose_8x8(in, out);
     UNROLL for (int p = 0; p < 8; p++) _mm256_storeu_ps(to + p * width, out[p]);
 }
 

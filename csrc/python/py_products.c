@@ -13,8 +13,8 @@ struct values {
     unsigned by;
     oq_real *product;
     double *inverse;
-    oq_products kind;
-    int64_t m, n, k, repeats;
+    oq_bare_product bare;
+    int64_t repeats;
     double *seconds;
 };
 
@@ -89,12 +89,14 @@ static int times(oq_call *call, values *v)
 }
 
 static const oq_argument time_product_arguments[] = {
-    OQ_SCALAR(kind, .choices = oq_products_names),
-    OQ_SCALAR(m, .range = "[1, 1e6]"),
-    OQ_SCALAR(n, .range = "[1, 1e6]"),
-    OQ_SCALAR(k, .range = "[1, 1e6]"),
-    OQ_SCALAR(transpose_a, .flags = OQ_KEYWORD),
-    OQ_SCALAR(transpose_b, .flags = OQ_KEYWORD),
+    {.name = "kind", OQ_LINE(values, bare.kind), .choices = oq_products_names},
+    {.name = "m", OQ_LINE(values, bare.m), .range = "[1, 1e6]"},
+    {.name = "n", OQ_LINE(values, bare.n), .range = "[1, 1e6]"},
+    {.name = "k", OQ_LINE(values, bare.k), .range = "[1, 1e6]"},
+    {.name = "transpose_a", OQ_LINE(values, bare.transpose_a), .flags = OQ_KEYWORD},
+    {.name = "transpose_b", OQ_LINE(values, bare.transpose_b), .flags = OQ_KEYWORD},
+    {.name = "a_bits", OQ_LINE(values, bare.a_bits), .flags = OQ_KEYWORD, .otherwise = 8, .range = "[1, 8]"},
+    {.name = "b_bits", OQ_LINE(values, bare.b_bits), .flags = OQ_KEYWORD, .otherwise = 8, .range = "[1, 8]"},
     {.name = "repeats",
      OQ_LINE(values, repeats),
      .flags = OQ_KEYWORD,
@@ -107,8 +109,7 @@ static const oq_argument time_product_arguments[] = {
 
 static oq_code time_product_run(oq_call *call, values *v)
 {
-    return oq_time_product(&call->context, v->kind, v->transpose_a, v->transpose_b, v->m, v->n, v->k, v->repeats,
-                           v->seconds);
+    return oq_time_product(&call->context, &v->bare, v->repeats, v->seconds);
 }
 
 OQ_FUNCTION(matmul);

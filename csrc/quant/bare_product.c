@@ -6,51 +6,59 @@
 #include "math/bf16.h"
 #include "math/gemm.h"
 #include "math/gemm_panels.h"
-#include "math/onednn.h"
+#include "math/igemm.h"
 
 typedef struct {
-    oq_products kind;
-    bool transpose_a, transpose_b;
-    int64_t m, n, k;
+    const oq_bare_product *product;
     void *a, *b, *c;
-} product;
+} operands;
 
 static oq_code byte_panel(const void *user, oq_panel panel)
 {
-    const product *p = user;
-    return oq_onednn_igemm(false, panel.rows, panel.columns, p->k, (const uint8_t *)p->a + panel.row * p->k, p->k,
-                           (const int8_t *)p->b + panel.column * p->k, p->k,
-                           (int32_t *)p->c + panel.row * p->n + panel.column, p->n);
+    const operands *o = user;
+    const oq_bare_product *p = o->product;
+    return oq_igemm_serial(&(oq_igemm_args){.m = panel.rows,
+                                            .n = panel.columns,
+                                            .k = p->k,
+                                            .a_most = (1 << p->a_bits) - 1,
+                                            .b_most = p->b_bits == 8 ? 128 : (1 << p->b_bits) - 1,
+                                            .a = (const uint8_t *)o->a + panel.row * p->k,
+                                            .lda = p->k,
+                                            .b = (const int8_t *)o->b + panel.column * p->k,
+                                            .ldb = p->k,
+                                            .c = (int32_t *)o->c + panel.row * p->n + panel.column,
+                                            .ldc = p->n});
 }
 
-static oq_code run(oq_context *context, const product *p)
+static oq_code run(oq_context *context, const operands *o)
 {
+    const oq_bare_product *p = o->product;
     const int64_t lda = p->transpose_a ? p->m : p->k, ldb = p->transpose_b ? p->k : p->n;
-    if (p->kind == OQ_PRODUCTS_INTEGER) return oq_over_panels(context, p->m, p->n, p->k, byte_panel, p);
+    if (p->kind == OQ_PRODUCTS_INTEGER) return oq_over_panels(context, p->m, p->n, p->k, byte_panel, o);
     if (p->kind == OQ_PRODUCTS_BFLOAT16)
         return oq_bf16_gemm(context, &(oq_bf16_gemm_args){.transpose_a = p->transpose_a,
                                                           .transpose_b = p->transpose_b,
                                                           .m = p->m,
                                                           .n = p->n,
                                                           .k = p->k,
-                                                          .a = p->a,
-                                                          .b = p->b,
+                                                          .a = o->a,
+                                                          .b = o->b,
                                                           .lda = lda,
                                                           .ldb = ldb,
                                                           .ldc = p->n,
-                                                          .c = p->c});
+                                                          .c = o->c});
     return oq_gemm(context, &(oq_gemm_args){.transpose_a = p->transpose_a,
                                             .transpose_b = p->transpose_b,
                                             .m = p->m,
                                             .n = p->n,
                                             .k = p->k,
                                             .alpha = 1,
-                                            .a = p->a,
-                                            .b = p->b,
+                                            .a = o->a,
+                                            .b = o->b,
                                             .lda = lda,
                                             .ldb = ldb,
                                             .ldc = p->n,
-                                            .c = p->c});
+                                            .c = o->c});
 }
 
 static double now(void)
@@ -75,20 +83,20 @@ static size_t operand_size(oq_products kind)
     return kind == OQ_PRODUCTS_INTEGER ? 1 : kind == OQ_PRODUCTS_BFLOAT16 ? sizeof(uint16_t) : sizeof(oq_real);
 }
 
-oq_code oq_time_product(oq_context *context, oq_products kind, bool transpose_a, bool transpose_b, int64_t m,
-                        int64_t n, int64_t k, int64_t repeats, double *seconds)
+oq_code oq_time_product(oq_context *context, const oq_bare_product *product, int64_t repeats, double *seconds)
 {
-    product p = {.kind = kind, .transpose_a = transpose_a, .transpose_b = transpose_b, .m = m, .n = n, .k = k};
-    if (!oq_has_products(kind))
+    const oq_bare_product *p = product;
+    operands o = {.product = p};
+    if (!oq_has_products(p->kind))
         return oq_fail(context, OQ_UNSUPPORTED, "this processor, or oneDNN, has no such product");
-    OQ_TRY(fill(context, &p.a, m * k, operand_size(kind)));
-    OQ_TRY(fill(context, &p.b, n * k, operand_size(kind)));
-    OQ_TRY(fill(context, &p.c, m * n, sizeof(oq_real)));
-    OQ_TRY(run(context, &p)); /* kernels are generated at their first use */
+    OQ_TRY(fill(context, &o.a, p->m * p->k, operand_size(p->kind)));
+    OQ_TRY(fill(context, &o.b, p->n * p->k, operand_size(p->kind)));
+    OQ_TRY(fill(context, &o.c, p->m * p->n, sizeof(oq_real)));
+    OQ_TRY(run(context, &o)); /* kernels are generated at their first use */
     for (int64_t i = 0; i < repeats; i++) {
         OQ_TRY(oq_check_cancel(context));
         const double start = now();
-        OQ_TRY(run(context, &p));
+        OQ_TRY(run(context, &o));
         seconds[i] = now() - start;
     }
     return OQ_OK;

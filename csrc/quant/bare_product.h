@@ -7,9 +7,15 @@
 #include "base/context.h"
 #include "quant/products.h"
 
-/* seconds [repeats] that C [m, n] = op(A) op(B), k deep, took on the context's threads; operands of ones, in the
- * cache where they fit.  Integers are taken as a linear's: A as it is, B transposed. */
-oq_code oq_time_product(oq_context *context, oq_products kind, bool transpose_a, bool transpose_b, int64_t m,
-                        int64_t n, int64_t k, int64_t repeats, double *seconds);
+/* C [m, n] = op(A) op(B), k deep.  Integers, of so many bits, are taken as a linear's: A as it is, B transposed. */
+typedef struct {
+    oq_products kind;
+    bool transpose_a, transpose_b;
+    int64_t m, n, k;
+    int a_bits, b_bits;
+} oq_bare_product;
+
+/* seconds [repeats] that it took on the context's threads; operands of ones, in the cache where they fit. */
+oq_code oq_time_product(oq_context *context, const oq_bare_product *product, int64_t repeats, double *seconds);
 
 #endif

@@ -9,6 +9,7 @@ typedef struct {
     uint16_t *half;  /* [rows, width] x^ rounded to bfloat16 */
     uint8_t *codes;  /* [rows, width] q */
     int8_t *centred; /* [rows, width] q - z, for grids where that fits a byte */
+    int most;        /* which no code and no |q - z| exceeds */
     /* One grid a row: */
     oq_real *scale; /* [rows] h */
     int32_t *zero;  /* [rows] z */
@@ -22,6 +23,7 @@ static inline oq_forms oq_forms_behind(const oq_forms *x, int64_t row, int64_t w
                       .half = x->half ? x->half + row * width : NULL,
                       .codes = x->codes ? x->codes + row * width : NULL,
                       .centred = x->centred ? x->centred + row * width : NULL,
+                      .most = x->most,
                       .scale = x->scale ? x->scale + row : NULL,
                       .zero = x->zero ? x->zero + row : NULL,
                       .sum = x->sum ? x->sum + row : NULL};

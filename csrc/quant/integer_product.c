@@ -1,7 +1,7 @@
 #include "quant/integer_product.h"
 
 #include "math/gemm_panels.h"
-#include "math/onednn.h"
+#include "math/igemm.h"
 
 /* Rows and columns taken at once: the integers between product and epilogue (256 KiB) stay in the cache. */
 enum { STRIP = 256 };
@@ -22,7 +22,7 @@ bool oq_has_integer_product(oq_quantizer activation, oq_quantizer weight, int64_
     /* q - z of an asymmetric grid reaches from -(2^n - 1) to 2^n - 1, of a symmetric one from -2^(n-1). */
     const bool fits = weight.bits <= 7 || (weight.bits == 8 && weight.symmetric);
     const bool sums_fit = in <= INT32_MAX / 2 / (255 * 128);
-    return activation.bits <= 8 && fits && sums_fit && oq_onednn_has_igemm();
+    return activation.bits <= 8 && fits && sums_fit && oq_has_igemm();
 #endif
 }
 
@@ -38,8 +38,17 @@ OQ_VECTORIZED static void scale_row(const int32_t *restrict sums, oq_real *restr
 static oq_code run_strip(const job *j, int64_t row, int64_t rows, int64_t column, int64_t columns)
 {
     int32_t sums[STRIP * STRIP];
-    const oq_code code = oq_onednn_igemm(false, rows, columns, j->in, j->x->codes + row * j->in, j->in,
-                                         j->w->centred + column * j->in, j->in, sums, columns);
+    const oq_code code = oq_igemm_serial(&(oq_igemm_args){.m = rows,
+                                                          .n = columns,
+                                                          .k = j->in,
+                                                          .a_most = j->x->most,
+                                                          .b_most = j->w->most,
+                                                          .a = j->x->codes + row * j->in,
+                                                          .lda = j->in,
+                                                          .b = j->w->centred + column * j->in,
+                                                          .ldb = j->in,
+                                                          .c = sums,
+                                                          .ldc = columns});
     if (code != OQ_OK) return code;
     for (int64_t r = 0; r < rows; r++)
         scale_row(sums + r * columns, j->y + (row + r) * j->out + column, columns, j->x->scale[row + r],

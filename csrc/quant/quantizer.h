@@ -25,6 +25,11 @@ typedef struct {
 } oq_grid;
 
 static inline bool oq_is_quantized(oq_quantizer quantizer) { return quantizer.bits < 16; }
+/* What no |q - z| exceeds. */
+static inline int oq_most_centred(oq_quantizer quantizer)
+{
+    return quantizer.symmetric ? 1 << (quantizer.bits - 1) : (1 << quantizer.bits) - 1;
+}
 static inline oq_real oq_top_code(int bits) { return (oq_real)((1 << bits) - 1); }
 
 /* The grid that covers a range. */

@@ -25,6 +25,7 @@ void test_arena(void);
 void test_base(void);
 void test_parallel(void);
 void test_products(void);
+void test_igemm(void);
 void test_inverse(void);
 void test_kernels(void);
 void test_scaling(void);

@@ -7,6 +7,7 @@ int main(void) {
     test_base();
     test_parallel();
     test_products();
+    test_igemm();
     test_inverse();
     test_kernels();
     test_scaling();

@@ -1,4 +1,4 @@
-"""Products: oneDNN, AVX2's and the reference against NumPy in double, and the same bits at any thread count."""
+"""Products: oneDNN's, AVX2's, the reference's against NumPy in double; the same bits at any thread count."""
 
 import itertools
 import os

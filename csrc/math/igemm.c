@@ -1,0 +1,13 @@
+#include "math/igemm.h"
+
+#include "math/onednn.h"
+
+bool oq_has_igemm(void) { return oq_onednn_has_igemm() || oq_igemm_avx2_runs(); }
+
+oq_code oq_igemm_serial(const oq_igemm_args *g)
+{
+    if (oq_onednn_has_igemm())
+        return oq_onednn_igemm(false, g->m, g->n, g->k, g->a, g->lda, g->b, g->ldb, g->c, g->ldc);
+    oq_igemm_avx2(g);
+    return OQ_OK;
+}

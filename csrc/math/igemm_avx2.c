@@ -11,7 +11,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include "math/avx2.h"
+#include "math/transpose_avx2.h"
 
 enum {
     ROWS = 6,   /* of C in registers: 12 accumulators, two vectors of B, one of A and a product are all 16 */
@@ -43,7 +43,7 @@ static int in_word(word kind) { return kind == BYTES ? 4 : 2; }
 
 INLINE __m256i eight_words(const uint8_t *x, const word kind)
 {
-    if (kind == BYTES) return _mm256_loadu_si256((const void *)x);
+    if (kind == BYTES) return oq_load_words(x);
     const __m128i bytes = _mm_loadu_si128((const void *)x);
     return kind == SIGNED_PAIRS ? _mm256_cvtepi8_epi16(bytes) : _mm256_cvtepu8_epi16(bytes);
 }
@@ -68,7 +68,7 @@ INLINE void transpose_block(int32_t *to, const int width, const uint8_t *x, int6
         j < rows ? _mm256_castsi256_ps(eight_words(x + j * ld, kind)) : _mm256_setzero_ps();
     oq_transpose_8x8(in, out);
     UNROLL for (int p = 0; p < 8; p++)
-        _mm256_storeu_si256((void *)(to + p * width), _mm256_castps_si256(out[p]));
+        oq_store_words(to + p * width, _mm256_castps_si256(out[p]));
 }
 
 INLINE void pack_kind(int32_t *to, const int width, int64_t valid, const uint8_t *x, int64_t ld, int64_t length,
@@ -124,14 +124,14 @@ INLINE void add_to(int32_t *tile, int64_t ld, const __m256i sum[ROWS][2], const 
         {
             int32_t *to = tile + i * ld + 8 * half;
             const __m256i x = widen ? _mm256_madd_epi16(sum[i][half], _mm256_set1_epi16(1)) : sum[i][half];
-            _mm256_storeu_si256((void *)to, _mm256_add_epi32(_mm256_loadu_si256((const void *)to), x));
+            oq_store_words(to, _mm256_add_epi32(oq_load_words(to), x));
         }
 }
 
 INLINE void add_words(__m256i sum[ROWS][2], const int32_t *a, const int32_t *b, int64_t words, const bool narrow)
 {
     for (int64_t p = 0; p < words; p++, a += ROWS, b += LANES) {
-        const __m256i low = _mm256_loadu_si256((const void *)b), high = _mm256_loadu_si256((const void *)(b + 8));
+        const __m256i low = oq_load_words(b), high = oq_load_words(b + 8);
         UNROLL for (int i = 0; i < ROWS; i++)
         {
             const __m256i x = _mm256_set1_epi32(a[i]);

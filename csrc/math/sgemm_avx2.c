@@ -12,7 +12,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(OQ_DOUBLE)
 
-#include "math/avx2.h"
+#include "math/transpose_avx2.h"
 
 enum {
     ROWS = 6,   /* of C in registers: 12 accumulators, two vectors of B and one of A fill the 16 there are */

@@ -1,15 +1,7 @@
-/* What the products on AVX2 share. */
-#ifndef OQ_MATH_AVX2_H
-#define OQ_MATH_AVX2_H
+#ifndef OQ_MATH_TRANSPOSE_AVX2_H
+#define OQ_MATH_TRANSPOSE_AVX2_H
 
-#include <immintrin.h>
-
-#define AVX2 __attribute__((target("avx2,fma")))
-#define INLINE AVX2 static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
-/* What follows is read through `pointer` only once both sums are there. Left to itself gcc 12 begins a loop's body with
- * all of its loads and products and has no registers left for the sums. */
-#define IN_TURN(pointer, sum, other) __asm__ volatile("" : "+r"(pointer), "+x"(sum), "+x"(other))
+#include "base/avx2.h"
 
 /* to [8, 8] = x transposed. */
 INLINE void oq_transpose_8x8(const __m256 x[8], __m256 to[8])

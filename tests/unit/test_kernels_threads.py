@@ -64,11 +64,12 @@ def resident():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc here")
 def test_nothing_leaks():
-    x = inputs(5)
-    for i in range(600):
+    """A leak shows in every stretch; the allocator's own growth, once in a while, in some."""
+    x, sizes = inputs(5), []
+    for i in range(601):
         layer = layers(1)
         for _ in range(5):
             layer(x)
-        if i == 100:
-            before = resident()
-    assert resident() - before < 2 << 20
+        if i % 100 == 0:
+            sizes.append(resident())
+    assert min(np.diff(sizes[1:])) < 256 << 10

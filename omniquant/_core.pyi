@@ -6,6 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+Follower = tuple[Mapping[str, Any], Mapping[str, npt.ArrayLike], npt.ArrayLike, npt.ArrayLike]
+
 # Wherever an array is taken: any layout; other dtypes are converted where NumPy's "same_kind" allows it
 # (TypeError naming the argument otherwise). Inputs are never modified. Results are new C-contiguous arrays.
 
@@ -130,6 +132,8 @@ def calibrate_block(
     on_step: Callable[[int, int, float, float], object] | None = None,
     on_epoch: Callable[[int, dict[str, npt.NDArray[np.float32]]], object] | None = None,
     on_target: Callable[[int, npt.NDArray[np.float32]], object] | None = None,
+    goals: npt.ArrayLike | None = None,
+    followers: list[Follower] | None = None,
     mapped: bool = False,
     threads: int = 1,
 ) -> dict[str, Any]:
@@ -137,6 +141,8 @@ def calibrate_block(
 
     on_target(window, y [T, H]) is given the block's output on x_fp and has to put it where `targets` shows
     it; without it the targets are there already.
+    goals [N, T, H] is what the followers (spec, weights, cos, sin), blocks behind this one in full precision,
+    make of the targets in turn: the loss behind the last of them is added.
     mapped: the streams are read-only mappings of files, given back after use; else ValueError.
     on_step(epoch, step, loss, min_margin) and on_epoch(epoch, learnables) may raise: that ends the call.
     Keys: learnables, folded (dicts of arrays), trace float64 [epochs], loss_rtn, loss_initial, loss_final,
@@ -167,6 +173,8 @@ def block_loss(
     learnables: Mapping[str, npt.ArrayLike],
     *,
     epoch: int = 0,
+    goals: npt.ArrayLike | None = None,
+    followers: list[Follower] | None = None,
     threads: int = 1,
 ) -> tuple[float, dict[str, npt.NDArray[np.float32]]]:
     """Return the loss the training descends, over all windows, and its gradient for every learnable."""

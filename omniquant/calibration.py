@@ -237,6 +237,7 @@ class _Streams:
     pool: StreamPool
     full: Stream
     quantized: Stream
+    goal: Stream | None = None  # the full-precision one behind the last block the loss looks through
 
 
 @dataclass(frozen=True)
@@ -318,9 +319,10 @@ class _Run:
         return self.options.aug_loss and self.options.trains
 
     def pool(self) -> StreamPool:
-        """Return a pool of the streams needed at a time: both that travel, and one or two targets."""
+        """Return a pool of the streams needed at a time: both that travel, and one to three targets."""
         shape = (*self.windows.shape, self.model.spec.hidden_size)
-        return StreamPool(shape, 3 + self.augmented, self.place.memory, self.place.scratch, self.say)
+        wanted = 3 + self.augmented + (self.options.look_ahead > 0)
+        return StreamPool(shape, wanted, self.place.memory, self.place.scratch, self.say)
 
     def embed(self, pool: StreamPool) -> _Streams:
         """Return the activations into the first block."""
@@ -389,6 +391,7 @@ class _Run:
             if streams.quantized is not streams.full:  # else both targets are one
                 aug = streams.pool.take()
                 self._through(index, weights, streams.quantized, aug)
+        behind = self._look_ahead(index, streams)
         result: dict[str, Any] = _core.calibrate_block(
             spec.to_core(),
             weights,
@@ -401,6 +404,8 @@ class _Run:
             core_options(self.scheme, self.options, block=index, **spec.map_facts()),
             on_step=self._on_step(index) if self.listeners else None,
             on_epoch=self._on_epoch(index),
+            goals=streams.goal.array if behind and streams.goal else None,
+            followers=behind or None,
             on_target=lambda window, y: targets.write(slice(window, window + 1), y[None]),
             mapped=targets.mapped,
             threads=self.threads,
@@ -408,6 +413,26 @@ class _Run:
         if aug is not None and aug is not targets:
             streams.pool.give_back(aug)
         return result
+
+    def _look_ahead(self, index: int, streams: _Streams) -> list[tuple[Any, ...]]:
+        """Return the blocks the loss looks through, having moved the goal behind the last of them."""
+        last, layers = index + self.options.look_ahead, self.model.num_layers
+        if last == index or index + 1 >= layers or not self.options.trains:
+            return []
+        if streams.goal is None:
+            streams.goal = streams.pool.take()
+            self._through(index, self.model.block(index), streams.full, streams.goal)
+            passed = range(index + 1, min(last + 1, layers))
+        else:
+            passed = range(last, min(last + 1, layers))
+        for each in passed:
+            self._through(each, self.model.block(each), streams.goal, streams.goal)
+        return [self._follower(each) for each in range(index + 1, min(last + 1, layers))]
+
+    def _follower(self, index: int) -> tuple[Any, ...]:
+        """Return a block as the core looks through it: spec, weights, cosines and sines."""
+        rope = rope_or_empty(self.model, self.windows.shape[1], index)
+        return self.model.spec_of(index).to_core(), self.model.block(index), *rope
 
     def _on_step(self, index: int) -> Callable[[int, int, float, float], None]:
         taken = 0

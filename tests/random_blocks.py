@@ -48,6 +48,7 @@ class Case:
     aug_targets: Array | None = None
     learnables: Arrays = field(default_factory=dict)
     epoch: int = 0
+    ahead: dict[str, Any] = field(default_factory=dict)  # goals and followers
 
     def data(self) -> tuple[Any, ...]:
         """Return the positional arguments from spec to options."""
@@ -57,7 +58,8 @@ class Case:
     def loss(self, core: Any, learnables: Arrays | None = None, threads: int = 1) -> tuple[float, Arrays]:
         """Return block_loss at some learnables, the case's own unless given."""
         theta = self.learnables if learnables is None else learnables
-        loss, gradients = core.block_loss(*self.data(), theta, epoch=self.epoch, threads=threads)
+        keywords = {"epoch": self.epoch, "threads": threads, **self.ahead}
+        loss, gradients = core.block_loss(*self.data(), theta, **keywords)
         return float(loss), gradients
 
     def forward(self, core: Any, weights: Arrays, x: Array, **options: Any) -> Array:
@@ -71,7 +73,7 @@ class Case:
 
     def calibrate(self, core: Any = _core, **keywords: Any) -> dict[str, Any]:
         """Return calibrate_block's result."""
-        return dict(core.calibrate_block(*self.data(), **keywords))
+        return dict(core.calibrate_block(*self.data(), **self.ahead, **keywords))
 
 
 def linear_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -370,7 +372,19 @@ class Draw:
             case.aug_targets = case.forward(_core, case.weights, x_q)
         case.learnables = self.learnables(case)
         case.epoch = self.pick("epoch", 0, 1, 2, 3)
+        case.ahead = self.followers(case, self.forced.get("followers", 0))
         return case
+
+    def followers(self, case: Case, count: int) -> dict[str, Any]:
+        """Return blocks of other shapes behind the case's, and what they make of its targets."""
+        if count == 0:
+            return {}
+        same = {"hidden_size": case.spec["hidden_size"], "tokens": case.x_fp.shape[1], "samples": 1}
+        blocks = [Draw(int(self.later.integers(1 << 30)), quirks=True, **same).case() for _ in range(count)]
+        goals = case.targets
+        for block in blocks:
+            goals = block.forward(_core, block.weights, goals)
+        return {"goals": goals, "followers": [(b.spec, b.weights, b.cos, b.sin) for b in blocks]}
 
 
 def dequantized(core: Any, folded: Arrays, options: dict[str, Any]) -> Arrays:
@@ -388,7 +402,9 @@ def same_decisions(case: Case, double: Any) -> bool:
     """Return whether every rounding decision of the quantized block agrees in float and double.
 
     Codes are compared directly; a code of an activation that differs moves the output by far more than float
-    rounding does.  Folding opens the mask, so the case's epoch must be the last.
+    rounding does.  So does, under a `down` that counts this much more, a token whose inputs of `down` cancel
+    to nothing: what is left is rounding, quantized like anything else.  Folding opens the mask, so the case's
+    epoch must be the last.
     """
     outputs = []
     folded = [case.fold(core) for core in (_core, double)]
@@ -397,5 +413,12 @@ def same_decisions(case: Case, double: Any) -> bool:
         return False
     for core, fold in zip((_core, double), folded, strict=True):
         weights = dequantized(core, fold, case.options)
-        outputs.append(case.forward(core, weights, case.x_q, activation=case.options["activation"]))
-    return bool(np.abs(outputs[0] - outputs[1]).max() <= 1e-5 * np.abs(outputs[1]).max())
+        loud = weights | {"down.weight": 1e12 * weights["down.weight"]}
+        runs = (
+            case.forward(core, each, case.x_q, activation=case.options["activation"])
+            for each in (weights, loud)
+        )
+        outputs.append(np.stack([*runs]))
+    differences, sizes = np.abs(outputs[0] - outputs[1]), np.abs(outputs[1])
+    whole = differences[0].max() <= 1e-5 * sizes[0].max()
+    return bool(whole and (differences[1].max(axis=-1) <= 1e-3 * sizes[1].max(axis=-1)).all())

@@ -147,11 +147,11 @@ static oq_code heads_backward(oq_context *context, const pass *p, const oq_real 
     return OQ_OK;
 }
 
-/* Nothing before the block is learned: the gradient of a norm that reads x is needed for its own parameters alone. */
-static bool is_learned(const oq_block_gradients *g, int norm)
+/* Whether the gradient of what a norm gives is needed: for its own parameters, or where it reads x for x's. */
+static bool is_wanted(const oq_block_gradients *g, int norm)
 {
     const int input = norm == OQ_NORM1 ? OQ_INPUT_NORM1 : OQ_INPUT_NORM2;
-    return g->gain[norm] || g->norm_bias[norm] || g->map_inverse[norm] || g->left[input] || g->clip[input];
+    return g->x || g->gain[norm] || g->norm_bias[norm] || g->map_inverse[norm] || g->left[input] || g->clip[input];
 }
 
 /* dh [T, H] = gradient of what q, k and v read, added where the MLP left its own; NULL: not wanted. */
@@ -198,15 +198,17 @@ oq_code oq_block_backward(oq_context *context, const oq_block_run *run, const oq
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_real *dx2 = NULL, *dh1 = NULL, *dh2 = NULL; /* of x2, of what norm1 and norm2 give */
     if (run->spec->experts.count) OQ_NEW(context, p.dh_float, count);
-    if (is_learned(gradients, OQ_NORM1)) OQ_NEW(context, dh1, count);
-    if (residual == OQ_SEQUENTIAL || is_learned(gradients, OQ_NORM2)) OQ_NEW(context, dh2, count);
+    if (is_wanted(gradients, OQ_NORM1)) OQ_NEW(context, dh1, count);
+    if (residual == OQ_SEQUENTIAL || is_wanted(gradients, OQ_NORM2)) OQ_NEW(context, dh2, count);
     if (residual == OQ_SEQUENTIAL)
         OQ_TRY(mlp_to_x2(context, &p, dy, dh2, &dx2));
     else
         OQ_TRY(mlp_half_backward(context, &p, dy, residual == OQ_SHARED ? dh1 : dh2));
-    if (residual == OQ_PARALLEL && dh2) OQ_TRY(norm_backward(context, &p, OQ_NORM2, saved->x, dh2, NULL));
+    /* What passes by both halves. */
+    if (gradients->x) memcpy(gradients->x, dx2 ? dx2 : dy, sizeof *dy * (size_t)count);
+    if (residual == OQ_PARALLEL && dh2) OQ_TRY(norm_backward(context, &p, OQ_NORM2, saved->x, dh2, gradients->x));
     OQ_TRY(attention_half_backward(context, &p, dx2 ? dx2 : dy, dh1, residual == OQ_SHARED));
-    if (dh1) OQ_TRY(norm_backward(context, &p, OQ_NORM1, saved->x, dh1, NULL));
+    if (dh1) OQ_TRY(norm_backward(context, &p, OQ_NORM1, saved->x, dh1, gradients->x));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

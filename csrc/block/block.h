@@ -106,9 +106,10 @@ typedef struct {
 } oq_block_weights;
 
 /* Gradients of the same, norms behind linears being constants; what is NULL is not wanted. All are added to, but
- * weights' are overwritten if fresh. */
+ * weights' are overwritten if fresh, and x's always. */
 typedef struct {
     bool fresh;
+    oq_real *x; /* [T, H] */
     oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_real *gain[OQ_INPUT_NORMS], *norm_bias[OQ_INPUT_NORMS], *map_inverse[OQ_INPUT_NORMS];
     oq_real *left[OQ_INPUTS], *right[OQ_INPUTS], *clip[OQ_INPUTS];
@@ -167,7 +168,7 @@ oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_
 /* The same for windows x [N, T, H], with its own scratch memory; the caller may stop it between windows. */
 oq_code oq_block_forward_windows(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                                  const oq_real *x, oq_real *y, int64_t samples);
-/* From dy [T, H], the gradients; x is a constant of the calibration, it has none. */
+/* From dy [T, H], the gradients. */
 oq_code oq_block_backward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                           const oq_saved *saved, const oq_real *dy, const oq_block_gradients *gradients);
 

@@ -3,6 +3,7 @@
 #ifndef OQ_CALIBRATE_CALIBRATE_BLOCK_H
 #define OQ_CALIBRATE_CALIBRATE_BLOCK_H
 
+#include "calibrate/followers.h"
 #include "calibrate/trainer.h"
 #include "calibrate/transformed.h"
 
@@ -14,6 +15,8 @@ typedef struct {
     const oq_real *x_fp, *x_q; /* [N, T, H] */
     const oq_real *target;     /* [N, T, H] block(x_fp); where there is an on_target, read when that was given all */
     const oq_real *aug_target; /* [N, T, H] block(x_q), or NULL */
+    const oq_followers *followers; /* NULL: the loss is that of this block alone */
+    const oq_real *goal;           /* [N, T, H] what the last of them makes of target; NULL without any */
     bool mapped;               /* all of these are mappings of files, whose pages can come and go */
     oq_rope rope;
     oq_target_hook on_target; /* puts what the start computes anyway where `target` shows it; NULL: it is there */

@@ -45,6 +45,7 @@ void oq_session_want(const oq_session *s, int64_t window)
     advise(s, s->data->x_q, window, oq_pages_want);
     advise(s, s->data->target, window, oq_pages_want);
     advise(s, s->data->aug_target, window, oq_pages_want);
+    advise(s, s->data->goal, window, oq_pages_want);
 }
 
 void oq_session_drop(const oq_session *s, int64_t window)
@@ -52,6 +53,7 @@ void oq_session_drop(const oq_session *s, int64_t window)
     advise(s, s->data->x_q, window, oq_pages_drop);
     advise(s, s->data->target, window, oq_pages_drop);
     advise(s, s->data->aug_target, window, oq_pages_drop);
+    advise(s, s->data->goal, window, oq_pages_drop);
 }
 
 /* Check a window of every stream, and weigh its tokens. */
@@ -59,9 +61,9 @@ static oq_code take_window(oq_context *context, oq_session *s, int64_t window)
 {
     const oq_calibration_data *data = s->data;
     const int64_t T = data->tokens, H = s->spec->hidden, offset = window * T * H;
-    const oq_real *const streams[] = {data->x_fp, data->x_q, data->target, data->aug_target};
-    static const char *const names[] = {"x_fp", "x_q", "targets", "aug_targets"};
-    for (int i = 0; i < 4; i++) {
+    const oq_real *const streams[] = {data->x_fp, data->x_q, data->target, data->aug_target, data->goal};
+    static const char *const names[] = {"x_fp", "x_q", "targets", "aug_targets", "goals"};
+    for (int i = 0; i < 5; i++) {
         const int64_t at = streams[i] ? oq_find_not_finite(streams[i] + offset, T * H) : -1;
         if (at >= 0)
             return oq_fail(context, OQ_NOT_FINITE, "block %lld %s row %lld column %lld: %g is not finite",
@@ -70,6 +72,9 @@ static oq_code take_window(oq_context *context, oq_session *s, int64_t window)
     }
     oq_loss_weights(s->options->loss, data->target + offset, data->x_fp + offset, s->token_weights + window * T,
                     T, H);
+    if (data->goal)
+        oq_loss_weights(s->options->loss, data->goal + offset, data->target + offset, s->goal_weights + window * T, T,
+                        H);
     advise(s, data->x_fp, window, oq_pages_drop);
     oq_session_drop(s, window);
     return OQ_OK;
@@ -109,6 +114,8 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
     OQ_NEW(context, s->y, window);
     OQ_NEW(context, s->dy, window);
     OQ_NEW(context, s->token_weights, data->samples * data->tokens);
+    if (data->goal) OQ_NEW(context, s->goal_weights, data->samples * data->tokens);
+    OQ_TRY(oq_ahead_create(context, &s->ahead, data->followers, data->tokens, s->run.bf16));
     return OQ_OK;
 }
 
@@ -116,6 +123,18 @@ oq_code oq_session_take(oq_context *context, oq_session *s)
 {
     for (int64_t i = 0; i < s->data->samples; i++) OQ_TRY(take_window(context, s, i));
     return OQ_OK;
+}
+
+/* *loss += that behind the blocks behind, dy [T, H] += its gradient unless dy is NULL. */
+static oq_code look_ahead(oq_context *context, oq_session *s, int64_t window, oq_real *dy, double *loss)
+{
+    const int64_t T = s->data->tokens, H = s->spec->hidden;
+    const oq_real *y;
+    if (!s->data->goal) return OQ_OK;
+    OQ_TRY(oq_ahead_forward(context, &s->ahead, s->y, &y));
+    if (dy) memset(s->ahead.d, 0, sizeof *dy * (size_t)(T * H));
+    *loss += oq_loss(y, s->data->goal + window * T * H, s->goal_weights + window * T, dy ? s->ahead.d : NULL, T, H);
+    return dy ? oq_ahead_backward(context, &s->ahead, dy) : OQ_OK;
 }
 
 static oq_code pass(oq_context *context, oq_session *s, int64_t window, double share, bool learn, double *loss)
@@ -128,6 +147,7 @@ static oq_code pass(oq_context *context, oq_session *s, int64_t window, double s
     if (learn) memset(dy, 0, sizeof *dy * (size_t)(T * H));
     *loss = oq_loss(s->y, s->data->target + offset, token_weights, dy, T, H);
     if (s->data->aug_target) *loss += oq_loss(s->y, s->data->aug_target + offset, token_weights, dy, T, H);
+    OQ_TRY(look_ahead(context, s, window, dy, loss));
     if (!learn) return OQ_OK;
     if (share != 1) oq_scale(dy, (oq_real)share, T * H);
     const oq_block_gradients gradients = oq_transformed_gradients(&s->transformed);

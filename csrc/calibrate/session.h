@@ -15,6 +15,8 @@ typedef struct {
     oq_saved saved;
     int64_t judges;        /* windows that tell a loss, evenly among all */
     double *token_weights; /* [N, T] */
+    oq_ahead ahead;        /* the blocks behind, where the loss looks through them */
+    double *goal_weights;  /* [N, T] */
     oq_real *y, *dy;       /* [T, H] */
     int32_t *expert_tokens; /* [E] of the full-precision stream; NULL: no experts */
 } oq_session;

@@ -211,3 +211,36 @@ int oq_take_rope(oq_call *call, PyObject *cosine, PyObject *sine, const oq_block
     rope->sin = rope->cos ? take_table(call, sine, "sin", rope->dims) : NULL;
     return rope->sin ? 0 : -1;
 }
+
+static int take_follower(oq_call *call, PyObject *item, oq_followers *to)
+{
+    static const oq_argument fields = {.name = "spec", .kind = OQ_DICT, .fields = oq_spec_fields};
+    const int64_t hidden = oq_size(call, 'H');
+    oq_block_spec *spec = &to->spec[to->count];
+    if (!PyTuple_Check(item) || PyTuple_Size(item) != 4) {
+        PyErr_SetString(PyExc_TypeError, "followers: expected tuples (spec, weights, cos, sin)");
+        return -1;
+    }
+    if (oq_take_scalar(&fields, PyTuple_GetItem(item, 0), "spec", spec) < 0 || oq_check_block(call, spec) < 0)
+        return -1;
+    if (spec->hidden != hidden) {
+        PyErr_Format(PyExc_ValueError, "followers: expected hidden_size %lld, got %lld", (long long)hidden,
+                     (long long)spec->hidden);
+        return -1;
+    }
+    if (oq_take_tensors(call, PyTuple_GetItem(item, 1), spec, NULL, &to->weights[to->count]) < 0) return -1;
+    return oq_take_rope(call, PyTuple_GetItem(item, 2), PyTuple_GetItem(item, 3), spec, &to->rope[to->count++]);
+}
+
+int oq_take_followers(oq_call *call, PyObject *list, oq_followers *to)
+{
+    to->count = 0;
+    if (!list || list == Py_None) return 0;
+    if (!PyList_Check(list) || PyList_Size(list) > OQ_MOST_FOLLOWERS) {
+        PyErr_Format(PyExc_ValueError, "followers: expected a list of at most %d", OQ_MOST_FOLLOWERS);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < PyList_Size(list); i++)
+        if (take_follower(call, PyList_GetItem(list, i), to) < 0) return -1;
+    return 0;
+}

@@ -18,5 +18,7 @@ int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, co
 void oq_size_input(oq_call *call, const oq_block_spec *spec, int input);
 /* Tables of at least T rows, where the spec asks for rotary positions. */
 int oq_take_rope(oq_call *call, PyObject *cosine, PyObject *sine, const oq_block_spec *spec, oq_rope *rope);
+/* A list of (spec, weights, cos, sin), one a block; None: none. */
+int oq_take_followers(oq_call *call, PyObject *list, oq_followers *to);
 
 #endif

@@ -10,12 +10,13 @@
 /* N windows of T tokens, S texts in each, H hidden; e epochs, t numbers in all learnables. */
 struct values {
     oq_block_spec spec;
-    PyObject *weights, *cos, *sin, *learnables, *on_step, *on_epoch, *on_target;
+    PyObject *weights, *cos, *sin, *learnables, *on_step, *on_epoch, *on_target, *ahead;
+    oq_followers followers;
     oq_block_weights tensors;
     oq_rope rope;
     oq_activation_quantizers activation;
     oq_options options;
-    const oq_real *x, *x_fp, *x_q, *targets, *aug_targets;
+    const oq_real *x, *x_fp, *x_q, *targets, *aug_targets, *goals;
     const int32_t *lengths;
     int64_t epoch;
     oq_learnables list;
@@ -42,7 +43,7 @@ static int take_rope(oq_call *call, values *v) { return oq_take_rope(call, v->co
 /* A copy made on the way in is no mapping: dropping its pages would lose it. */
 static int check_mapped(oq_call *call, values *v)
 {
-    static const char *const streams[] = {"x_fp", "x_q", "targets", "aug_targets"};
+    static const char *const streams[] = {"x_fp", "x_q", "targets", "aug_targets", "goals"};
     for (size_t i = 0; v->mapped && i < OQ_COUNT(streams); i++) {
         PyArrayObject *array = oq_made_array(call, streams[i]);
         if (!array || !(PyArray_FLAGS(array) & (NPY_ARRAY_OWNDATA | NPY_ARRAY_WRITEABLE))) continue;
@@ -50,6 +51,14 @@ static int check_mapped(oq_call *call, values *v)
         return -1;
     }
     return 0;
+}
+
+static int take_followers(oq_call *call, values *v)
+{
+    if (oq_take_followers(call, v->ahead, &v->followers) < 0) return -1;
+    if ((v->goals != NULL) == (v->followers.count > 0)) return 0;
+    PyErr_SetString(PyExc_ValueError, "followers and goals go together");
+    return -1;
 }
 
 static int list_learnables(oq_call *call, values *v)
@@ -128,6 +137,8 @@ static oq_calibration_data data_of(const oq_call *call, const values *v)
                                  .x_q = v->x_q,
                                  .target = v->targets,
                                  .aug_target = v->aug_targets,
+                                 .followers = &v->followers,
+                                 .goal = v->goals,
                                  .rope = v->rope,
                                  .mapped = v->mapped};
 }
@@ -137,6 +148,9 @@ static oq_calibration_data data_of(const oq_call *call, const values *v)
 #define DATA                                                               \
     OQ_ARRAY(x_fp, "NTH"), OQ_ARRAY(x_q, "NTH"), OQ_ARRAY(targets, "NTH"), \
         OQ_ARRAY(aug_targets, "NTH", .flags = OQ_NULLABLE), ROPE
+#define AHEAD                                   \
+    OQ_ARRAY(goals, "NTH", .flags = OQ_KEYWORD), \
+        {.name = "followers", OQ_LINE(values, ahead), .flags = OQ_KEYWORD, .then = take_followers}
 #define OPTIONS OQ_STRUCT(options, oq_option_fields, .then = list_learnables), OQ_RESULT(theta, "t")
 
 /* ---- block_forward --------------------------------------------------------- */
@@ -173,6 +187,7 @@ static const oq_argument calibrate_block_arguments[] = {
     OQ_SCALAR(on_step, .flags = OQ_KEYWORD),
     OQ_SCALAR(on_epoch, .flags = OQ_KEYWORD),
     OQ_SCALAR(on_target, .flags = OQ_KEYWORD),
+    AHEAD,
     OQ_SCALAR(mapped, .flags = OQ_KEYWORD, .then = check_mapped),
     OQ_THREADS,
     OQ_RESULT(trace, "e"),
@@ -238,6 +253,7 @@ static const oq_argument block_loss_arguments[] = {
     OPTIONS,
     OQ_SCALAR(learnables, .then = take_learnables),
     OQ_SCALAR(epoch, .flags = OQ_KEYWORD),
+    AHEAD,
     OQ_THREADS,
     OQ_RESULT(dtheta, "t"),
 };

@@ -215,6 +215,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="also match the original block on quantized inputs; default: on at A4 and at W2",
     )
+    group.add_argument(
+        "--look-ahead",
+        type=int,
+        metavar="N",
+        help="the loss also looks through N blocks behind, at most 7 (0)",
+    )
     group.add_argument("--batch-size", type=int, metavar="N", help="windows a step, default 1")
     group.add_argument("--lr-lwc", type=float, metavar="RATE", help="of clipping, default 0.01")
     group.add_argument(

@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 _COSINE_FROM_EPOCHS = 10
+MOST_AHEAD = 7  # blocks behind that a loss may look through
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ class CalibrationOptions:
         Mean squared error, or each token's error relative to the block's update of it, or to itself.
     aug_loss : bool
         Also match the full-precision block on the quantized stream.
+    look_ahead : int
+        How many of the blocks behind, in full precision, the loss also looks through: to that of the block's
+        own output the same behind the last of them is added. The window of blocks slides by one (CBQ, arXiv
+        2312.07950, trains all blocks of its window).
     products : {"auto", "float32", "integer", "bfloat16"}
         How a training step multiplies. "integer": quantized activations times quantized weights as exact sums
         of integers, the rest in float32; "bfloat16": the rest with operands rounded to bfloat16 and sums in
@@ -138,6 +143,7 @@ class CalibrationOptions:
     epochs: int
     stability: float
     aug_loss: bool
+    look_ahead: int = 0
     up_down: bool = False
     start: str = "paper"
     rounding: str = "nearest"
@@ -173,6 +179,7 @@ class CalibrationOptions:
         _check_whole("epochs", self.epochs, 0, 1_000_000)
         _check_whole("batch_size", self.batch_size, 1, 1_000_000)
         _check_whole("patience", self.patience, 0, 1_000_000)
+        _check_whole("look_ahead", self.look_ahead, 0, MOST_AHEAD)
         _check_whole("seed", self.seed, 0, 2**63 - 1)
         for name in ("embedding_bits", "head_bits"):
             if isinstance(getattr(self, name), bool) or getattr(self, name) not in (4, 8, FLOAT_BITS):
@@ -305,6 +312,7 @@ class CalibrationOptions:
             "act_order": True,
             "true_sequential": False,
             "patience": 0,
+            "look_ahead": 0,
             "input_map": "none",
             "lac": False,
             "embedding_bits": FLOAT_BITS,

@@ -226,7 +226,7 @@ def test_core_options_hold_every_key_of_the_contract():
     scheme = QuantConfig.parse("W2A16g64")
     options = CalibrationOptions.for_method("affinequant", scheme, norm_map="online")
     core = core_options(scheme, options, block=3, rope=True)
-    outside = {"method", "aug_loss", "target", "rotation", "embedding_bits", "head_bits"}
+    outside = {"method", "aug_loss", "look_ahead", "target", "rotation", "embedding_bits", "head_bits"}
     learned = set(asdict(options)) - outside
     weights = {"w_bits", "group_size", "w_symmetric", "scale_bits", "linears"}
     assert set(core) == learned | weights | {"block", "activation"}

@@ -1,6 +1,6 @@
 """The C core. ``_core_double``, built for tests only, has the same functions in double precision."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -133,7 +133,7 @@ def calibrate_block(
     on_epoch: Callable[[int, dict[str, npt.NDArray[np.float32]]], object] | None = None,
     on_target: Callable[[int, npt.NDArray[np.float32]], object] | None = None,
     goals: npt.ArrayLike | None = None,
-    followers: list[Follower] | None = None,
+    followers: Sequence[Follower] | None = None,
     mapped: bool = False,
     threads: int = 1,
 ) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def block_loss(
     *,
     epoch: int = 0,
     goals: npt.ArrayLike | None = None,
-    followers: list[Follower] | None = None,
+    followers: Sequence[Follower] | None = None,
     threads: int = 1,
 ) -> tuple[float, dict[str, npt.NDArray[np.float32]]]:
     """Return the loss the training descends, over all windows, and its gradient for every learnable."""

@@ -124,7 +124,8 @@ def bench(
     step = block.step_milliseconds(config, chosen, steps, workers)
     forward = block.forward_milliseconds(workers)
     products = step_products(spec, config, chosen, seqlen)
-    passes = samples * (_OTHER_PASSES + chosen.aug_loss) + _LOSSES * min(samples, _JUDGES)
+    other = _OTHER_PASSES + chosen.aug_loss + (chosen.look_ahead > 0)
+    passes = samples * other + _LOSSES * min(samples, _JUDGES)
     a_block = samples * chosen.epochs * step + passes * forward
     return BenchResult(
         ms_per_step=step,
@@ -201,6 +202,7 @@ class _Block:
     ) -> float:
         """Return the median time of a step of one window, after one to warm up."""
         targets = self._forward(threads)
+        followers = [(self.spec.to_core(), self.weights, *self.rope)] * options.look_ahead
         stamps: list[float] = []
         epochs = -(-(steps + 2) // _WINDOWS)
         short = replace(options, epochs=epochs, batch_size=1)
@@ -214,6 +216,8 @@ class _Block:
             *self.rope,
             core_options(scheme, short, block=0, **self.spec.map_facts()),
             on_step=lambda *_: stamps.append(time.perf_counter()),
+            goals=targets if followers else None,
+            followers=followers or None,
             threads=threads,
         )
         return 1e3 * float(np.median(np.diff(stamps)[-steps:]))

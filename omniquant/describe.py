@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from omniquant.config import CalibrationOptions, QuantConfig
-from omniquant.config.method import core_qk_map
+from omniquant.config.core import core_qk_map
 from omniquant.config.scheme import LinearScheme
 from omniquant.models.rotated import rotation_cost
 from omniquant.models.spec import BlockSpec, quantized_shapes

@@ -29,6 +29,9 @@ class BlockReport:
         "gptq": error feedback on top lowered the loss.
     steps, rows_projected, steps_rejected : int
         Optimiser steps; rows brought back to dominance; steps undone.
+    sinks : int
+        Tokens of the calibration whose state in the original model is massive behind this block: mean squares
+        a hundred times the median of their window.
     min_margin : float or None
         Smallest margin |a_ii| - sum of |a_ij| of the affine maps; None where there are none.
     max_condition, varah_bound : float or None
@@ -52,6 +55,7 @@ class BlockReport:
     steps: int = 0
     rows_projected: int = 0
     steps_rejected: int = 0
+    sinks: int = 0
     min_margin: float | None = None
     max_condition: float | None = None
     varah_bound: float | None = None
@@ -102,7 +106,8 @@ class BlockReport:
             for field in fields(cls)
             if field.name != "seconds"
         }
-        values = dict[str, Any]({"expert_tokens": []} | values)  # blocks without experts do not write them
+        # Blocks without experts do not write them, nor did anyone write sinks once.
+        values = dict[str, Any]({"expert_tokens": [], "sinks": 0} | values)
         if set(values) != set(kinds):
             odd = sorted(set(values) ^ set(kinds))[0]
             raise CheckpointError(

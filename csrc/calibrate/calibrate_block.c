@@ -87,6 +87,7 @@ oq_code oq_calibrate_block(oq_context *context, const oq_block_spec *spec, const
     OQ_NEW(context, rtn, s.list.total);
     s.expert_tokens = result->expert_tokens;
     OQ_TRY(start(context, &s, initial));
+    result->sinks = s.sinks;
     oq_initialize_rtn(&s.transformed, rtn);
     const oq_objective objective = {&s, data->samples, apply, evaluate, gradients, next};
     oq_guarded guarded = {.maps = s.transformed.map,

@@ -64,6 +64,7 @@ typedef struct {
     double lr_rounding; /* over the number of steps: what an offset moves a step, at 1 as far as it can go */
     bool cosine, shuffle, best_iterate;
     oq_loss_kind loss;
+    bool without_sinks; /* sink tokens count nothing in it */
     oq_products products;
 } oq_options;
 

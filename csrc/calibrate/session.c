@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/pages.h"
+#include "calibrate/sinks.h"
 #include "math/vector.h"
 
 static oq_code check_finite(oq_context *context, const oq_options *options, const char *what, const oq_real *x,
@@ -56,6 +57,22 @@ void oq_session_drop(const oq_session *s, int64_t window)
     advise(s, s->data->goal, window, oq_pages_drop);
 }
 
+/* Find a window's sinks; they weigh nothing where they are to be left out. */
+static oq_code take_sinks(oq_context *context, oq_session *s, int64_t window)
+{
+    const int64_t T = s->data->tokens, H = s->spec->hidden;
+    int64_t count;
+    OQ_TRY(oq_find_sinks(context, s->data->target + window * T * H, T, H, s->sink, &count));
+    s->sinks += count;
+    if (!s->options->without_sinks) return OQ_OK;
+    for (int64_t t = 0; t < T; t++) {
+        if (!s->sink[t]) continue;
+        s->token_weights[window * T + t] = 0;
+        if (s->goal_weights) s->goal_weights[window * T + t] = 0;
+    }
+    return OQ_OK;
+}
+
 /* Check a window of every stream, and weigh its tokens. */
 static oq_code take_window(oq_context *context, oq_session *s, int64_t window)
 {
@@ -75,6 +92,7 @@ static oq_code take_window(oq_context *context, oq_session *s, int64_t window)
     if (data->goal)
         oq_loss_weights(s->options->loss, data->goal + offset, data->target + offset, s->goal_weights + window * T, T,
                         H);
+    OQ_TRY(take_sinks(context, s, window));
     advise(s, data->x_fp, window, oq_pages_drop);
     oq_session_drop(s, window);
     return OQ_OK;
@@ -114,6 +132,7 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
     OQ_NEW(context, s->y, window);
     OQ_NEW(context, s->dy, window);
     OQ_NEW(context, s->token_weights, data->samples * data->tokens);
+    OQ_NEW(context, s->sink, data->tokens);
     if (data->goal) OQ_NEW(context, s->goal_weights, data->samples * data->tokens);
     OQ_TRY(oq_ahead_create(context, &s->ahead, data->followers, data->tokens, s->run.bf16));
     return OQ_OK;

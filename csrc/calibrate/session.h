@@ -18,6 +18,8 @@ typedef struct {
     oq_ahead ahead;        /* the blocks behind, where the loss looks through them */
     double *goal_weights;  /* [N, T] */
     oq_real *y, *dy;       /* [T, H] */
+    bool *sink;            /* [T] of a window */
+    int64_t sinks;         /* of all windows */
     int32_t *expert_tokens; /* [E] of the full-precision stream; NULL: no experts */
 } oq_session;
 

@@ -44,6 +44,7 @@ typedef struct {
     oq_real *theta; /* [list->total], caller's */
     double *trace;  /* [options->epochs] mean training loss, caller's; of the epochs taken alone */
     int32_t *expert_tokens; /* [E] zeroed, caller's: what each expert of the block sees; NULL: it has none */
+    int64_t sinks; /* tokens of the windows that are some */
     double loss_rtn, loss_initial, loss_final;
     oq_kept kept; /* whose learnables theta holds: training never returns worse than its start or RTN */
     int64_t epochs, steps; /* taken */

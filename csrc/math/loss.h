@@ -16,6 +16,8 @@ typedef enum {
 /* weights [T] from the full-precision target and the block's input, both [T, H]. */
 void oq_loss_weights(oq_loss_kind kind, const oq_real *target, const oq_real *x, double *weights, int64_t tokens,
                      int64_t hidden);
+/* Mean square of a token's state x [H]. */
+double oq_token_energy(const oq_real *x, int64_t hidden);
 /* Returns L; dy [T, H] += dL/dy unless dy is NULL. */
 double oq_loss(const oq_real *y, const oq_real *target, const double *weights, oq_real *dy, int64_t tokens,
                int64_t hidden);

@@ -44,6 +44,7 @@ def add_parser(commands: Commands) -> None:
     group.add_argument("--samples", type=int, default=128, help="windows; default 128")
     group.add_argument("--epochs", type=int, help="default: the method's")
     group.add_argument("--norm-map", choices=CHOICES["norm_map"])
+    group.add_argument("--look-ahead", type=int, metavar="N", help="blocks the loss looks through (0)")
     group.add_argument("--products", choices=CHOICES["products"], help="arithmetic of a training step")
     parser.add_argument("--steps", type=int, default=5, help="steps to time; default 5")
     add_run_options(parser)
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         norm_map=arguments.norm_map,
         products=arguments.products,
+        look_ahead=arguments.look_ahead,
     )
     emit(arguments, asdict(result), _text(result))
 

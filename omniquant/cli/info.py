@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from omniquant.models.adapter import Architecture
 
 # What a line about a method tells where it is not the method's default, which no scheme changes.
-_NOTED = ("rounding", "start", "rotation", "input_map", "lac", "loss", "embedding_bits", "head_bits")
+_NOTED = ("rounding", "start", "rotation", "input_map", "lac", "loss", "sinks", "look_ahead")
+_NOTED += ("embedding_bits", "head_bits")
 
 _EXAMPLES = """\
   omniquant info MODEL          sizes, kinds and the maps its blocks permit
@@ -165,6 +166,11 @@ def _fed(tokens: list[int]) -> str:
     return f", experts saw {min(tokens)} to {max(tokens)} tokens{few}" if tokens else ""
 
 
+def _sinks(block: dict[str, Any]) -> str:
+    """Return how many tokens are sinks behind a block, where there are some."""
+    return f", {block['sinks']} sink tokens" if block.get("sinks") else ""
+
+
 def _experts(spec: dict[str, Any]) -> str:
     if not spec.get("num_experts"):
         return ""
@@ -219,6 +225,7 @@ def _result_lines(data: dict[str, Any]) -> list[str]:
         )
         lines.append(
             f"block {block['index']:<4}loss rtn {block['loss_rtn']:.4g}, start {block['loss_initial']:.4g}, "
-            f"kept {block['loss_final']:.4g} ({block['kept']}){margin}{_fed(block.get('expert_tokens', []))}"
+            f"kept {block['loss_final']:.4g} ({block['kept']}){margin}{_sinks(block)}"
+            f"{_fed(block.get('expert_tokens', []))}"
         )
     return lines

@@ -208,6 +208,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--loss", choices=CHOICES["loss"], help="of each token: plain, or relative to its update or to itself"
     )
+    group.add_argument(
+        "--sinks", choices=CHOICES["sinks"], help="whether tokens of massive state count in the loss (kept)"
+    )
     group.add_argument("--products", choices=CHOICES["products"], help="arithmetic of a training step")
     group.add_argument(
         "--aug-loss",

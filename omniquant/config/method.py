@@ -1,4 +1,4 @@
-"""The calibration method: which maps are learned, how they are trained, and the core's option dict.
+"""The calibration method: which maps are learned, and how they are trained.
 
 Defaults follow OmniQuant (arXiv 2308.13137) and AffineQuant (arXiv 2403.12544); where one departs from them
 (the stability factor under the relative parametrisation), the comment beside it says why.
@@ -15,7 +15,7 @@ from typing import Any
 from omniquant.config.preset import PRESETS, preset_values
 from omniquant.config.recipe import AUTO, recipe_for
 from omniquant.config.scheme import FLOAT_BITS, QuantConfig
-from omniquant.config.target import TARGETS, scale_bits
+from omniquant.config.target import TARGETS
 from omniquant.errors import ConfigError
 
 METHODS = ("rtn", "smoothquant", "gptq", "awq", "omniquant", "affinequant")
@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dominance": ("project", "reject", "raise", "monitor"),
     "schedule": ("constant", "cosine"),
     "loss": ("mse", "token", "relative"),
+    "sinks": ("kept", "out"),
     "rotation": ("none", "folded", "online"),
     "target": TARGETS,
     "products": ("auto", "float32", "integer", "bfloat16"),
@@ -107,6 +108,8 @@ class CalibrationOptions:
         Mean squared error, or each token's error relative to the block's update of it, or to itself.
     aug_loss : bool
         Also match the full-precision block on the quantized stream.
+    sinks : {"kept", "out"}
+        Whether sink tokens, whose state is massive, count in the loss. They are found in the calibration.
     look_ahead : int
         How many of the blocks behind, in full precision, the loss also looks through: to that of the block's
         own output the same behind the last of them is added. The window of blocks slides by one (CBQ, arXiv
@@ -144,6 +147,7 @@ class CalibrationOptions:
     stability: float
     aug_loss: bool
     look_ahead: int = 0
+    sinks: str = "kept"
     up_down: bool = False
     start: str = "paper"
     rounding: str = "nearest"
@@ -313,6 +317,7 @@ class CalibrationOptions:
             "true_sequential": False,
             "patience": 0,
             "look_ahead": 0,
+            "sinks": "kept",
             "input_map": "none",
             "lac": False,
             "embedding_bits": FLOAT_BITS,
@@ -385,99 +390,6 @@ def _default_stability(scheme: QuantConfig, parametrization: str) -> float:
     if parametrization == "relative":
         return 1.0
     return 0.01 if scheme.weight_only else 0.1
-
-
-def core_qk_map(options: CalibrationOptions, rope: bool, head_norms: bool = False) -> str:
-    """Name the q-k map as the core does: "none", "tied", "rotation", "scale" or "full".
-
-    "exact" is what commutes with the rotations of RoPE: one scale a frequency pair for LET, a 2 x 2 block
-    [[a, -b], [b, a]] a pair for AffineQuant. Without RoPE every map is exact, so the freest one is taken.
-    Norms of the heads of q and k stand in the way of every map: there is none then.
-    """
-    if head_norms:
-        return "none"
-    if options.qk_map != "exact":
-        return options.qk_map
-    if options.method == "affinequant":
-        return "rotation" if rope else "full"
-    return "tied" if rope else "scale"
-
-
-def core_options(
-    scheme: QuantConfig,
-    options: CalibrationOptions,
-    *,
-    block: int,
-    rope: bool,
-    gated: bool = True,
-    head_norms: bool = False,
-    experts: bool = False,
-) -> dict[str, Any]:
-    """Return the option dict of ``_core.calibrate_block`` and ``_core.fold_block``.
-
-    Parameters
-    ----------
-    scheme : QuantConfig
-    options : CalibrationOptions
-    block : int
-        Index of the block: used in messages and for the sample order.
-    rope : bool
-        Whether the model rotates Q and K.
-    gated : bool
-        Whether the MLP is gated: only then is it linear between `up` and `down`, so that scales fold there.
-    head_norms : bool
-        Whether norms stand between the linears of Q and K and their product.
-    experts : bool
-        Whether the MLP is a mixture of experts: `up` and `down` of several share no scales.
-
-    Returns
-    -------
-    dict
-        Every key the core asks for.
-    """
-    return {
-        "block": block,
-        "seed": options.seed,
-        "w_bits": scheme.w_bits,
-        "group_size": scheme.group_size or 0,
-        "w_symmetric": scheme.w_symmetric,
-        "scale_bits": scale_bits(options.target, scheme.w_symmetric),
-        "linears": {
-            name: linear.to_core(scale_bits(options.target, linear.symmetric))
-            for name, linear in scheme.block(block).items()
-            if linear != scheme.uniform()
-        },
-        "activation": scheme.activation(block),
-        "lwc": options.lwc,
-        "lac": options.lac,
-        "start": options.start,
-        "rounding": options.rounding,
-        "norm_map": options.norm_map,
-        "vo_map": options.vo_map,
-        "qk_map": core_qk_map(options, rope, head_norms),
-        "input_map": options.input_map,
-        "up_down": options.up_down and gated and not experts,
-        "shift": options.shift,
-        "parametrization": options.parametrization,
-        "dominance": options.dominance,
-        "margin": options.margin,
-        "stability": options.stability,
-        "alpha": options.alpha,
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
-        "patience": options.patience,
-        "lr_lwc": options.lr_lwc,
-        "lr_let": options.lr_let,
-        "lr_rounding": options.lr_rounding,
-        "damping": options.damping,
-        "act_order": options.act_order,
-        "true_sequential": options.true_sequential,
-        "schedule": options.schedule,
-        "shuffle": options.shuffle,
-        "loss": options.loss,
-        "products": "float32" if options.products == "auto" else options.products,
-        "best_iterate": options.best_iterate,
-    }
 
 
 def config_hash(scheme: QuantConfig, options: CalibrationOptions) -> str:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from omniquant.models.adapter import Architecture
 
 # What a line about a method tells where it is not the method's default, which no scheme changes.
-_NOTED = ("rounding", "start", "rotation", "input_map", "lac", "loss", "sinks", "look_ahead")
-_NOTED += ("embedding_bits", "head_bits")
+_NOTED = (
+    "rounding", "start", "rotation", "input_map", "lac", "loss", "sinks", "look_ahead", "embedding_bits", "head_bits",
+)  # fmt: skip
 
 _EXAMPLES = """\
   omniquant info MODEL          sizes, kinds and the maps its blocks permit

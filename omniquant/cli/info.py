@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 # What a line about a method tells where it is not the method's default, which no scheme changes.
 _NOTED = (
-    "rounding", "start", "rotation", "input_map", "lac", "loss", "sinks", "look_ahead", "embedding_bits", "head_bits",
+    "rounding", "start", "rotation", "input_map", "lac", "loss", "sinks", "look_ahead",
+    "embedding_bits", "head_bits",
 )  # fmt: skip
 
 _EXAMPLES = """\

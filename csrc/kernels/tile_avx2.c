@@ -15,7 +15,8 @@ enum { MOST_ROWS = 48 };
 enum {
     LANES = 8,
     ROWS = 6,     /* by a tile: 12 sums, two vectors of weights, one of activations and a product are all registers */
-    WORDS = 64    /* unpacked at a time, that activations and sums beside them stay in the first-level cache */
+    WORDS = 64,   /* unpacked at a time, that activations and sums beside them stay in the first-level cache */
+    AHEAD = 2048  /* bytes asked for before one row takes them: its own prefetching alone is a quarter slower */
 };
 
 /* What some inputs of a tile are multiplied as, 32 bits an output and word: 4 inputs, or 2 of 8 bits. */
@@ -213,10 +214,12 @@ INLINE void add_row(const uint8_t *codes, int64_t stride, const int8_t *a, int64
             const uint8_t *unit = codes + u * stride;
             UNROLL for (int i = 0; i < 2 * tiles; i += 2)
             {
+                const uint8_t *tile = unit + i / 2 * unit_bytes;
+                for (int line = 0; line < unit_bytes; line += 64)
+                    _mm_prefetch((const char *)(tile + line + AHEAD), _MM_HINT_T0);
                 UNROLL for (int j = 0; j < words; j++)
                 {
                     const __m256i x = all_lanes(a + 4 * j);
-                    const uint8_t *tile = unit + i / 2 * unit_bytes;
                     sum[i] = multiplied(sum[i], word_of(tile, j, bits), x, bits);
                     sum[i + 1] = multiplied(sum[i + 1], word_of(tile + 32, j, bits), x, bits);
                 }

@@ -1,8 +1,13 @@
 #include "math/igemm.h"
 
+#include "base/cpu.h"
 #include "math/onednn.h"
 
-bool oq_has_igemm(void) { return oq_onednn_has_igemm() || oq_igemm_avx2_runs(); }
+/* Floats of AVX-512 are as fast as bytes of 8 bits on AVX2. */
+bool oq_has_igemm(void)
+{
+    return oq_onednn_has_igemm() || (oq_igemm_avx2_runs() && !oq_cpu_features()->avx512f);
+}
 
 oq_code oq_igemm_serial(const oq_igemm_args *g)
 {

@@ -219,8 +219,11 @@ static PyObject *report_of(oq_call *call, values *v)
 {
     PyObject *learnables = oq_learnables_to_dict(call, &v->list, v->theta);
     PyObject *report = oq_training_report(call, &v->result, oq_site_names, learnables, v->folded_tensors);
-    if (report && PyDict_SetItemString(report, "expert_tokens", (PyObject *)oq_made_array(call, "expert_tokens")) < 0)
+    PyObject *sinks = PyLong_FromLongLong(v->result.sinks);
+    if (report && (!sinks || PyDict_SetItemString(report, "sinks", sinks) < 0 ||
+                   PyDict_SetItemString(report, "expert_tokens", (PyObject *)oq_made_array(call, "expert_tokens")) < 0))
         Py_CLEAR(report);
+    Py_XDECREF(sinks);
     return report;
 }
 

@@ -83,10 +83,10 @@ PyObject *oq_training_report(oq_call *call, const oq_calibration_result *r, cons
     const bool affine = d->any_affine;
     PyObject *trace = PySequence_GetSlice((PyObject *)oq_made_array(call, "trace"), 0, (Py_ssize_t)r->epochs);
     return Py_BuildValue(
-        "{s:N,s:O,s:N,s:d,s:d,s:d,s:s,s:L,s:L,s:L,s:L,s:N,s:N,s:N,s:N}", "learnables", learnables, "folded", folded,
+        "{s:N,s:O,s:N,s:d,s:d,s:d,s:s,s:L,s:L,s:L,s:N,s:N,s:N,s:N}", "learnables", learnables, "folded", folded,
         "trace", trace, "loss_rtn", r->loss_rtn, "loss_initial", r->loss_initial, "loss_final", r->loss_final,
         "kept", kept[r->kept], "steps", (long long)r->steps, "rows_projected", (long long)d->rows_projected,
-        "steps_rejected", (long long)d->steps_rejected, "sinks", (long long)r->sinks, "min_margin",
-        optional_double(affine, d->min_margin), "max_condition", optional_double(affine, r->max_condition),
-        "varah_bound", optional_double(affine, r->varah_bound), "worst_row", worst_row(d, map_names));
+        "steps_rejected", (long long)d->steps_rejected, "min_margin", optional_double(affine, d->min_margin),
+        "max_condition", optional_double(affine, r->max_condition), "varah_bound",
+        optional_double(affine, r->varah_bound), "worst_row", worst_row(d, map_names));
 }

@@ -13,7 +13,7 @@ from omniquant.threads import resolve_threads
 
 CORE = {
     "loss_rtn": 1.0, "loss_initial": 1.0, "loss_final": 0.5, "kept": "final", "steps": 3,
-    "rows_projected": 0, "steps_rejected": 0, "min_margin": 0.5, "max_condition": float("inf"),
+    "rows_projected": 0, "steps_rejected": 0, "sinks": 0, "min_margin": 0.5, "max_condition": float("inf"),
     "varah_bound": 2.0, "worst_row": "", "expert_tokens": [], "trace": [1.0],
 }  # fmt: skip
 

@@ -48,6 +48,9 @@ def block() -> Case:
 BLOCK = block()
 SEARCHED = replace(BLOCK, options=BLOCK.options | {"start": "search"})
 FED = replace(BLOCK, options=BLOCK.options | {"rounding": "gptq", "true_sequential": True})
+GOALS = BLOCK.forward(_core, BLOCK.weights, BLOCK.targets)
+FOLLOWERS = [(BLOCK.spec, BLOCK.weights, BLOCK.cos, BLOCK.sin)]
+AHEAD = replace(BLOCK, ahead={"goals": GOALS, "followers": FOLLOWERS})
 LEARNABLES = _core.calibrate_linear(W, X, W[:, 0], LINEAR)["learnables"]
 
 
@@ -82,6 +85,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "calibrate_block": BLOCK.calibrate,
     "calibrate_block, gptq": FED.calibrate,
     "calibrate_block, search": SEARCHED.calibrate,
+    "calibrate_block, looking ahead": AHEAD.calibrate,
 }
 
 

@@ -417,17 +417,17 @@ class _Run:
     def _look_ahead(self, index: int, streams: _Streams) -> list[tuple[Any, ...]]:
         """Return the blocks the loss looks through, having moved the goal behind the last of them."""
         last, layers = index + self.options.look_ahead, self.model.num_layers
-        if last == index or index + 1 >= layers or not self.options.trains:
+        if not self.options.trains or last == index or index + 1 >= layers:
             return []
+        behind = {each: self._follower(each) for each in range(index + 1, min(last + 1, layers))}
+        passed = [each for each in behind if each == last]
         if streams.goal is None:
             streams.goal = streams.pool.take()
             self._through(index, self.model.block(index), streams.full, streams.goal)
-            passed = range(index + 1, min(last + 1, layers))
-        else:
-            passed = range(last, min(last + 1, layers))
+            passed = list(behind)
         for each in passed:
-            self._through(each, self.model.block(each), streams.goal, streams.goal)
-        return [self._follower(each) for each in range(index + 1, min(last + 1, layers))]
+            self._through(each, behind[each][1], streams.goal, streams.goal)
+        return list(behind.values())
 
     def _follower(self, index: int) -> tuple[Any, ...]:
         """Return a block as the core looks through it: spec, weights, cosines and sines."""

@@ -17,6 +17,7 @@
 #ifndef OQ_KERNELS_LAYOUT_H
 #define OQ_KERNELS_LAYOUT_H
 
+#include "base/size.h"
 #include "kernels/linear.h"
 
 enum {
@@ -30,7 +31,6 @@ enum {
 
 oq_layout oq_layout_of(int64_t in, int64_t group, int bits);
 
-static inline int64_t oq_least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t oq_pieces(int64_t length, int64_t each) { return (length + each - 1) / each; }
 
 /* Inputs of group g. */

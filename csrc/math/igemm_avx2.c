@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "base/size.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -35,8 +36,6 @@ typedef struct {
     int steps; /* words added in 16 bits; 0: wide */
 } stretch;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---- packing ---------------------------------------------------------------- */
 
 static int in_word(word kind) { return kind == BYTES ? 4 : 2; }
@@ -54,7 +53,7 @@ static int32_t one_word(const uint8_t *x, int64_t count, word kind)
     uint8_t bytes[4] = {0};
     int16_t pair[2];
     int32_t result;
-    memcpy(bytes, x, (size_t)least(count, in_word(kind)));
+    memcpy(bytes, x, (size_t)oq_least(count, in_word(kind)));
     for (int i = 0; i < 2; i++) pair[i] = (int16_t)(kind == SIGNED_PAIRS ? (int8_t)bytes[i] : bytes[i]);
     memcpy(&result, kind == BYTES ? (const void *)bytes : (const void *)pair, sizeof result);
     return result;
@@ -159,7 +158,7 @@ AVX2 static void add_tile(const stretch *k, const int32_t *a, const int32_t *b, 
     }
     for (int64_t p = 0; p < k->words; p += k->steps) {
         clear(sum);
-        add_words(sum, a + p * ROWS, b + p * LANES, least(k->steps, k->words - p), true);
+        add_words(sum, a + p * ROWS, b + p * LANES, oq_least(k->steps, k->words - p), true);
         add_to(tile, ld, (const __m256i(*)[2])sum, true);
     }
 }
@@ -179,14 +178,14 @@ static void add_block(packed *p, const oq_igemm_args *g, int64_t row, int64_t ro
 {
     pack_a(p, g, row, rows, k);
     for (int64_t column = 0; column < g->n; column += LANES) {
-        const int64_t columns = least(LANES, g->n - column);
+        const int64_t columns = oq_least(LANES, g->n - column);
         pack_b(p, g, column, k);
         for (int64_t i = 0; i < rows; i += ROWS) {
             int32_t *c = g->c + (row + i) * g->ldc + column;
             if (columns == LANES && rows - i >= ROWS)
                 add_tile(k, p->a + i * k->words, p->b, c, g->ldc);
             else
-                add_edge(k, p->a + i * k->words, p->b, c, g->ldc, least(ROWS, rows - i), columns);
+                add_edge(k, p->a + i * k->words, p->b, c, g->ldc, oq_least(ROWS, rows - i), columns);
         }
     }
 }
@@ -199,9 +198,9 @@ void oq_igemm_avx2(const oq_igemm_args *g)
     const int each = in_word(k.steps ? BYTES : SIGNED_PAIRS);
     for (int64_t i = 0; i < g->m; i++) memset(g->c + i * g->ldc, 0, (size_t)g->n * sizeof *g->c);
     for (; k.first < g->k; k.first += k.length) {
-        k.length = least(DEEP * each, g->k - k.first);
+        k.length = oq_least(DEEP * each, g->k - k.first);
         k.words = (k.length + each - 1) / each;
-        for (int64_t row = 0; row < g->m; row += TALL) add_block(&blocks, g, row, least(TALL, g->m - row), &k);
+        for (int64_t row = 0; row < g->m; row += TALL) add_block(&blocks, g, row, oq_least(TALL, g->m - row), &k);
     }
 }
 

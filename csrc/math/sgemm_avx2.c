@@ -9,6 +9,7 @@
 #include "math/sgemm_avx2.h"
 
 #include "base/cpu.h"
+#include "base/size.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(OQ_DOUBLE)
 
@@ -26,8 +27,6 @@ typedef struct {
     float a[TALL * DEEP + SLACK]; /* [slivers][depth][ROWS] */
     float b[DEEP * LANES];        /* [depth][LANES] */
 } packed;
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---- packing ---------------------------------------------------------------- */
 
@@ -148,14 +147,14 @@ static void add_block(packed *p, const oq_gemm_args *g, int64_t row, int64_t row
     const float keep = k0 == 0 ? g->beta : 1;
     pack_a(p, g, row, rows, k0, depth);
     for (int64_t column = 0; column < g->n; column += LANES) {
-        const int64_t columns = least(LANES, g->n - column);
+        const int64_t columns = oq_least(LANES, g->n - column);
         pack_b(p, g, column, k0, depth);
         for (int64_t i = 0; i < rows; i += ROWS) {
             float *c = g->c + (row + i) * g->ldc + column;
             if (columns == LANES && rows - i >= ROWS)
                 add_tile(depth, p->a + i * depth, p->b, g->alpha, keep, c, g->ldc);
             else
-                add_edge(depth, p->a + i * depth, p->b, g->alpha, keep, c, g->ldc, least(ROWS, rows - i), columns);
+                add_edge(depth, p->a + i * depth, p->b, g->alpha, keep, c, g->ldc, oq_least(ROWS, rows - i), columns);
         }
     }
 }
@@ -166,7 +165,7 @@ void oq_sgemm_avx2(const oq_gemm_args *g)
     if (g->k == 0) oq_gemm_reference(g);
     for (int64_t k0 = 0; k0 < g->k; k0 += DEEP)
         for (int64_t row = 0; row < g->m; row += TALL)
-            add_block(&blocks, g, row, least(TALL, g->m - row), k0, least(DEEP, g->k - k0));
+            add_block(&blocks, g, row, oq_least(TALL, g->m - row), k0, oq_least(DEEP, g->k - k0));
 }
 
 bool oq_sgemm_avx2_runs(void) { return oq_cpu_features()->avx2; }

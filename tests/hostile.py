@@ -44,6 +44,18 @@ def read_everything(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 def outcome(path: Path, read: Callable[[Path], Any] = read_everything, names: str = "") -> Any:
     """Return what was read, or None where it was refused as it should be."""
+    result, spent = timed(path, read, names)
+    for _ in range(2):
+        if within_a_second(spent):
+            return result
+        # A processor that others take from us is slow at times; a reader that is slow is so each time.
+        spent = timed(path, read, names)[1]
+    assert within_a_second(spent), f"{spent:.2f} s"
+    return result
+
+
+def timed(path: Path, read: Callable[[Path], Any], names: str) -> tuple[Any, float]:
+    """Return what was read, or None where it was refused as it should be, and the CPU time of that."""
     start = time.process_time()
     try:
         result = read(path)
@@ -54,9 +66,12 @@ def outcome(path: Path, read: Callable[[Path], Any] = read_everything, names: st
         assert message.isprintable(), message
         assert len(message) < 600
         result = None
-    spent = time.process_time() - start
-    assert spent < 1.0 or spent < 20 * common_work(), f"{spent:.2f} s"
-    return result
+    return result, time.process_time() - start
+
+
+def within_a_second(spent: float) -> bool:
+    """Tell whether CPU time is below a second of a processor at ease."""
+    return spent < 1.0 or spent < 20 * common_work()
 
 
 def common_work() -> float:

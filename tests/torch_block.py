@@ -321,8 +321,12 @@ def forward(block: TransformedBlock, x: Tensor) -> Tensor:
     if spec["rotate_qk"]:
         turn = torch.from_numpy(fixed_rotation(d))
         q, k = q @ turn, k @ turn
-    pairs = ((q, "q_bits"), (k, "k_bits"), (v, "v_bits"))
-    q, k, v = (quantize(value.reshape(-1, d), key).view(T, -1, d) for value, key in pairs)
+    first = activation.get("sink_tokens", 0)
+    pairs = ((q, "q_bits", 0), (k, "k_bits", first), (v, "v_bits", first))
+    q, k, v = (
+        torch.cat([value[:sinks], quantize(value[sinks:].reshape(-1, d), key).view(T - sinks, -1, d)])
+        for value, key, sinks in pairs
+    )
     k, v = k.repeat_interleave(n // m, dim=1), v.repeat_interleave(n // m, dim=1)
     scores = torch.einsum("ihd,jhd->hij", q, k) * (spec.get("attention_scale") or d**-0.5)
     p = shaped(spec, scores).softmax(dim=2)

@@ -1,5 +1,7 @@
 #include "block/act_quant.h"
 
+#include <string.h>
+
 #include "math/bf16.h"
 
 /* The logits of one clipping for every row. */
@@ -63,4 +65,44 @@ oq_code oq_act_quant_backward(oq_context *context, oq_quantizer quantizer, const
     for (int i = 0; dclip && i < 2; i++) dclip[i] += (oq_real)sums[i];
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
+}
+
+/* ---- keys and values ------------------------------------------------------- */
+
+/* Rows of one text, sink tokens before the others. */
+typedef struct {
+    int64_t sinks, others, width;
+} text_rows;
+
+static text_rows rows_of(const oq_block_run *run, int64_t length)
+{
+    const int64_t heads = run->spec->kv_heads, most = run->quantizers->sink_tokens;
+    const int64_t sinks = most < length ? most : length;
+    return (text_rows){sinks * heads, (length - sinks) * heads, run->spec->head_dim};
+}
+
+oq_code oq_kv_quant_forward(oq_context *context, const oq_block_run *run, oq_quantizer quantizer, const oq_real *x,
+                            oq_real *x_hat, oq_range *ranges)
+{
+    if (!oq_is_quantized(quantizer)) return OQ_OK;
+    for (int64_t i = 0; i < (run->lengths ? run->texts : 1); i++) {
+        const text_rows rows = rows_of(run, run->lengths ? run->lengths[i] : run->tokens);
+        const int64_t count = rows.sinks * rows.width;
+        memcpy(x_hat, x, sizeof *x * (size_t)count);
+        OQ_TRY(oq_act_quant_forward(context, quantizer, NULL, x + count, x_hat + count, ranges + rows.sinks,
+                                    rows.others, rows.width));
+        x += count + rows.others * rows.width;
+        x_hat += count + rows.others * rows.width;
+        ranges += rows.sinks + rows.others;
+    }
+    return OQ_OK;
+}
+
+oq_code oq_kv_quant_backward(oq_context *context, const oq_block_run *run, oq_quantizer quantizer, const oq_real *x,
+                             const oq_range *ranges, oq_real *d)
+{
+    const text_rows rows = rows_of(run, run->tokens);
+    const int64_t count = rows.sinks * rows.width;
+    return oq_act_quant_backward(context, quantizer, NULL, x + count, ranges + rows.sinks, d + count, NULL,
+                                 rows.others, rows.width);
 }

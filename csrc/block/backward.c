@@ -137,8 +137,8 @@ static oq_code heads_backward(oq_context *context, const pass *p, const oq_real 
     OQ_TRY(oq_attention_backward(context, shape, s->q_hat, s->k_hat, s->v_hat, s->attended, s->log_sum, dattended,
                                  dq, dk, dv));
     OQ_TRY(oq_act_quant_backward(context, quant->q, NULL, s->q, s->q_ranges, dq, NULL, T * n, d));
-    OQ_TRY(oq_act_quant_backward(context, quant->k, NULL, s->k, s->k_ranges, dk, NULL, T * m, d));
-    OQ_TRY(oq_act_quant_backward(context, quant->v, NULL, s->v, s->v_ranges, dv, NULL, T * m, d));
+    OQ_TRY(oq_kv_quant_backward(context, p->run, quant->k, s->k, s->k_ranges, dk));
+    OQ_TRY(oq_kv_quant_backward(context, p->run, quant->v, s->v, s->v_ranges, dv));
     OQ_TRY(oq_rotate_qk(context, spec, dq, dk, T));
     if (spec->rope) {
         oq_rope_backward(context, p->run->rope, dq, T, n, d);

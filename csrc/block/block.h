@@ -127,6 +127,7 @@ typedef struct {
 /* Quantizers of activations: x for every linear's input; 16 bits and more: none. */
 typedef struct {
     oq_quantizer x, q, k, v;
+    int64_t sink_tokens; /* keys and values of a text's first tokens, which draw attention, stay in float */
 } oq_activation_quantizers;
 
 typedef struct {

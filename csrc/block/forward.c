@@ -152,8 +152,8 @@ static oq_code attention_half(oq_context *context, const oq_block_run *run, cons
     }
     OQ_TRY(oq_rotate_qk(context, spec, s->q, s->k, T));
     OQ_TRY(oq_act_quant_forward(context, quant->q, NULL, s->q, s->q_hat, s->q_ranges, T * n, d));
-    OQ_TRY(oq_act_quant_forward(context, quant->k, NULL, s->k, s->k_hat, s->k_ranges, T * m, d));
-    OQ_TRY(oq_act_quant_forward(context, quant->v, NULL, s->v, s->v_hat, s->v_ranges, T * m, d));
+    OQ_TRY(oq_kv_quant_forward(context, run, quant->k, s->k, s->k_hat, s->k_ranges));
+    OQ_TRY(oq_kv_quant_forward(context, run, quant->v, s->v, s->v_hat, s->v_ranges));
     OQ_TRY(attend(context, run, s));
     OQ_TRY(oq_rotated_input(context, spec, OQ_O, s->attended, s->mixed, T));
     OQ_TRY(oq_input_map(context, spec, weights, OQ_INPUT_O, s->mixed, s->o_in, T));

@@ -3,7 +3,8 @@
 #include "math/bf16.h"
 #include "math/vector.h"
 
-static const oq_activation_quantizers in_float = {{.bits = 16}, {.bits = 16}, {.bits = 16}, {.bits = 16}};
+static const oq_activation_quantizers in_float = {
+    .x = {.bits = 16}, .q = {.bits = 16}, .k = {.bits = 16}, .v = {.bits = 16}};
 
 /* Rounded once: they do not change. */
 static oq_code round_weights(oq_context *context, const oq_block_spec *spec, oq_block_weights *weights)

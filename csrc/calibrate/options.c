@@ -127,6 +127,9 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
     OQ_TRY(check_quantizer(context, "q", o->activation.q));
     OQ_TRY(check_quantizer(context, "k", o->activation.k));
     OQ_TRY(check_quantizer(context, "v", o->activation.v));
+    if (o->activation.sink_tokens < 0)
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "sink_tokens must be >= 0, got %lld",
+                       (long long)o->activation.sink_tokens);
     if (o->epochs < 0 || o->batch_size < 1)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "epochs must be >= 0 and batch_size >= 1, got %lld and %lld",
                        (long long)o->epochs, (long long)o->batch_size);

@@ -41,7 +41,9 @@ const oq_argument oq_spec_fields[] = {
         OQ_FIELD("symmetric", oq_activation_quantizers, field.symmetric),                  \
         OQ_FIELD("full_range", oq_activation_quantizers, field.full_range)
 const oq_argument oq_activation_fields[] = {
-    QUANTIZER("bits", x), QUANTIZER("q_bits", q), QUANTIZER("k_bits", k), QUANTIZER("v_bits", v), {.name = NULL},
+    QUANTIZER("bits", x), QUANTIZER("q_bits", q), QUANTIZER("k_bits", k), QUANTIZER("v_bits", v),
+    OQ_FIELD("sink_tokens", oq_activation_quantizers, sink_tokens, .flags = OQ_OPTIONAL, .range = "[0, 64]"),
+    {.name = NULL},
 };
 
 static const oq_argument weight_fields[] = {

@@ -52,6 +52,24 @@ static int64_t place(const job *j, const tile *t, int64_t r)
     return (token * j->heads + head) * j->shape->head_dim;
 }
 
+/* Keys of a block, panel [d, 16] from token `key` on, and values, panel [tokens, dims]: sinks as they came. */
+static void put_key_sinks(const job *j, const tile *t, int64_t key)
+{
+    const oq_cache_shape *s = j->shape;
+    const float *sinks = j->cache->key_sinks + t->head * s->sinks * s->head_dim;
+    for (int64_t l = 0; l < OQ_KEY_BLOCK && key + l < s->sinks; l++)
+        for (int64_t i = 0; i < s->head_dim; i++)
+            t->panel[i * OQ_KEY_BLOCK + l] = sinks[(key + l) * s->head_dim + i];
+}
+
+static void put_value_sinks(const job *j, const tile *t, int64_t key, int64_t tokens)
+{
+    const oq_cache_shape *s = j->shape;
+    const float *sinks = j->cache->value_sinks + t->head * s->sinks * s->head_dim;
+    for (int64_t l = 0; l < tokens && key + l < s->sinks; l++)
+        memcpy(t->panel + l * s->value.dims, sinks + (key + l) * s->head_dim, sizeof *sinks * (size_t)s->head_dim);
+}
+
 static void find_scores(const job *j, const tile *t)
 {
     const oq_cache_shape *s = j->shape;
@@ -64,6 +82,7 @@ static void find_scores(const job *j, const tile *t)
         const uint8_t *zeros = j->cache->key_zeros ? j->cache->key_zeros + at : NULL;
         j->kernels->keys(&s->key, j->cache->keys + at / OQ_KEY_BLOCK * s->key.block_bytes, scales, zeros,
                          t->panel);
+        if (j->cache->key_sinks) put_key_sinks(j, t, key);
         j->kernels->scores(t->q, t->rows, s->head_dim, t->panel, alpha, t->p + key, t->keys);
     }
 }
@@ -108,6 +127,7 @@ static void add_values(const job *j, const tile *t)
         const uint8_t *zeros = j->cache->value_zeros ? j->cache->value_zeros + at : NULL;
         j->kernels->values(&s->value, j->cache->values + at * s->value.block_bytes, scales, zeros, tokens,
                            t->panel);
+        if (j->cache->value_sinks) put_value_sinks(j, t, key, tokens);
         j->kernels->weigh(t->p + key, t->keys, t->rows, t->panel, tokens, s->value.dims, t->out);
     }
 }

@@ -30,10 +30,13 @@ static int64_t bytes_of(oq_store store, int64_t count)
 
 static bool is_quantized(const oq_cache_format *format) { return format->store >= OQ_STORE_BYTES; }
 
-oq_cache_shape oq_cache_shape_of(int64_t heads, int64_t head_dim, int64_t tokens, oq_quantizer key,
+oq_cache_shape oq_cache_shape_of(int64_t heads, int64_t head_dim, int64_t tokens, int64_t sinks, oq_quantizer key,
                                  oq_quantizer value)
 {
-    oq_cache_shape s = {.heads = heads, .head_dim = head_dim, .capacity = round_up(tokens, OQ_KEY_BLOCK)};
+    oq_cache_shape s = {.heads = heads,
+                        .head_dim = head_dim,
+                        .capacity = round_up(tokens, OQ_KEY_BLOCK),
+                        .sinks = sinks < tokens ? sinks : tokens};
     s.key = (oq_cache_format){.store = store_of(key), .quantizer = key};
     s.key.dims = s.key.store == OQ_STORE_NIBBLES ? round_up(head_dim, 2) : head_dim;
     s.key.block_bytes = bytes_of(s.key.store, s.key.dims * OQ_KEY_BLOCK);
@@ -43,22 +46,24 @@ oq_cache_shape oq_cache_shape_of(int64_t heads, int64_t head_dim, int64_t tokens
     return s;
 }
 
-/* Bytes of keys, values, and of one array of scales and of zero points; false on overflow. */
+/* Bytes of keys, values, and of one array of scales, of zero points and of sinks; false on overflow. */
 typedef struct {
-    size_t keys, values, scales, zeros;
+    size_t keys, values, scales, zeros, sinks;
 } parts;
 
 static bool part_sizes(const oq_cache_shape *s, parts *p)
 {
-    size_t blocks, tokens, scales;
+    size_t blocks, tokens, scales, sinks;
     if (!oq_size_mul((size_t)s->heads, (size_t)s->capacity / OQ_KEY_BLOCK, &blocks) ||
         !oq_size_mul((size_t)s->heads, (size_t)s->capacity, &tokens) ||
         !oq_size_mul(blocks, (size_t)s->key.block_bytes, &p->keys) ||
         !oq_size_mul(tokens, (size_t)s->value.block_bytes, &p->values) ||
-        !oq_size_mul(tokens, sizeof(float), &scales))
+        !oq_size_mul(tokens, sizeof(float), &scales) ||
+        !oq_size_mul((size_t)s->heads * (size_t)s->sinks, (size_t)s->head_dim * sizeof(float), &sinks))
         return false;
     return oq_size_align(p->keys, 64, &p->keys) && oq_size_align(p->values, 64, &p->values) &&
-           oq_size_align(scales, 64, &p->scales) && oq_size_align(tokens, 64, &p->zeros);
+           oq_size_align(scales, 64, &p->scales) && oq_size_align(tokens, 64, &p->zeros) &&
+           oq_size_align(sinks, 64, &p->sinks);
 }
 
 oq_code oq_cache_bytes(oq_context *context, const oq_cache_shape *shape, size_t *bytes)
@@ -67,7 +72,8 @@ oq_code oq_cache_bytes(oq_context *context, const oq_cache_shape *shape, size_t 
     const size_t pairs = (size_t)is_quantized(&shape->key) + is_quantized(&shape->value);
     bool fits = part_sizes(shape, &p) && oq_size_add(p.keys, p.values, bytes);
     for (size_t i = 0; fits && i < pairs; i++)
-        fits = oq_size_add(*bytes, p.scales, bytes) && oq_size_add(*bytes, p.zeros, bytes);
+        fits = oq_size_add(*bytes, p.scales, bytes) && oq_size_add(*bytes, p.zeros, bytes) &&
+               oq_size_add(*bytes, p.sinks, bytes);
     if (fits) return OQ_OK;
     return oq_fail(context, OQ_OUT_OF_MEMORY, "out of memory: a cache of %lld tokens", (long long)shape->capacity);
 }
@@ -84,11 +90,13 @@ void oq_cache_place(const oq_cache_shape *shape, void *memory, oq_cache *cache)
     if (is_quantized(&shape->key)) {
         cache->key_scales = (float *)(void *)at;
         cache->key_zeros = at += p.scales;
-        at += p.zeros;
+        cache->key_sinks = (float *)(void *)(at += p.zeros);
+        at += p.sinks;
     }
     if (is_quantized(&shape->value)) {
         cache->value_scales = (float *)(void *)at;
-        cache->value_zeros = at + p.scales;
+        cache->value_zeros = at += p.scales;
+        cache->value_sinks = (float *)(void *)(at + p.zeros);
     }
 }
 
@@ -136,7 +144,7 @@ static oq_code encode(oq_context *context, const oq_cache_format *format, const 
 typedef struct {
     const oq_cache_format *format;
     uint8_t *data, *zeros;
-    float *scales;
+    float *scales, *sinks;
 } half_of_cache;
 
 static void store(const oq_cache_shape *s, const half_of_cache *h, bool keys, int64_t position, const float *x,
@@ -153,6 +161,8 @@ static void store(const oq_cache_shape *s, const half_of_cache *h, bool keys, in
             if (!c->codes) continue;
             h->scales[at] = c->scales[row];
             h->zeros[at] = c->zeros[row];
+            if (position + t < s->sinks)
+                memcpy(h->sinks + (m * s->sinks + position + t) * d, x + row * d, sizeof *x * (size_t)d);
         }
 }
 
@@ -160,8 +170,10 @@ oq_code oq_cache_append(oq_context *context, const oq_cache_shape *shape, const 
                         const float *k, const float *v, int64_t tokens)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    const half_of_cache keys = {&shape->key, cache->keys, cache->key_zeros, cache->key_scales};
-    const half_of_cache values = {&shape->value, cache->values, cache->value_zeros, cache->value_scales};
+    const half_of_cache keys = {&shape->key, cache->keys, cache->key_zeros, cache->key_scales,
+                                cache->key_sinks};
+    const half_of_cache values = {&shape->value, cache->values, cache->value_zeros, cache->value_scales,
+                                  cache->value_sinks};
     coded c;
     OQ_TRY(encode(context, &shape->key, k, tokens * shape->heads, shape->head_dim, &c));
     store(shape, &keys, true, position, k, &c, tokens);

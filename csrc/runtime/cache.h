@@ -3,7 +3,8 @@
  *
  *   keys    [head][16 tokens][dims][token of the 16]   nibbles: dims i (low) and i + dims / 2 (high) share a byte
  *   values  [head][token][dims]                        nibbles: the same; dims padded to whole registers
- *   scales  [head][token] and zero points alike, for keys and for values                                        */
+ *   scales  [head][token] and zero points alike, for keys and for values
+ *   sinks   [head][first tokens][head_dim] beside codes: what the calibration kept in float                       */
 #ifndef OQ_RUNTIME_CACHE_H
 #define OQ_RUNTIME_CACHE_H
 
@@ -24,6 +25,7 @@ typedef struct {
 
 typedef struct {
     int64_t heads, head_dim, capacity; /* capacity: tokens, a multiple of 16 */
+    int64_t sinks;                     /* tokens */
     oq_cache_format key, value;
 } oq_cache_shape;
 
@@ -31,11 +33,12 @@ typedef struct {
     uint8_t *keys, *values;
     float *key_scales, *value_scales; /* [heads, capacity]; NULL unless quantized */
     uint8_t *key_zeros, *value_zeros;
+    float *key_sinks, *value_sinks; /* [heads, sinks, head_dim]; NULL unless quantized */
 } oq_cache;
 
 #ifndef OQ_DOUBLE
-/* 2..8 bits: quantized; 16: halves; 32: floats. */
-oq_cache_shape oq_cache_shape_of(int64_t heads, int64_t head_dim, int64_t tokens, oq_quantizer key,
+/* 2..8 bits: quantized, but for the first `sinks` tokens; 16: halves; 32: floats. */
+oq_cache_shape oq_cache_shape_of(int64_t heads, int64_t head_dim, int64_t tokens, int64_t sinks, oq_quantizer key,
                                  oq_quantizer value);
 /* Bytes of one layer, a multiple of 64; OQ_OUT_OF_MEMORY where they overflow. */
 oq_code oq_cache_bytes(oq_context *context, const oq_cache_shape *shape, size_t *bytes);

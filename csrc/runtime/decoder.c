@@ -32,8 +32,9 @@ oq_code oq_decoder_create(oq_context *context, oq_decoder *decoder)
     if (entry->positions && decoder->capacity > entry->position_count)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "%lld tokens: the model has %lld positions",
                        (long long)decoder->capacity, (long long)entry->position_count);
+    const oq_activation_quantizers *quant = &model->quantizers;
     decoder->shape = oq_cache_shape_of(model->spec.kv_heads, model->spec.head_dim, decoder->capacity,
-                                       stored(model, model->quantizers.k), stored(model, model->quantizers.v));
+                                       quant->sink_tokens, stored(model, quant->k), stored(model, quant->v));
     OQ_TRY(oq_cache_bytes(context, &decoder->shape, &one));
     if (!oq_size_mul(one, layers, &all) || !oq_size_mul(layers, sizeof *decoder->layers, &views))
         return oq_fail_memory(context, layers, one);

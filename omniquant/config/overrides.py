@@ -48,6 +48,8 @@ def _scheme(pattern: str, wanted: str | QuantConfig) -> QuantConfig | None:
         raise ConfigError(f"override {pattern!r}: {error}, or {FLOAT}") from None
     if {own.q_bits, own.k_bits, own.v_bits} != {min(own.a_bits, FLOAT_BITS)}:
         raise ConfigError(f"override {pattern!r}: {own.text}: Q, K and V have the bits of the model's scheme")
+    if own.sink_tokens:
+        raise ConfigError(f"override {pattern!r}: {own.text}: sink tokens are those of the model's scheme")
     return own
 
 

@@ -9,19 +9,20 @@ from functools import cached_property
 
 from omniquant.errors import ConfigError
 
+MAX_SINK_TOKENS = 64
 FLOAT_BITS = 16  # this many bits or more: left in floating point
 # Of a block: a plain MLP has no gate; beside experts there may be an MLP all tokens take.
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down", "shared_gate", "shared_up", "shared_down")
 ROUTERS = ("router", "shared_router")  # these stay in float whatever the scheme
 
 _SCHEME = re.compile(
-    r"W(?P<w>\d+)(?P<w_mode>s?)A(?P<a>\d+)(?P<a_mode>(?:sf?)?)(?P<tail>(?:(?:KV|Q|K|V|G)\d+)*)",
+    r"W(?P<w>\d+)(?P<w_mode>s?)A(?P<a>\d+)(?P<a_mode>(?:sf?)?)(?P<tail>(?:(?:KV|Q|K|V|SINK|G)\d+)*)",
     re.IGNORECASE | re.ASCII,
 )
-_TAIL = re.compile(r"(KV|Q|K|V|G)(\d+)", re.IGNORECASE | re.ASCII)
+_TAIL = re.compile(r"(KV|Q|K|V|SINK|G)(\d+)", re.IGNORECASE | re.ASCII)
 _ALLOWED = (
-    "W<bits>A<bits>[KV<bits>][g<group>], bits 2 to 8 or 16 (activations also 32), "
-    "such as W4A4, W4A4KV16, W3A16 or W2A16g64"
+    "W<bits>A<bits>[KV<bits>][sink<tokens>][g<group>], bits 2 to 8 or 16 (activations also 32), "
+    "such as W4A4, W4A4KV16, W4A4sink1, W3A16 or W2A16g64"
 )
 
 
@@ -81,6 +82,9 @@ class QuantConfig:
         Symmetric quantizers (no zero point).
     q_bits, k_bits, v_bits : int or None
         Bits of queries, keys (both after RoPE) and values; None: the activation bits.
+    sink_tokens : int
+        Keys and values of a text's first tokens that stay in float, at most 64: attention sinks, which nearly
+        every token attends to (KVQuant, arXiv 2401.18079).
     a_full_range : bool
         Symmetric activations with step max|x| / (2^(bits-1) - 1/2), as compressed-tensors has it.
     overrides : tuple of (str, QuantConfig)
@@ -102,6 +106,7 @@ class QuantConfig:
     k_bits: int | None = None
     v_bits: int | None = None
     a_full_range: bool = False
+    sink_tokens: int = 0
     overrides: tuple[tuple[str, QuantConfig], ...] = ()
 
     def __post_init__(self) -> None:
@@ -114,6 +119,7 @@ class QuantConfig:
         for what in ("q", "k", "v"):
             _check_bits(what.upper(), getattr(self, f"{what}_bits"), (16,))
         _check_group(self.group_size, self.w_bits)
+        _check_sinks(self.sink_tokens, quantized=min(self.k_bits or 0, self.v_bits or 0) < FLOAT_BITS)
         if self.a_full_range and not self.a_symmetric:
             raise ConfigError("a_full_range: only symmetric activations have a full-range step")
 
@@ -123,8 +129,8 @@ class QuantConfig:
 
         ``W4A4`` alone quantizes Q, K and V at the activation bits, as the papers do. ``KV16`` leaves Q, K
         and V in floating point; ``KV8`` or ``KV4`` set K and V apart and keep Q at the activation bits
-        (``Q8KV4`` sets all). An ``s`` behind the bits makes the quantizer symmetric. ``str`` gives the
-        canonical text back.
+        (``Q8KV4`` sets all); ``sink4`` keeps K and V of a text's first 4 tokens in float. An ``s`` behind
+        the bits makes the quantizer symmetric. ``str`` gives the canonical text back.
 
         Parameters
         ----------
@@ -166,6 +172,7 @@ class QuantConfig:
             q_bits=tail.get("Q", FLOAT_BITS if all_float else None),
             k_bits=tail.get("K"),
             v_bits=tail.get("V"),
+            sink_tokens=tail.get("SINK", 0),
             a_full_range=len(match["a_mode"]) > 1,
         )
 
@@ -178,7 +185,8 @@ class QuantConfig:
         a_mode = ("s" if self.a_symmetric else "") + ("f" if self.a_full_range else "")
         group = "" if self.group_size is None else f"g{self.group_size}"
         weights = f"W{self.w_bits}{'s' if self.w_symmetric else ''}"
-        return f"{weights}A{self.a_bits}{a_mode}{self._attention_text()}{group}"
+        sinks = f"sink{self.sink_tokens}" if self.sink_tokens else ""
+        return f"{weights}A{self.a_bits}{a_mode}{self._attention_text()}{sinks}{group}"
 
     def _attention_text(self) -> str:
         default = min(self.a_bits, FLOAT_BITS)
@@ -247,6 +255,7 @@ class QuantConfig:
             "v_bits": v,
             "symmetric": inputs.a_symmetric,
             "full_range": inputs.a_full_range,
+            "sink_tokens": self.sink_tokens,
         }
 
     def groups(self, inputs: int) -> int:
@@ -259,6 +268,13 @@ def _check_bits(what: str, bits: object, floats: tuple[int, ...]) -> None:
         raise ConfigError(
             f"{what} cannot have {bits} bits (2 to 8, or {' or '.join(map(str, floats))} for float)"
         )
+
+
+def _check_sinks(tokens: object, *, quantized: bool) -> None:
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 <= tokens <= MAX_SINK_TOKENS:
+        raise ConfigError(f"sink_tokens must be 0 to {MAX_SINK_TOKENS}, got {tokens}")
+    if tokens and not quantized:
+        raise ConfigError(f"sink_tokens is {tokens}, but K and V are in float already")
 
 
 def _check_group(group_size: object, w_bits: int) -> None:

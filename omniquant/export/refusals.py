@@ -287,7 +287,7 @@ def attention_in_float(wish: Wish) -> None:
     if wish.weights_only:
         return
     if any(int(b or 0) < FLOAT_BITS for b in (scheme.q_bits, scheme.k_bits, scheme.v_bits)):
-        nearest = text_of(scheme, q_bits=FLOAT_BITS, k_bits=FLOAT_BITS, v_bits=FLOAT_BITS)
+        nearest = text_of(scheme, q_bits=FLOAT_BITS, k_bits=FLOAT_BITS, v_bits=FLOAT_BITS, sink_tokens=0)
         raise wish.fail("quantized Q, K and V", f"scheme {nearest}, or --weights-only")
 
 

@@ -31,6 +31,8 @@ BITS = st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16])
         ("w4a32g128", 4, 32, 128, (16, 16, 16)),
         ("W4A16g128KV8", 4, 16, 128, (16, 8, 8)),
         ("W16A16", 16, 16, None, (16, 16, 16)),
+        ("W4sA4ssink4", 4, 4, None, (4, 4, 4)),
+        ("W4A16KV4sink64g128", 4, 16, 128, (16, 4, 4)),
     ],
 )
 def test_parse_means_what_the_papers_mean(text, weights, activations, group, qkv):
@@ -41,7 +43,13 @@ def test_parse_means_what_the_papers_mean(text, weights, activations, group, qkv
 
 
 @pytest.mark.parametrize(
-    ("text", "canonical"), [("w4a4kv4", "W4A4"), ("W4A16g64KV8", "W4A16KV8g64"), ("W8sA8sf", "W8sA8sf")]
+    ("text", "canonical"),
+    [
+        ("w4a4kv4", "W4A4"),
+        ("W4A16g64KV8", "W4A16KV8g64"),
+        ("W8sA8sf", "W8sA8sf"),
+        ("W4A4g64SINK2", "W4A4sink2g64"),
+    ],
 )
 def test_str_is_canonical(text, canonical):
     assert str(QuantConfig.parse(text)) == canonical
@@ -80,6 +88,9 @@ def test_every_valid_config_survives_str_and_parse(w, a, group, flags, qkv):
         "W4 A4",
         "W16A16g64",
         "W4A4f",
+        "W4A4sink",
+        "W4A4sink65",
+        "W4A4KV16sink4",
         "W-4A4",
         "W\uff14A\uff14",
         "w4a4g99999999999",
@@ -111,6 +122,7 @@ def test_config_is_frozen_and_never_text_only():
 def test_activation_dict_is_the_contract():
     assert QuantConfig.parse("W4A4KV8").activation() == {
         "bits": 4, "q_bits": 4, "k_bits": 8, "v_bits": 8, "symmetric": False, "full_range": False,
+        "sink_tokens": 0,
     }  # fmt: skip
 
 

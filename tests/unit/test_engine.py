@@ -37,6 +37,7 @@ SPECS = {
 TOKENS = np.random.default_rng(1).integers(0, 37, 75)
 KERNELS = _core.kernel_names()
 SINGLE = ["W4A16", "W3A16g8", "W8A8", "W4A4", "W4A16K5V3", "W4A32", "W2A8KV16", "W8sA8s", "W16A4", "W16A16"]
+SINGLE += ["W4A4sink3", "W4A16K5V3sink20", "W4A16K16V4sink1"]
 
 
 def mixed(scheme: str, **own: str) -> QuantConfig:

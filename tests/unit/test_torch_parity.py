@@ -72,6 +72,21 @@ def test_float_core_equals_autograd_to_rounding(double: Any) -> None:
     assert compared >= 36
 
 
+def test_sinks_in_float_equal_autograd(double: Any) -> None:
+    compared = 0
+    for seed in range(5000, 5040):
+        case = Draw(seed, full_range=False, k_bits=2 + seed % 3, v_bits=3, tokens=5).case()
+        case.options["activation"]["sink_tokens"] = 1 + seed % 4
+        if not case.learnables or not has_one_gradient(double, case):
+            continue
+        compared += 1
+        loss, gradients = torch_loss(case)
+        ours = case.loss(double)
+        assert ours[0] == pytest.approx(loss, rel=1e-10), seed
+        assert_gradients_agree(ours[1], gradients, loss, 1e-8)
+    assert compared >= 20
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_ties_share_the_gradient_as_autograd_does(double: Any, symmetric: bool) -> None:
     from torch_block import fake_quantize

@@ -1,7 +1,7 @@
 """What each piece of `--method auto` is worth: the recipe, and the recipe without one piece at a time.
 
     python -m benchmarks.ablation omniquant-tiny --scheme W3A16 W4A4KV16
-    python -m benchmarks.ablation MODEL --data calibration.npy --eval evaluation.npy --seqlen 512 --scheme W3A16
+    python -m benchmarks.ablation MODEL --data calibration.npy --eval evaluation.npy --seqlen 512
 
 Every row is calibrated on the same windows with the same seeds; a row a piece, in Markdown, printed as soon
 as it is known. All of it fake-quantized; seconds are the processor's, of one calibration.

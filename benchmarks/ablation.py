@@ -53,7 +53,7 @@ _PRESENT = {
 
 @dataclass(frozen=True)
 class Row:
-    """One variant over all seeds: perplexities, mean processor seconds, bits a weight, operations at run time."""
+    """One variant over all seeds: perplexities, mean processor seconds, bits a weight, cost at run time."""
 
     name: str
     perplexities: list[float]
@@ -114,7 +114,8 @@ def measure(name: str, seeds: Sequence[int], arguments: tuple[Any, ...], **chang
 
 def table(seeds: Sequence[int], arguments: tuple[Any, ...], changes: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a scheme's table."""
-    yield f"| {QuantConfig.parse(arguments[3])} | perplexity | log | bits a weight | added a token and block | time |"
+    scheme = QuantConfig.parse(arguments[3])
+    yield f"| {scheme} | perplexity | log | bits a weight | added a token and block | time |"
     yield "|---|---|---|---|---|---|"
     whole, options = measure(WHOLE, seeds, arguments, **changes)
     yield whole.markdown(None)

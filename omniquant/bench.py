@@ -156,6 +156,9 @@ def step_products(
         # Nothing before the first norm is learned but the norm's own map.
         if name not in ("q", "k", "v") or options.norm_map != "none":
             products.append(Product(backward, rows, width, out))
+        # The blocks a loss looks through learn nothing: forward, and back to what they read.
+        behind = [Product(backward, rows, out, width, transpose_b=True), Product(backward, rows, width, out)]
+        products += behind * options.look_ahead
     return products
 
 

@@ -44,6 +44,11 @@ def test_products_are_of_the_kinds_a_step_takes(scheme: str, kind: str, expected
     assert {p.kind for p in products(scheme, "affinequant", kind)} == expected
 
 
+def test_each_block_looked_through_takes_two_products_a_linear() -> None:
+    counts = [len(products("W3A16", "omniquant", "float32", look_ahead=n)) for n in (0, 1, 3)]
+    assert counts == [counts[0], counts[0] + 2 * 7, counts[0] + 2 * 7 * 3]
+
+
 @pytest.mark.parametrize(("a", "b"), [(False, False), (False, True), (True, False), (True, True)])
 def test_bare_products_are_timed(a: bool, b: bool) -> None:
     seconds = _core.time_product("float32", 64, 48, 80, transpose_a=a, transpose_b=b, repeats=4)

@@ -18,9 +18,9 @@ _EXAMPLES = """\
   omniquant quantize MODEL --scheme W2A16g64 --data text.txt --samples 128 --seqlen 2048 --output out
   omniquant quantize MODEL --scheme W4A4 --data text.txt --output out --resume     go on after a kill
 
-schemes: W<bits>A<bits>[KV<bits>][g<group>]. W4A4 quantizes weights, activations, Q, K and V at 4 bits;
-W4A4KV16 leaves Q, K and V in float; W3A16 quantizes weights alone, one scale a row; W2A16g64 one scale every
-64 weights.
+schemes: W<bits>A<bits>[KV<bits>][sink<tokens>][g<group>]. W4A4 quantizes weights, activations, Q, K and V at
+4 bits; W4A4KV16 leaves Q, K and V in float, W4A4sink4 K and V of a text's first 4 tokens; W3A16 quantizes
+weights alone, one scale a row; W2A16g64 one scale every 64 weights.
 --average-bits measures each linear on calibration tokens and spends the bits where they help most.
 methods: rtn (round to nearest), smoothquant (fixed scales), gptq (error feedback), awq (searched scales and
 clipping), omniquant (learned clipping and scales), affinequant (learned clipping and affine maps). The papers

@@ -230,6 +230,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--lr-let", type=float, metavar="RATE", help="of maps; default 0.01, or 0.005 if constant"
     )
     group.add_argument(
+        "--lr-affine", type=float, metavar="RATE", help="of maps off their diagonals; default --lr-let"
+    )
+    group.add_argument(
         "--lr-rounding", type=float, metavar="RATE", help="of learned rounding, over all steps; default 1"
     )
     group.add_argument("--schedule", choices=CHOICES["schedule"], help="default cosine from 10 epochs on")

@@ -37,7 +37,8 @@ static void update_diagonals(oq_real *theta, const oq_real *m, const oq_real *v,
 static double rate_of(const oq_learnable *e, const oq_options *options)
 {
     if (e->kind == OQ_LWC_MAX || e->kind == OQ_LWC_MIN || e->kind == OQ_LAC) return options->lr_lwc;
-    return e->width ? options->lr_affine : options->lr_let;
+    if (e->width < 2 || options->lr_affine < 0) return options->lr_let;
+    return options->lr_affine / (double)(e->width - 1);
 }
 
 void oq_adamw_step(oq_adamw *adamw, const oq_learnables *list, const oq_options *options, double schedule,

@@ -92,7 +92,8 @@ class CalibrationOptions:
     lr_lwc, lr_let : float
         Learning rates of clipping, and of scales, shifts and affine maps.
     lr_affine : float or None
-        Of what stands off the diagonals of affine maps; None: lr_let, as the papers have it.
+        What a row of an affine map can move a step off its diagonal, all entries together: at 1 it could go
+        from the identity to the bound of dominance at once. None: every entry at lr_let, as in the papers.
     lr_rounding : float
         What the offset of a weight's rounding moves a step, times the number of steps.
     damping : float

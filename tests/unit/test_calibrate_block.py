@@ -63,7 +63,7 @@ def test_diagonals_and_what_is_off_them_have_their_own_rates(lr_let: float, lr_a
     def learned(**rates: float) -> Array:
         settings = {"vo_map": "affine", "qk_map": "none", "head_dim": 4, "stability": 1.0, "epochs": 4}
         result = quantized(
-            2, lr_lwc=0.0, best_iterate=False, rounding="nearest", **settings, **rates
+            7, lr_lwc=0.0, best_iterate=False, rounding="nearest", **settings, **rates
         ).calibrate()
         assert result["kept"] == "final"
         return result["learnables"]["vo.map"]
@@ -326,7 +326,7 @@ def test_a_missing_weight_or_option_is_named() -> None:
     ("key", "value"),
     [("w_bits", 9), ("w_bits", 1), ("group_size", -1), ("epochs", -1), ("batch_size", 0), ("margin", 1.0),
      ("patience", -1),
-     ("stability", 0.0), ("alpha", 1.5), ("lr_let", np.nan), ("lr_affine", -1.0), ("lr_rounding", -1.0),
+     ("stability", 0.0), ("alpha", 1.5), ("lr_let", np.nan), ("lr_rounding", -1.0),
      ("rounding", "up"), ("dominance", "hope"), ("qk_map", "dense")],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(key: str, value: Any) -> None:

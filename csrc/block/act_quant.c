@@ -101,6 +101,7 @@ oq_code oq_kv_quant_forward(oq_context *context, const oq_block_run *run, oq_qua
 oq_code oq_kv_quant_backward(oq_context *context, const oq_block_run *run, oq_quantizer quantizer, const oq_real *x,
                              const oq_range *ranges, oq_real *d)
 {
+    if (!oq_is_quantized(quantizer)) return OQ_OK;
     const text_rows rows = rows_of(run, run->tokens);
     const int64_t count = rows.sinks * rows.width;
     return oq_act_quant_backward(context, quantizer, NULL, x + count, ranges + rows.sinks, d + count, NULL,

@@ -288,7 +288,6 @@ class Draw:
             "epochs": self.pick("epochs", 4),
             "batch_size": self.pick("batch_size", 1),
             "lr_lwc": self.pick("lr_lwc", 1e-2), "lr_let": self.pick("lr_let", 5e-3),
-            "lr_affine": self.forced.get("lr_affine", -1.0),
             "schedule": self.pick("schedule", "constant", "cosine"),
             "shuffle": self.pick("shuffle", True, False),
             "loss": self.pick("loss", "mse", "token"),

@@ -24,23 +24,6 @@ OQ_VECTORIZED static void update(oq_real *theta, const oq_real *d, oq_real *m, o
     }
 }
 
-/* What remains for the diagonals of matrices [width, width] behind an update of all entries at another rate. */
-static void update_diagonals(oq_real *theta, const oq_real *m, const oq_real *v, const oq_learnable *e, oq_real rate,
-                             oq_real correction)
-{
-    for (int64_t r = 0; r < e->count / e->width; r++) {
-        const int64_t i = r * e->width + r % e->width;
-        theta[i] -= rate * m[i] / (oq_sqrt(v[i]) * correction + (oq_real)EPSILON);
-    }
-}
-
-static double rate_of(const oq_learnable *e, const oq_options *options)
-{
-    if (e->kind == OQ_LWC_MAX || e->kind == OQ_LWC_MIN || e->kind == OQ_LAC) return options->lr_lwc;
-    if (e->width < 2 || options->lr_affine < 0) return options->lr_let;
-    return options->lr_affine / (double)(e->width - 1);
-}
-
 void oq_adamw_step(oq_adamw *adamw, const oq_learnables *list, const oq_options *options, double schedule,
                    const oq_real *dtheta, oq_real *theta)
 {
@@ -49,11 +32,10 @@ void oq_adamw_step(oq_adamw *adamw, const oq_learnables *list, const oq_options 
     for (int i = 0; i < list->entries; i++) {
         const oq_learnable *e = &list->entry[i];
         if (e->kind == OQ_OFFSET) continue;
-        const double now = schedule * adamw->lr_factor[i] / bias1, rate = rate_of(e, options);
-        const oq_real correction = (oq_real)(1 / sqrt(bias2));
-        oq_real *m = adamw->m + e->offset, *v = adamw->v + e->offset;
-        update(theta + e->offset, dtheta + e->offset, m, v, e->count, (oq_real)(rate * now), correction);
-        if (e->width && options->lr_let != rate)
-            update_diagonals(theta + e->offset, m, v, e, (oq_real)((options->lr_let - rate) * now), correction);
+        const bool clipping = e->kind == OQ_LWC_MAX || e->kind == OQ_LWC_MIN || e->kind == OQ_LAC;
+        const double rate =
+            (clipping ? options->lr_lwc : options->lr_let) * schedule * adamw->lr_factor[i] / bias1;
+        update(theta + e->offset, dtheta + e->offset, adamw->m + e->offset, adamw->v + e->offset, e->count,
+               (oq_real)rate, (oq_real)(1 / sqrt(bias2)));
     }
 }

@@ -27,9 +27,7 @@ static int add_map(oq_learnables *list, int site, const char *name, oq_map_kind 
     case OQ_MAP_ROTATION: return add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){2, blocks, n / 2});
     case OQ_MAP_DENSE: break;
     }
-    const int affine = add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){blocks, n, n});
-    list->entry[affine].width = n;
-    return affine;
+    return add(list, OQ_SITE_MAP, site, name, "map", 3, (int64_t[3]){blocks, n, n});
 }
 
 /* Behind everything else. */

@@ -14,7 +14,6 @@ typedef struct {
     int64_t offset, count;
     int64_t shape[3];
     int rank;
-    int64_t width; /* of square affine maps, whose entries off the diagonal may have another rate; else 0 */
 } oq_learnable;
 
 enum { OQ_MAX_LEARNABLES = 3 * OQ_LINEARS + 2 * OQ_SITES + OQ_INPUTS };

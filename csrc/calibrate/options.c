@@ -141,8 +141,8 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
         return oq_fail(context, OQ_INVALID_ARGUMENT, "stability must be positive, got %g", o->stability);
     if (!(o->alpha >= 0 && o->alpha <= 1))
         return oq_fail(context, OQ_INVALID_ARGUMENT, "alpha must be in [0, 1], got %g", o->alpha);
-    const double rates[] = {o->lr_lwc, o->lr_let, o->lr_rounding, o->lr_affine < 0 ? 0 : o->lr_affine};
-    for (int i = 0; i < 4; i++)
+    const double rates[] = {o->lr_lwc, o->lr_let, o->lr_rounding};
+    for (int i = 0; i < 3; i++)
         if (!(rates[i] >= 0) || !isfinite(rates[i]))
             return oq_fail(context, OQ_INVALID_ARGUMENT, "learning rates must be finite and >= 0, got %g",
                            rates[i]);

@@ -61,7 +61,6 @@ typedef struct {
     int64_t epochs, batch_size;
     int64_t patience; /* stop after so many epochs without progress; 0: never */
     double lr_lwc, lr_let;
-    double lr_affine;   /* of all entries of a row off its diagonal together; negative: of each as lr_let */
     double lr_rounding; /* over the number of steps: what an offset moves a step, at 1 as far as it can go */
     bool cosine, shuffle, best_iterate;
     oq_loss_kind loss;

@@ -115,7 +115,6 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("patience", oq_options, patience, .flags = OQ_OPTIONAL),
     OQ_FIELD("lr_lwc", oq_options, lr_lwc),
     OQ_FIELD("lr_let", oq_options, lr_let),
-    OQ_FIELD("lr_affine", oq_options, lr_affine),
     OQ_FIELD("lr_rounding", oq_options, lr_rounding),
     OQ_FIELD("schedule", oq_options, cosine, .choices = schedules),
     OQ_FIELD("loss", oq_options, loss, .choices = losses),

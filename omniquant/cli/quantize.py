@@ -230,12 +230,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--lr-let", type=float, metavar="RATE", help="of maps; default 0.01, or 0.005 if constant"
     )
     group.add_argument(
-        "--lr-affine",
-        type=float,
-        metavar="RATE",
-        help="of a map's row off its diagonal; default: --lr-let each",
-    )
-    group.add_argument(
         "--lr-rounding", type=float, metavar="RATE", help="of learned rounding, over all steps; default 1"
     )
     group.add_argument("--schedule", choices=CHOICES["schedule"], help="default cosine from 10 epochs on")

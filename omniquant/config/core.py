@@ -90,7 +90,6 @@ def core_options(
         "patience": options.patience,
         "lr_lwc": options.lr_lwc,
         "lr_let": options.lr_let,
-        "lr_affine": -1.0 if options.lr_affine is None else options.lr_affine,
         "lr_rounding": options.lr_rounding,
         "damping": options.damping,
         "act_order": options.act_order,

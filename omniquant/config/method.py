@@ -91,9 +91,6 @@ class CalibrationOptions:
         thousandth; 0: never.
     lr_lwc, lr_let : float
         Learning rates of clipping, and of scales, shifts and affine maps.
-    lr_affine : float or None
-        What a row of an affine map can move a step off its diagonal, all entries together: at 1 it could go
-        from the identity to the bound of dominance at once. None: every entry at lr_let, as in the papers.
     lr_rounding : float
         What the offset of a weight's rounding moves a step, times the number of steps.
     damping : float
@@ -162,7 +159,6 @@ class CalibrationOptions:
     patience: int = 0
     lr_lwc: float = 1e-2
     lr_let: float = 5e-3
-    lr_affine: float | None = None
     lr_rounding: float = 1.0
     damping: float = 0.01
     act_order: bool = True
@@ -197,8 +193,6 @@ class CalibrationOptions:
         _check_real("alpha", self.alpha, 0.0, 1.0)
         _check_real("lr_lwc", self.lr_lwc, 0.0, 1e3)
         _check_real("lr_let", self.lr_let, 0.0, 1e3)
-        if self.lr_affine is not None:
-            _check_real("lr_affine", self.lr_affine, 0.0, 1e3)
         _check_real("lr_rounding", self.lr_rounding, 0.0, 1e3)
         _check_real("damping", self.damping, 1e-9, 1e3)
         self._check_combination()
@@ -316,7 +310,6 @@ class CalibrationOptions:
             "target": "any",
             "rounding": "nearest",
             "lr_rounding": 1.0,
-            "lr_affine": None,
             "rotation": "none",
             "start": "paper",
             "damping": 0.01,

@@ -13,11 +13,9 @@ def preset_values(preset: str, scheme: QuantConfig) -> dict[str, Any]:
     """Return the options in which a preset differs from the default for a method that trains.
 
     fast takes 3 epochs of the papers' 20, or 8 of 40 at 2 bits, at rates a cosine takes down from several
-    times theirs: what few steps lack is the way they can go, not precision at its end. Off the diagonals of
-    affine maps a row has a rate, not an entry: with 64 entries at lr_let a row would be at the bound of
-    dominance in a step, and the guard would shrink what was learned with what was not.
+    times theirs: what few steps lack is the way they can go, not precision at its end.
     """
     if preset != "fast":
         return {}
     epochs = 8 if scheme.w_bits == 2 else 3
-    return {"epochs": epochs, "schedule": "cosine", "lr_let": 3e-2, "lr_affine": 0.2, "lr_lwc": 6e-2}
+    return {"epochs": epochs, "schedule": "cosine", "lr_let": 3e-2, "lr_lwc": 6e-2}

@@ -58,22 +58,6 @@ def test_the_result_is_never_worse_than_its_start_or_rounding(best_iterate: bool
     assert kept >= {"final", "initial", "rtn"} | ({"best"} if best_iterate else set())
 
 
-@pytest.mark.parametrize(("lr_let", "lr_affine"), [(0.0, 0.01), (0.01, 0.0), (0.01, 0.01)])
-def test_diagonals_and_what_is_off_them_have_their_own_rates(lr_let: float, lr_affine: float) -> None:
-    def learned(**rates: float) -> Array:
-        settings = {"vo_map": "affine", "qk_map": "none", "head_dim": 4, "stability": 1.0, "epochs": 4}
-        result = quantized(
-            7, lr_lwc=0.0, best_iterate=False, rounding="nearest", **settings, **rates
-        ).calibrate()
-        assert result["kept"] == "final"
-        return result["learnables"]["vo.map"]
-
-    moved = learned(lr_let=lr_let, lr_affine=lr_affine) != learned(lr_let=0.0, lr_affine=0.0)
-    diagonal = np.eye(4, dtype=bool)
-    assert moved[:, ~diagonal].any() == (lr_affine > 0)
-    assert moved[:, diagonal].any() == (lr_let > 0)
-
-
 def test_losses_are_those_of_32_windows_evenly_where_there_are_more() -> None:
     case = quantized(0, samples=40, epochs=1, lr_lwc=0.0, lr_let=0.0, lr_rounding=0.0)
     result = case.calibrate()

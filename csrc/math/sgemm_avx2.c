@@ -19,7 +19,7 @@ enum {
     ROWS = 6,   /* of C in registers: 12 accumulators, two vectors of B and one of A fill the 16 there are */
     LANES = 16, /* columns of C in registers */
     DEEP = 256, /* of k at a time: a sliver of B takes 16 KiB */
-    TALL = 192, /* rows of A at a time: 192 KiB */
+    TALL = 264, /* rows of A at a time: 264 KiB */
     SLACK = 2   /* what the last store of a transposed block writes too much */
 };
 

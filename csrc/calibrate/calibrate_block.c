@@ -32,6 +32,7 @@ static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
         OQ_TRY(oq_grams_add(context, &grams, &saved, run.tokens));
         if (s->data->mapped) oq_pages_drop(s->data->x_fp + i * window, sizeof(oq_real) * (size_t)window);
     }
+    oq_grams_complete(&grams);
     OQ_TRY(oq_session_take(context, s));
     OQ_TRY(oq_initialize(context, &s->transformed, &stats, initial));
     if (s->options->search) OQ_TRY(oq_search_start(context, &s->transformed, &stats, &grams, initial));

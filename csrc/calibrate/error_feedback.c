@@ -49,6 +49,7 @@ static oq_code gather(oq_context *context, const rounding *r, const oq_grams *gr
         OQ_TRY(oq_grams_add(context, grams, &s->saved, T));
         oq_session_drop(s, i);
     }
+    oq_grams_complete(grams);
     return OQ_OK;
 }
 

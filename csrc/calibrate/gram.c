@@ -25,20 +25,54 @@ static const oq_real *input_at(const oq_saved *saved, int site)
     }
 }
 
+/* Columns computed together, from the diagonal down: of n by n little more than half. */
+enum { STRIPE = 128 };
+
+/* gram [n, n] += X^T X of one window X [tokens, n], on the diagonal and below. */
+static oq_code add_site(oq_context *context, double *gram, int64_t n, const oq_real *x, int64_t tokens)
+{
+    const oq_mark mark = oq_arena_mark(context->arena);
+    oq_real *stripe;
+    OQ_NEW(context, stripe, n * STRIPE);
+    for (int64_t begin = 0; begin < n; begin += STRIPE) {
+        const int64_t width = n - begin < STRIPE ? n - begin : STRIPE;
+        OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = true,
+                                                .m = n - begin,
+                                                .n = width,
+                                                .k = tokens,
+                                                .alpha = 1,
+                                                .a = x + begin,
+                                                .lda = n,
+                                                .b = x + begin,
+                                                .ldb = n,
+                                                .c = stripe,
+                                                .ldc = width}));
+        for (int64_t i = 0; i < n - begin; i++) {
+            const int64_t count = i < width ? i + 1 : width;
+            double *to = gram + (begin + i) * n + begin;
+            for (int64_t j = 0; j < count; j++) to[j] += (double)stripe[i * width + j];
+        }
+    }
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}
+
 /* A window's product in oq_real, the sum over windows in double: a token that dwarfs the rest costs them no bits
  * but in its own window. */
 oq_code oq_grams_add(oq_context *context, const oq_grams *grams, const oq_saved *saved, int64_t tokens)
 {
+    for (int site = 0; site < OQ_SITES; site++)
+        if (grams->gram[site])
+            OQ_TRY(add_site(context, grams->gram[site], grams->width[site], input_at(saved, site), tokens));
+    return OQ_OK;
+}
+
+void oq_grams_complete(const oq_grams *grams)
+{
     for (int site = 0; site < OQ_SITES; site++) {
         const int64_t n = grams->width[site];
-        if (!grams->gram[site]) continue;
-        const oq_real *x = input_at(saved, site);
-        const oq_mark mark = oq_arena_mark(context->arena);
-        oq_real *window;
-        OQ_NEW(context, window, n * n);
-        OQ_TRY(oq_linear_backward_weight(context, x, x, window, tokens, n, n, false));
-        for (int64_t i = 0; i < n * n; i++) grams->gram[site][i] += (double)window[i];
-        oq_arena_rewind(context->arena, mark);
+        double *gram = grams->gram[site];
+        for (int64_t i = 0; gram && i < n; i++)
+            for (int64_t j = i + 1; j < n; j++) gram[i * n + j] = gram[j * n + i];
     }
-    return OQ_OK;
 }

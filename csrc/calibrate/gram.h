@@ -16,5 +16,7 @@ typedef struct {
 oq_code oq_grams_create(oq_context *context, oq_grams *grams, const oq_block_spec *spec, int site);
 /* Add one window, as a forward pass saved it: the inputs as the linears read them, quantized where they are. */
 oq_code oq_grams_add(oq_context *context, const oq_grams *grams, const oq_saved *saved, int64_t tokens);
+/* Windows are added to the lower triangle: the upper one is the same, once all are in. */
+void oq_grams_complete(const oq_grams *grams);
 
 #endif

@@ -36,12 +36,12 @@ enum { LARGE_PAGE = 2 << 20 };
 
 static size_t alignment_of(size_t bytes) { return bytes < 2 * LARGE_PAGE ? ALIGNMENT : LARGE_PAGE; }
 
-static void *wish_large_pages(void *memory, size_t bytes)
+static void *wish_large_pages(void *memory, size_t bytes, size_t alignment)
 {
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
-    if (memory && alignment_of(bytes) == LARGE_PAGE) (void)madvise(memory, bytes, MADV_HUGEPAGE);
+    if (memory && alignment == LARGE_PAGE) (void)madvise(memory, bytes, MADV_HUGEPAGE);
 #else
-    (void)bytes;
+    (void)bytes, (void)alignment;
 #endif
     return memory;
 }
@@ -55,11 +55,13 @@ static void *allocate(size_t bytes, size_t alignment)
 #ifdef _WIN32
     return _aligned_malloc(rounded, ALIGNMENT);
 #else
-    return wish_large_pages(aligned_alloc(alignment, rounded), rounded);
+    return wish_large_pages(aligned_alloc(alignment, rounded), rounded, alignment);
 #endif
 }
 
 void *oq_malloc(size_t bytes) { return allocate(bytes, alignment_of(bytes)); }
+
+void *oq_malloc_large(size_t bytes) { return allocate(bytes, LARGE_PAGE); }
 
 /* What madvise wants in wholes; where pages are larger it refuses, and zeros are written. */
 enum { PAGE = 4096 };

@@ -98,11 +98,13 @@ static oq_code multiply_floats(const product *p)
                                           .ldc = p->ldc});
 }
 
-/* The library neither scales nor adds: results that are are [m, n] without gaps. */
+/* What is scaled afterwards, or added, is [m, n] without gaps. */
 static oq_code multiply_halves(const product *p, oq_real *part)
 {
+    const bool apart = p->accumulate && !oq_bf16_accumulates();
     OQ_TRY(oq_bf16_gemm_serial(&(oq_bf16_gemm_args){.transpose_a = p->transpose_a,
                                                     .transpose_b = p->transpose_b,
+                                                    .accumulate = p->accumulate && !apart,
                                                     .m = p->m,
                                                     .n = p->n,
                                                     .k = p->k,
@@ -110,10 +112,10 @@ static oq_code multiply_halves(const product *p, oq_real *part)
                                                     .lda = p->a.ld,
                                                     .b = p->b.half,
                                                     .ldb = p->b.ld,
-                                                    .c = p->accumulate ? part : p->c,
+                                                    .c = apart ? part : p->c,
                                                     .ldc = p->ldc}));
     if (p->alpha != 1) oq_scale(p->c, p->alpha, p->m * p->n);
-    if (p->accumulate) oq_add(p->c, part, p->m * p->n);
+    if (apart) oq_add(p->c, part, p->m * p->n);
     return OQ_OK;
 }
 

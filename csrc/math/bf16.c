@@ -1,6 +1,7 @@
 #include "math/bf16.h"
 
 #include "base/parallel.h"
+#include "math/gemm_amx.h"
 #include "math/gemm_panels.h"
 #include "math/onednn.h"
 #include "math/vector.h"
@@ -32,8 +33,13 @@ void oq_bf16_from_real(const oq_context *context, const oq_real *x, uint16_t *to
     oq_parallel_for(context->threads, (count + CHUNK - 1) / CHUNK, round_chunk, (void *)&j);
 }
 
+bool oq_has_bf16(void) { return oq_bf16_amx_runs() || oq_onednn_has_bf16(); }
+
+bool oq_bf16_accumulates(void) { return oq_bf16_amx_runs(); }
+
 oq_code oq_bf16_gemm_serial(const oq_bf16_gemm_args *g)
 {
+    if (oq_bf16_amx_runs()) return oq_bf16_amx(g);
 #ifdef OQ_DOUBLE
     (void)g;
     return OQ_UNSUPPORTED;
@@ -69,6 +75,7 @@ static void add_row(void *user, int64_t row, int worker)
 
 oq_code oq_bf16_gemm(oq_context *context, const oq_bf16_gemm_args *args)
 {
+    if (oq_bf16_amx_runs()) return oq_over_threads(context, args->m, args->n, args->k, run_panel, args);
     if (!args->accumulate) return oq_over_panels(context, args->m, args->n, args->k, run_panel, args);
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_bf16_gemm_args apart = *args;

@@ -21,7 +21,7 @@ void oq_bf16_round(const oq_real *restrict x, uint16_t *restrict to, int64_t cou
 void oq_bf16_from_real(const oq_context *context, const oq_real *x, uint16_t *to, int64_t count);
 
 /* C [m, n] (+)= op(A) [m, k] op(B) [k, n], A and B rows of bfloat16, sums in float; see oq_gemm_args for op and
- * ld.  Only where oq_onednn_has_bf16. */
+ * ld.  Only where oq_has_bf16. */
 typedef struct {
     bool transpose_a, transpose_b, accumulate;
     int64_t m, n, k;
@@ -30,7 +30,11 @@ typedef struct {
     oq_real *c;
 } oq_bf16_gemm_args;
 oq_code oq_bf16_gemm(oq_context *context, const oq_bf16_gemm_args *args);
-/* The same on the calling thread, overwriting C. */
+/* The same on the calling thread; it adds to C only where oq_bf16_accumulates. */
 oq_code oq_bf16_gemm_serial(const oq_bf16_gemm_args *args);
+
+/* Whether there is one that is faster than floats: ours on AMX, or oneDNN's. */
+bool oq_has_bf16(void);
+bool oq_bf16_accumulates(void);
 
 #endif

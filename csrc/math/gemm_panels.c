@@ -12,6 +12,9 @@ enum { FINE = 256, COARSE = 1024 };
 /* Products of fewer multiplications than this (some 20 us) stay in one piece. */
 static const double SMALL = 1 << 20;
 
+/* What products are made of side by side: a cut through one would cost its whole. */
+enum { SIDE = 32 };
+
 typedef struct {
     oq_panel_product run;
     const void *product;
@@ -44,19 +47,37 @@ static int64_t piece(int64_t length, int64_t most)
 
 static int64_t pieces_of(int64_t length, int64_t each) { return (length + each - 1) / each; }
 
+static oq_code run_all(oq_context *context, panels *cut, int64_t k)
+{
+    cut->across = pieces_of(cut->n, cut->columns);
+    oq_parallel_for(context->threads, pieces_of(cut->m, cut->rows) * cut->across, run_panel, cut);
+    const oq_code code = (oq_code)atomic_load(&cut->failure);
+    if (code == OQ_OK) return OQ_OK;
+    return oq_fail(context, code, "a product of %lld x %lld by %lld x %lld failed", (long long)cut->m, (long long)k,
+                   (long long)k, (long long)cut->n);
+}
+
+static bool is_small(int64_t m, int64_t n, int64_t k) { return (double)m * (double)n * (double)k < SMALL; }
+
 oq_code oq_over_panels(oq_context *context, int64_t m, int64_t n, int64_t k, oq_panel_product run,
                        const void *product)
 {
     if (m <= 0 || n <= 0) return OQ_OK;
     panels cut = {.run = run, .product = product, .m = m, .n = n, .rows = m, .columns = n};
-    if ((double)m * (double)n * (double)k >= SMALL) {
+    if (!is_small(m, n, k)) {
         cut.rows = piece(m, m >= n ? FINE : COARSE);
         cut.columns = piece(n, m >= n ? COARSE : FINE);
     }
-    cut.across = pieces_of(n, cut.columns);
-    oq_parallel_for(context->threads, pieces_of(m, cut.rows) * cut.across, run_panel, &cut);
-    const oq_code code = (oq_code)atomic_load(&cut.failure);
-    if (code == OQ_OK) return OQ_OK;
-    return oq_fail(context, code, "oneDNN failed on a product of %lld x %lld by %lld x %lld", (long long)m,
-                   (long long)k, (long long)k, (long long)n);
+    return run_all(context, &cut, k);
+}
+
+oq_code oq_over_threads(oq_context *context, int64_t m, int64_t n, int64_t k, oq_panel_product run,
+                        const void *product)
+{
+    if (m <= 0 || n <= 0) return OQ_OK;
+    panels cut = {.run = run, .product = product, .m = m, .n = n, .rows = m, .columns = n};
+    const int64_t count = is_small(m, n, k) || context->threads == 1 ? 1 : 2 * context->threads;
+    int64_t *longer = m >= n ? &cut.rows : &cut.columns;
+    *longer = pieces_of(pieces_of(*longer, count), SIDE) * SIDE;
+    return run_all(context, &cut, k);
 }

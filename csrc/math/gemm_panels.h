@@ -17,4 +17,8 @@ typedef oq_code (*oq_panel_product)(const void *product, oq_panel panel);
 oq_code oq_over_panels(oq_context *context, int64_t m, int64_t n, int64_t k, oq_panel_product run,
                        const void *product);
 
+/* The same in few panels, as many as keep the threads busy: for products whose sums do not depend on the cut. */
+oq_code oq_over_threads(oq_context *context, int64_t m, int64_t n, int64_t k, oq_panel_product run,
+                        const void *product);
+
 #endif

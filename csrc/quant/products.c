@@ -2,8 +2,8 @@
 
 #include <stddef.h>
 
+#include "math/bf16.h"
 #include "math/igemm.h"
-#include "math/onednn.h"
 
 const char *const oq_products_names[OQ_PRODUCTS + 1] = {"float32", "integer", "bfloat16", NULL};
 
@@ -13,6 +13,6 @@ bool oq_has_products(oq_products products)
     return products == OQ_PRODUCTS_FLOAT32;
 #else
     return products == OQ_PRODUCTS_FLOAT32 ||
-           (oq_has_igemm() && (products == OQ_PRODUCTS_INTEGER || oq_onednn_has_bf16()));
+           (oq_has_igemm() && (products == OQ_PRODUCTS_INTEGER || oq_has_bf16()));
 #endif
 }

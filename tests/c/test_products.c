@@ -2,9 +2,10 @@
 #include <string.h>
 
 #include "check.h"
+#include "math/bf16.h"
 #include "math/gemm.h"
 
-enum { LARGEST = 70, STRIDE = 83 };
+enum { LARGEST = 70, STRIDE = 83, LONGEST = 700 };
 
 /* Small integers: every product and sum is exact, whatever the order. */
 static void fill(oq_real *x, size_t count) {
@@ -78,8 +79,40 @@ static void linear_is_bilinear(void) {
     oq_arena_destroy(context.arena);
 }
 
+/* Small integers are exact in bfloat16 too. Rows of k beyond a tile's, and C in more than one block. */
+static void check_halves(oq_context *context, const oq_real *a, const oq_real *b, const uint16_t *a_half,
+                         const uint16_t *b_half, int64_t most) {
+    static oq_real c[LONGEST * LONGEST], before[LONGEST * LONGEST];
+    const bool accumulate = rand() % 2;
+    const oq_bf16_gemm_args g = {.transpose_a = rand() % 2, .transpose_b = rand() % 2, .accumulate = accumulate,
+                                 .m = 1 + rand() % most, .n = 1 + rand() % most, .k = 1 + rand() % most, .a = a_half,
+                                 .b = b_half, .lda = LONGEST, .ldb = LONGEST, .ldc = LONGEST, .c = c};
+    int64_t wrong = 0;
+    fill(before, LONGEST * LONGEST);
+    memcpy(c, before, sizeof c);
+    CHECK(oq_bf16_gemm(context, &g) == OQ_OK);
+    const oq_gemm_args same = {.transpose_a = g.transpose_a, .transpose_b = g.transpose_b, .m = g.m, .n = g.n,
+                               .k = g.k, .alpha = 1, .beta = accumulate, .a = a, .b = b, .lda = LONGEST,
+                               .ldb = LONGEST, .ldc = LONGEST, .c = before};
+    oq_gemm_reference(&same);
+    for (int64_t i = 0; i < LONGEST * LONGEST; ++i) wrong += c[i] != before[i];
+    CHECK(wrong == 0);
+}
+
+static void halves(void) {
+    static oq_real a[LONGEST * LONGEST], b[LONGEST * LONGEST];
+    static uint16_t a_half[LONGEST * LONGEST], b_half[LONGEST * LONGEST];
+    if (!oq_has_bf16()) return;
+    oq_context context = new_context(2);
+    fill(a, LONGEST * LONGEST), fill(b, LONGEST * LONGEST);
+    oq_bf16_round(a, a_half, LONGEST * LONGEST), oq_bf16_round(b, b_half, LONGEST * LONGEST);
+    for (int i = 0; i < 200; ++i) check_halves(&context, a, b, a_half, b_half, i % 10 ? LARGEST : LONGEST);
+    oq_arena_destroy(context.arena);
+}
+
 void test_products(void) {
     srand(1);
     products();
+    halves();
     linear_is_bilinear();
 }

@@ -1,6 +1,7 @@
 #include "quant/fake_quantize.h"
 
 #include "base/parallel.h"
+#include "base/size.h"
 #include "quant/group.h"
 #include "quant/lwc.h"
 #include "quant/ste_tape.h"
@@ -46,6 +47,19 @@ OQ_INLINE int64_t group_length(const oq_groups *g, int64_t begin)
 
 OQ_INLINE const oq_real *offset_at(const oq_real *v, int64_t place) { return v ? v + place : NULL; }
 
+/* What lies one row below is asked for while a row is worked on, which takes longer than to read it: a processor's own
+ * prefetching pauses with each row. */
+OQ_INLINE void expect_below(const job *j, const oq_real *x, int64_t offset, int64_t n)
+{
+#ifdef __GNUC__
+    enum { LINE = 64 / sizeof(oq_real) };
+    const int64_t below = offset + j->groups->width, end = j->groups->rows * j->groups->width;
+    for (int64_t i = below; i < oq_least(below + n, end); i += LINE) __builtin_prefetch(x + i);
+#else
+    (void)j, (void)x, (void)offset, (void)n;
+#endif
+}
+
 /* x: a group's values as the quantizer sees them; offset: its place in the matrix. */
 OQ_INLINE void quantize_group(const job *j, const oq_real *x, int64_t row, int64_t offset, int64_t n, oq_grid grid)
 {
@@ -53,6 +67,7 @@ OQ_INLINE void quantize_group(const job *j, const oq_real *x, int64_t row, int64
     int32_t sum = 0;
     for (int64_t i = 0; i < n; i += STRIP) {
         const int64_t strip = n - i < STRIP ? n - i : STRIP;
+        expect_below(j, j->x, offset + i, strip);
         oq_centred_codes(x + i, offset_at(j->clip.offset, offset + i), c, strip, grid);
         sum += oq_write_forms(&j->forms, offset + i, c, strip, grid);
     }
@@ -133,16 +148,15 @@ OQ_INLINE void backward_group(const job *j, const oq_real *x, oq_real *dx, int64
 {
     const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
     const oq_grid grid = oq_grid_from_range(j->groups->quantizer, clip_range);
+    expect_below(j, j->dout, offset, n);
     const double dscale = backward_run(j, x, offset, dx, n, grid);
+    expect_below(j, j->x, offset, n);
     oq_range drange = {0, 0};
     oq_grid_backward(j->groups->quantizer, clip_range, dscale, &drange);
     if (j->clip.max_logit)
         drange = oq_lwc_backward(range, j->clip.max_logit[index], j->clip.min_logit[index], drange,
                                  &j->dclip.max_logit[index], &j->dclip.min_logit[index]);
-    if (dx) {
-        oq_spread_to_extreme(x, dx, n, range.hi, drange.hi);
-        oq_spread_to_extreme(x, dx, n, range.lo, drange.lo);
-    }
+    if (dx) oq_spread_to_extremes(x, dx, n, range, drange);
 }
 
 /* Behind the groups of a row, back through its scaling. */

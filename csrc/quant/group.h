@@ -9,24 +9,27 @@
 
 enum { OQ_GROUP_LANES = 16 }; /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
 
+enum { OQ_RANGE_LANES = 64 }; /* extremes depend on no order: as many as hide an instruction's latency */
+
 /* Zero is in every range, so the accumulators start there. */
 OQ_INLINE oq_range oq_find_range(const oq_real *x, int64_t n)
 {
-    oq_real lo[OQ_GROUP_LANES] = {0}, hi[OQ_GROUP_LANES] = {0};
+    oq_real lo[OQ_RANGE_LANES] = {0}, hi[OQ_RANGE_LANES] = {0};
     int64_t i = 0;
-    for (; i + OQ_GROUP_LANES <= n; i += OQ_GROUP_LANES)
-        for (int j = 0; j < OQ_GROUP_LANES; j++) {
+    for (; i + OQ_RANGE_LANES <= n; i += OQ_RANGE_LANES)
+        for (int j = 0; j < OQ_RANGE_LANES; j++) {
             lo[j] = oq_min(x[i + j], lo[j]);
             hi[j] = oq_max(x[i + j], hi[j]);
         }
-    for (; i < n; i++) {
-        lo[0] = oq_min(x[i], lo[0]);
-        hi[0] = oq_max(x[i], hi[0]);
+    for (int j = 0; j < n - i; j++) {
+        lo[j] = oq_min(x[i + j], lo[j]);
+        hi[j] = oq_max(x[i + j], hi[j]);
     }
-    for (int j = 1; j < OQ_GROUP_LANES; j++) {
-        lo[0] = oq_min(lo[0], lo[j]);
-        hi[0] = oq_max(hi[0], hi[j]);
-    }
+    for (int half = OQ_RANGE_LANES / 2; half; half /= 2)
+        for (int j = 0; j < half; j++) {
+            lo[j] = oq_min(lo[j + half], lo[j]);
+            hi[j] = oq_max(hi[j + half], hi[j]);
+        }
     return (oq_range){.lo = lo[0], .hi = hi[0]};
 }
 
@@ -102,15 +105,24 @@ OQ_INLINE double oq_fake_quantize_values_backward(const oq_real *x, const oq_rea
     return total;
 }
 
-/* A gradient of the extreme value is shared equally by the elements that attain it; an extreme of
- * exactly 0 is the included zero, which is no element's. */
-OQ_INLINE void oq_spread_to_extreme(const oq_real *x, oq_real *dx, int64_t n, oq_real extreme, oq_real gradient)
+/* The share of each of `ties` elements in an extreme's gradient; an extreme of exactly 0 is the included zero, which is
+ * no element's. */
+OQ_INLINE oq_real oq_share(oq_real extreme, oq_real gradient, int32_t ties)
 {
-    if (extreme == 0 || gradient == 0) return;
-    int64_t ties = 0;
-    for (int64_t i = 0; i < n; i++) ties += x[i] == extreme;
-    const oq_real share = gradient / (oq_real)ties;
-    for (int64_t i = 0; i < n; i++) dx[i] += x[i] == extreme ? share : 0;
+    return extreme == 0 || gradient == 0 ? 0 : gradient / (oq_real)ties;
+}
+
+/* Gradients of the extreme values are shared equally by the elements that attain them. */
+OQ_INLINE void oq_spread_to_extremes(const oq_real *x, oq_real *dx, int64_t n, oq_range range, oq_range drange)
+{
+    int32_t highest = 0, lowest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        highest += x[i] == range.hi;
+        lowest += x[i] == range.lo;
+    }
+    const oq_real high = oq_share(range.hi, drange.hi, highest), low = oq_share(range.lo, drange.lo, lowest);
+    if (high == 0 && low == 0) return;
+    for (int64_t i = 0; i < n; i++) dx[i] += (x[i] == range.hi ? high : 0) + (x[i] == range.lo ? low : 0);
 }
 
 #endif

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/parallel.h"
 #include "calibrate/sample_order.h"
 #include "calibrate/signed_descent.h"
 
@@ -38,13 +39,47 @@ static double schedule(const oq_options *options, int64_t step, int64_t steps)
     return options->cosine ? 0.5 * (1 + cos(PI * (double)step / (double)steps)) : 1;
 }
 
+/* One of the objective's passes over items. */
+typedef struct {
+    oq_context *context;
+    const oq_objective *objective;
+    const oq_real *theta;
+    oq_real *dtheta; /* NULL: only the loss is wanted, of all items */
+    int64_t epoch, count;
+    const int64_t *items;
+    double *loss;
+    oq_code code;
+} pass;
+
+static void lead(void *user)
+{
+    pass *p = user;
+    const oq_objective *o = p->objective;
+    p->code = p->dtheta ? o->gradients(p->context, o->user, p->theta, p->epoch, p->items, p->count, p->dtheta, p->loss)
+                        : o->evaluate(p->context, o->user, p->theta, p->epoch, p->loss);
+}
+
+/* Its loops are many and short: threads stay awake between them. */
+static oq_code run(pass p)
+{
+    oq_parallel_team(p.context->threads, lead, &p);
+    return p.code;
+}
+
 static oq_code take_step(oq_context *context, training *t, int64_t epoch, int64_t step, const int64_t *items,
                          int64_t count, double *loss)
 {
     const oq_learnables *list = t->guarded->list;
     const oq_options *options = t->guarded->options;
     memset(t->dtheta, 0, sizeof *t->dtheta * (size_t)list->total);
-    OQ_TRY(t->objective->gradients(context, t->objective->user, t->theta, epoch, items, count, t->dtheta, loss));
+    OQ_TRY(run((pass){.context = context,
+                      .objective = t->objective,
+                      .theta = t->theta,
+                      .dtheta = t->dtheta,
+                      .epoch = epoch,
+                      .count = count,
+                      .items = items,
+                      .loss = loss}));
     if (!isfinite(*loss))
         return oq_fail(context, OQ_NOT_FINITE, "%s epoch %lld step %lld: the loss is %g", t->guarded->where,
                        (long long)epoch, (long long)step, *loss);
@@ -121,7 +156,11 @@ static oq_code train(oq_context *context, training *t, oq_calibration_result *re
 
 static oq_code evaluate(oq_context *context, const training *t, const oq_real *theta, double *loss)
 {
-    return t->objective->evaluate(context, t->objective->user, theta, t->guarded->options->epochs - 1, loss);
+    return run((pass){.context = context,
+                      .objective = t->objective,
+                      .theta = theta,
+                      .epoch = t->guarded->options->epochs - 1,
+                      .loss = loss});
 }
 
 static void take(oq_calibration_result *result, const oq_real *theta, int64_t total, double loss, oq_kept kept)

@@ -5,7 +5,7 @@
 #include "base/parallel.h"
 #include "kernels/kernel.h"
 
-enum { ROW_CHUNK = 8, PLANES = 3, LANES = 16 };
+enum { ROW_CHUNK = 8, PLANES = 3, LANES = 64 };
 
 static const float MOST_FIXED = 8355711.0f; /* 127 * 65536 + 127 * 256 + 127: three balanced digits */
 
@@ -20,7 +20,7 @@ typedef struct {
 
 /* ---- one row -------------------------------------------------------------- */
 
-/* Results are kept apart a lane, so that compilers vectorise; smallest and largest depend on no order. */
+/* Smallest and largest depend on no order: as many lanes as hide an instruction's latency. */
 OQ_INLINE oq_range find_range(const float *x, int64_t n)
 {
     float lo[LANES] = {0}, hi[LANES] = {0};
@@ -30,14 +30,15 @@ OQ_INLINE oq_range find_range(const float *x, int64_t n)
             lo[j] = x[i + j] < lo[j] ? x[i + j] : lo[j];
             hi[j] = x[i + j] > hi[j] ? x[i + j] : hi[j];
         }
-    for (; i < n; i++) {
-        lo[0] = x[i] < lo[0] ? x[i] : lo[0];
-        hi[0] = x[i] > hi[0] ? x[i] : hi[0];
+    for (int j = 0; j < n - i; j++) {
+        lo[j] = x[i + j] < lo[j] ? x[i + j] : lo[j];
+        hi[j] = x[i + j] > hi[j] ? x[i + j] : hi[j];
     }
-    for (int j = 1; j < LANES; j++) {
-        lo[0] = lo[j] < lo[0] ? lo[j] : lo[0];
-        hi[0] = hi[j] > hi[0] ? hi[j] : hi[0];
-    }
+    for (int half = LANES / 2; half; half /= 2)
+        for (int j = 0; j < half; j++) {
+            lo[j] = lo[j + half] < lo[j] ? lo[j + half] : lo[j];
+            hi[j] = hi[j + half] > hi[j] ? hi[j + half] : hi[j];
+        }
     return (oq_range){.lo = (oq_real)lo[0], .hi = (oq_real)hi[0]};
 }
 

@@ -54,6 +54,7 @@ typedef struct oq_kernel {
     const char *name;
     bool (*available)(void);
     int most_rows; /* a multiple of 3 */
+    int row_step;  /* of activations: others than multiples waste some */
     oq_code (*multiply)(const oq_tiles *args, int rows, int tiles);
 } oq_kernel;
 
@@ -61,8 +62,9 @@ typedef struct oq_kernel {
 oq_code oq_activations_make(oq_context *context, const oq_qlinear *linear, const float *x, int64_t first,
                             int64_t rows, oq_activations *to);
 
-extern const oq_kernel oq_kernel_reference, oq_kernel_avx2, oq_kernel_avx512_vnni, oq_kernel_onednn;
+extern const oq_kernel oq_kernel_reference, oq_kernel_avx2, oq_kernel_avx512_vnni, oq_kernel_amx,
+    oq_kernel_onednn;
 
-enum { OQ_MOST_ROWS = 96 }; /* of any kernel */
+enum { OQ_MOST_ROWS = 192 }; /* of any kernel */
 
 #endif

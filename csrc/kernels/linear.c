@@ -10,7 +10,7 @@ enum { ROW_BLOCK = 512 };
 /* An item's multiplications, some 10 us. Its rows are at least as many as hide reading the panel, and a multiple
  * of what kernels take at a time. */
 static const int64_t ITEM_PRODUCTS = (int64_t)1 << 20;
-enum { ITEM_ROWS = 48, ROW_STEP = 12, WIDE_ROWS = 64 };
+enum { ITEM_ROWS = 48, ROW_STEP = 12, WIDE_ROWS = 32 };
 
 typedef struct {
     const oq_qlinear *linear;
@@ -63,7 +63,7 @@ static oq_tiles tiles_of(const product *p, int64_t panel, int64_t width)
 static oq_code multiply_panel(const product *p, int64_t panel, int64_t begin, int64_t end)
 {
     const oq_qlinear *q = p->linear;
-    const int planes = p->x->planes, most = p->kernel->most_rows / planes;
+    const int planes = p->x->planes, most = p->kernel->most_rows / planes, step = p->kernel->row_step;
     const int64_t tiles = oq_least(OQ_PANEL_TILES, oq_pieces(q->spec.out, OQ_TILE) - panel * OQ_PANEL_TILES);
     oq_tiles t = tiles_of(p, panel, tiles * OQ_TILE);
     _Alignas(64) float sums[OQ_MOST_ROWS * OQ_PANEL];
@@ -72,6 +72,7 @@ static oq_code multiply_panel(const product *p, int64_t panel, int64_t begin, in
     if (!t.zeros) t.zeros = half;
     for (int64_t row = begin, rows; row < end; row += rows) {
         rows = oq_pieces(end - row, oq_pieces(end - row, most)); /* 8 are 4 and 4, not 6 and 2 */
+        rows = oq_least(oq_pieces(rows, step) * step, end - row);
         t.a = p->x->codes + row * planes * p->x->stride;
         t.pairs = p->x->pairs + row * planes * q->layout.segments;
         t.x_scales = planes == 1 ? NULL : p->x->scales + row * q->layout.groups;

@@ -5,8 +5,8 @@
 #include "kernels/kernel.h"
 
 /* Best for few rows first. */
-static const oq_kernel *const table[] = {&oq_kernel_avx512_vnni, &oq_kernel_avx2, &oq_kernel_onednn,
-                                         &oq_kernel_reference};
+static const oq_kernel *const table[] = {&oq_kernel_avx512_vnni, &oq_kernel_avx2, &oq_kernel_amx,
+                                         &oq_kernel_onednn, &oq_kernel_reference};
 
 enum { COUNT = sizeof table / sizeof *table };
 
@@ -25,10 +25,10 @@ static const oq_kernel *find(const char *name)
     return NULL;
 }
 
-/* What is best for many rows: with AMX oneDNN's, which on vectors is no faster than ours. */
+/* What is best for many rows. */
 static const oq_kernel *find_wide(const oq_kernel *best)
 {
-    return oq_cpu_features()->amx_int8 && oq_kernel_onednn.available() ? &oq_kernel_onednn : best;
+    return oq_kernel_amx.available() ? &oq_kernel_amx : best;
 }
 
 oq_code oq_qlinear_use(oq_context *context, oq_qlinear *linear, const char *kernel)

@@ -351,4 +351,4 @@ static bool available(void) { return false; }
 
 #endif
 
-const oq_kernel oq_kernel_avx2 = {"avx2", available, MOST_ROWS, multiply};
+const oq_kernel oq_kernel_avx2 = {"avx2", available, MOST_ROWS, 1, multiply};

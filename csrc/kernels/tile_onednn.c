@@ -69,4 +69,4 @@ static oq_code multiply(const oq_tiles *t, int rows, int tiles)
     return OQ_OK;
 }
 
-const oq_kernel oq_kernel_onednn = {"onednn", oq_onednn_has_igemm, OQ_MOST_ROWS, multiply};
+const oq_kernel oq_kernel_onednn = {"onednn", oq_onednn_has_igemm, OQ_MOST_ROWS, 1, multiply};

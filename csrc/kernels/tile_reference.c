@@ -41,4 +41,4 @@ static oq_code multiply(const oq_tiles *t, int rows, int tiles)
 
 static bool always(void) { return true; }
 
-const oq_kernel oq_kernel_reference = {"reference", always, ROWS, multiply};
+const oq_kernel oq_kernel_reference = {"reference", always, ROWS, 1, multiply};

@@ -1,0 +1,290 @@
+/* AMX: a tile of A is 16 rows by 64 inputs of activations as they lie, a tile of B 64 inputs by 16 outputs, which
+ * the layout's quads are rows of. Some thousand inputs of a panel are unpacked; then a few rows at a time go through
+ * all of them, so that their sums stay in the level 1 cache. */
+#include "base/cpu.h"
+#include "kernels/kernel.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <string.h>
+
+#include "base/amx.h"
+#include "base/scratch.h"
+#include "kernels/avx512.h"
+
+enum {
+    DEEP = 64, /* tiles of inputs unpacked at a time: a quarter of a MiB, in the level 2 cache */
+    QUADS = OQ_AMX_ROWS,
+    INPUTS = 4 * QUADS, /* of a tile */
+    PAIR = 2 * OQ_AMX_ROWS,
+    ROWS = 2 * PAIR, /* through what is unpacked before others: its runs' codes stay near */
+    PLANES = 3 * PAIR /* the same of floats, whose three planes are flushed together */
+};
+
+/* A run, or a stretch of one, and where it is unpacked. */
+typedef struct {
+    oq_run run;
+    int64_t unit, units; /* of the layout */
+    int64_t tile, tiles; /* of inputs */
+    bool first, last;    /* of its run */
+} piece;
+
+typedef struct {
+    _Alignas(64) uint8_t w[DEEP][OQ_PANEL_TILES][QUADS][64];
+    int32_t total[OQ_MOST_ROWS][OQ_PANEL];
+    int32_t code_sums[OQ_PANEL]; /* of a run with several segments */
+    piece pieces[DEEP];
+    int count;
+    int64_t used;   /* tiles of inputs */
+    int configured; /* rows */
+} panel;
+
+static int least(int a, int b) { return a < b ? a : b; }
+
+/* ---- unpacking ---------------------------------------------------------------- */
+
+INLINE void unpack_bits(const oq_tiles *t, const piece *x, const int tiles, panel *p, const int bits)
+{
+    const int quads = bits == 8 ? 1 : bits == 4 ? 2 : bits == 2 ? 4 : 8, bytes = bits == 3 ? 192 : 64;
+    const int each = QUADS / quads; /* units of a tile */
+    const int64_t stride = oq_unit_stride(t);
+    const uint8_t *codes = t->codes + x->unit * stride;
+    for (int64_t k = 0; k * each < x->units; k++)
+        for (int64_t u = 0; u < oq_least(each, x->units - k * each); u++, codes += stride)
+            UNROLL for (int tile = 0; tile < tiles; tile++)
+            {
+                UNROLL for (int j = 0; j < quads; j++)
+                    _mm512_store_si512(p->w[x->tile + k][tile][u * quads + j], quad_of(codes + tile * bytes, j, bits));
+            }
+}
+
+INLINE void unpack_tiles(const oq_tiles *t, const piece *x, int tiles, panel *p, const int bits)
+{
+    if (tiles == OQ_PANEL_TILES)
+        unpack_bits(t, x, OQ_PANEL_TILES, p, bits);
+    else
+        unpack_bits(t, x, tiles, p, bits);
+}
+
+/* All tiles of outputs, zeros behind the inputs to the end of a tile. */
+VNNI static void unpack(const oq_tiles *t, const piece *x, int tiles, panel *p)
+{
+    const int bits = t->layout->stored_bits;
+    if (bits == 2)
+        unpack_tiles(t, x, tiles, p, 2);
+    else if (bits == 3)
+        unpack_tiles(t, x, tiles, p, 3);
+    else if (bits == 4)
+        unpack_tiles(t, x, tiles, p, 4);
+    else
+        unpack_tiles(t, x, tiles, p, 8);
+    const int64_t quads = x->units * t->layout->unit / 4;
+    if (quads % QUADS == 0) return;
+    for (int tile = 0; tile < tiles; tile++)
+        memset(p->w[x->tile + x->tiles - 1][tile][quads % QUADS], 0, (size_t)(QUADS - quads % QUADS) * 64);
+}
+
+/* ---- 32 rows by 32 outputs -------------------------------------------------------- */
+
+/* total [32, 32] (+)= a [32, 64 deep] w, of as many rows as the tiles are configured for. What of a lies behind a run's
+ * inputs meets zeros. */
+static void multiply_pair(const panel *p, const piece *x, const int8_t *a, const int8_t *below, int64_t a_stride,
+                          int tile, int32_t *total)
+{
+    int32_t *c = total + tile * OQ_TILE, *c_below = c + OQ_AMX_ROWS * OQ_PANEL;
+    enum { STRIDE = OQ_PANEL * sizeof(int32_t) };
+    if (!x->first) {
+        OQ_TILE_LOAD(0, c, STRIDE);
+        OQ_TILE_LOAD(1, c + OQ_TILE, STRIDE);
+        OQ_TILE_LOAD(2, c_below, STRIDE);
+        OQ_TILE_LOAD(3, c_below + OQ_TILE, STRIDE);
+    } else {
+        OQ_TILE_ZERO(0);
+        OQ_TILE_ZERO(1);
+        OQ_TILE_ZERO(2);
+        OQ_TILE_ZERO(3);
+    }
+    for (int64_t k = 0; k < x->tiles; k++) {
+        OQ_TILE_LOAD(4, a + k * INPUTS, a_stride);
+        OQ_TILE_LOAD(6, p->w[x->tile + k][tile], 64);
+        OQ_TILE_LOAD(7, p->w[x->tile + k][tile + 1], 64);
+        OQ_TILE_LOAD(5, below + k * INPUTS, a_stride);
+        OQ_TILE_S8U8(0, 4, 6);
+        OQ_TILE_S8U8(1, 4, 7);
+        OQ_TILE_S8U8(2, 5, 6);
+        OQ_TILE_S8U8(3, 5, 7);
+    }
+    OQ_TILE_STORE(0, c, STRIDE);
+    OQ_TILE_STORE(1, c + OQ_TILE, STRIDE);
+    OQ_TILE_STORE(2, c_below, STRIDE);
+    OQ_TILE_STORE(3, c_below + OQ_TILE, STRIDE);
+}
+
+/* ---- what is done once a run ------------------------------------------------------- */
+
+/* Where a run has several segments, 16 bits do not hold what corrects it for the zero points: sum(w) of each output
+ * and -sum(a - z_a) of a row in 32 bits. */
+VNNI static void add_segments(const oq_tiles *t, const oq_run *run, panel *p)
+{
+    memset(p->code_sums, 0, sizeof p->code_sums);
+    for (int64_t s = run->segment; s < run->segment + run->segments; s++)
+        for (int64_t i = 0; i < t->width; i++) p->code_sums[i] += t->code_sums[s * t->width + i];
+}
+
+INLINE int32_t row_total(const oq_run *run, const int32_t *pairs)
+{
+    int32_t sum = 0;
+    for (int64_t s = run->segment; s < run->segment + run->segments; s++) sum += (int16_t)(pairs[s] >> 16);
+    return sum;
+}
+
+/* total -= z_a sum(w) + z_w sum(a - z_a). */
+VNNI static void correct_long(const oq_tiles *t, const oq_run *run, panel *p, int row, int rows)
+{
+    const uint8_t *zeros = t->zeros + run->group * t->zero_stride;
+    for (int r = row; r < row + rows; r++) {
+        const int32_t *pairs = t->pairs + r * t->layout->segments;
+        const int32_t minus_z = (int16_t)(pairs[run->segment] & 0xffff), minus_sum = row_total(run, pairs);
+        for (int64_t i = 0; i < t->width; i++) p->total[r][i] += minus_z * p->code_sums[i] + minus_sum * zeros[i];
+    }
+}
+
+/* Rows of some tiles: t->sums += float(total) scale. */
+INLINE void flush_tiles(const oq_tiles *t, const oq_run *run, const panel *p, int row, int rows, int first,
+                        const int tiles, const bool planes)
+{
+    const int step = planes ? 3 : 1;
+    const int64_t segments = t->layout->segments, groups = t->layout->groups, lane = first * OQ_TILE;
+    const int32_t *pairs = t->pairs + row * segments + run->segment;
+    const float *x_scale = planes ? t->x_scales + row / 3 * groups + run->group : NULL;
+    float *to = t->sums + row / step * OQ_PANEL + lane;
+    const __mmask16 before = sums_before(run);
+    __m512i columns[OQ_PANEL_TILES];
+    __m512 scales[OQ_PANEL_TILES];
+    UNROLL for (int n = 0; n < tiles; n++)
+    {
+        columns[n] = run->segments > 1 ? _mm512_setzero_si512() /* it is corrected */
+                                       : columns_of(t, run, lane + n * OQ_TILE, run->segment);
+        scales[n] = _mm512_loadu_ps(t->scales + run->group * t->width + lane + n * OQ_TILE);
+    }
+    for (int r = row; r < row + rows; r += step, to += OQ_PANEL, pairs += step * segments) {
+        UNROLL for (int n = 0; n < tiles; n++)
+        {
+            __m512i sums[3];
+            for (int i = 0; i < step; i++) {
+                sums[i] = _mm512_loadu_si512(&p->total[r + i][lane + n * OQ_TILE]);
+                correct(&sums[i], columns[n], pairs + i * segments);
+            }
+            const __m512 sum = planes ? join(sums[0], sums[1], sums[2]) : _mm512_cvtepi32_ps(sums[0]);
+            add_scaled(before, to + n * OQ_TILE, sum, scales[n], x_scale);
+        }
+        if (planes) x_scale += groups;
+    }
+}
+
+INLINE void flush_kind(const oq_tiles *t, const oq_run *run, const panel *p, int row, int rows, int tiles,
+                       const bool planes)
+{
+    if (tiles == OQ_PANEL_TILES)
+        flush_tiles(t, run, p, row, rows, 0, OQ_PANEL_TILES, planes);
+    else
+        for (int tile = 0; tile < tiles; tile++) flush_tiles(t, run, p, row, rows, tile, 1, planes);
+}
+
+VNNI static void flush(const oq_tiles *t, const oq_run *run, panel *p, int row, int rows, int tiles)
+{
+    if (run->segments > 1) {
+        add_segments(t, run, p);
+        correct_long(t, run, p, row, rows);
+    }
+    if (t->x_scales)
+        flush_kind(t, run, p, row, rows, tiles, true);
+    else
+        flush_kind(t, run, p, row, rows, tiles, false);
+}
+
+/* ---- a panel -------------------------------------------------------------------------- */
+
+/* Tiles for so many rows, at most 32. */
+static void configure(panel *p, int rows)
+{
+    if (p->configured == rows) return;
+    p->configured = rows;
+    oq_amx_begin_rows(least(rows, OQ_AMX_ROWS), rows > OQ_AMX_ROWS ? rows - OQ_AMX_ROWS : 0);
+}
+
+static void multiply_rows(const oq_tiles *t, panel *p, const piece *x, int row, int rows, int tiles)
+{
+    const int8_t *a = t->a + row * t->a_stride + x->unit * t->layout->unit;
+    const int8_t *below = rows > OQ_AMX_ROWS ? a + OQ_AMX_ROWS * t->a_stride : a;
+    configure(p, rows);
+    for (int tile = 0; tile < tiles; tile += 2) multiply_pair(p, x, a, below, t->a_stride, tile, p->total[row]);
+}
+
+/* Some rows through all that is unpacked, `step` of them flushed at once. */
+static void add_rows(const oq_tiles *t, panel *p, int first, int end, int step, int tiles)
+{
+    for (const piece *x = p->pieces; x < p->pieces + p->count; x++)
+        for (int begin = first; begin < end; begin += step) {
+            const int stop = least(begin + step, end);
+            for (int row = begin; row < stop; row += PAIR) multiply_rows(t, p, x, row, least(PAIR, stop - row), tiles);
+            if (x->last) flush(t, &x->run, p, begin, stop - begin, tiles);
+        }
+}
+
+static void finish_block(const oq_tiles *t, panel *p, int rows, int tiles)
+{
+    const int some = t->x_scales ? PLANES : ROWS, step = t->x_scales ? PLANES : PAIR;
+    for (const piece *x = p->pieces; x < p->pieces + p->count; x++) unpack(t, x, tiles, p);
+    for (int row = 0; row < rows; row += some) add_rows(t, p, row, least(row + some, rows), step, tiles);
+    p->count = 0;
+    p->used = 0;
+}
+
+/* A run is cut where a block is full. */
+static void add_run(const oq_tiles *t, panel *p, const oq_run *run, int rows, int tiles)
+{
+    const int64_t each = INPUTS / t->layout->unit; /* units of a tile */
+    for (int64_t done = 0, units; done < run->units; done += units) {
+        units = oq_least(run->units - done, (DEEP - p->used) * each);
+        p->pieces[p->count++] = (piece){.run = *run,
+                                        .unit = run->unit + done,
+                                        .units = units,
+                                        .tile = p->used,
+                                        .tiles = oq_pieces(units, each),
+                                        .first = done == 0,
+                                        .last = done + units == run->units};
+        p->used += oq_pieces(units, each);
+        if (p->used == DEEP) finish_block(t, p, rows, tiles);
+    }
+}
+
+static oq_code multiply(const oq_tiles *t, int rows, int tiles)
+{
+    panel *p = oq_scratch(sizeof *p);
+    oq_run run = {0};
+    if (!p) return OQ_OUT_OF_MEMORY;
+    p->count = 0;
+    p->used = 0;
+    p->configured = 0;
+    while (oq_next_run(t->layout, &run)) add_run(t, p, &run, rows, tiles);
+    if (p->count > 0) finish_block(t, p, rows, tiles);
+    oq_amx_end();
+    return OQ_OK;
+}
+
+static bool available(void) { return oq_cpu_features()->amx_int8; }
+
+#else
+
+static oq_code multiply(const oq_tiles *t, int rows, int tiles)
+{
+    (void)t, (void)rows, (void)tiles;
+    return OQ_UNSUPPORTED;
+}
+
+static bool available(void) { return false; }
+
+#endif
+
+const oq_kernel oq_kernel_amx = {"amx", available, OQ_MOST_ROWS, 32, multiply};

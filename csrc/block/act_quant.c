@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/size.h"
 #include "math/bf16.h"
 
 /* The logits of one clipping for every row. */
@@ -77,7 +78,7 @@ typedef struct {
 static text_rows rows_of(const oq_block_run *run, int64_t length)
 {
     const int64_t heads = run->spec->kv_heads, most = run->quantizers->sink_tokens;
-    const int64_t sinks = most < length ? most : length;
+    const int64_t sinks = oq_least(most, length);
     return (text_rows){sinks * heads, (length - sinks) * heads, run->spec->head_dim};
 }
 

@@ -130,6 +130,9 @@ typedef struct {
     int64_t sink_tokens; /* keys and values of a text's first tokens, which draw attention, stay in float */
 } oq_activation_quantizers;
 
+/* Nothing rounded. */
+extern const oq_activation_quantizers oq_in_float;
+
 typedef struct {
     const oq_block_spec *spec;
     const oq_activation_quantizers *quantizers;

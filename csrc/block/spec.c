@@ -1,5 +1,8 @@
 #include "block/block.h"
 
+const oq_activation_quantizers oq_in_float = {
+    .x = {.bits = 16}, .q = {.bits = 16}, .k = {.bits = 16}, .v = {.bits = 16}};
+
 const char *const oq_linear_names[OQ_LINEARS] = {
     "q", "k", "v", "o", "gate", "up", "down", "router", "shared_gate", "shared_up", "shared_down", "shared_router",
 };

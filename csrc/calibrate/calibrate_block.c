@@ -12,10 +12,8 @@
 static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
 {
     const int64_t window = s->data->tokens * s->spec->hidden;
-    const oq_quantizer off = {.bits = 16};
-    const oq_activation_quantizers none = {.x = off, .q = off, .k = off, .v = off};
     const oq_block_run run = {
-        .spec = s->spec, .quantizers = &none, .rope = s->data->rope, .tokens = s->data->tokens};
+        .spec = s->spec, .quantizers = &oq_in_float, .rope = s->data->rope, .tokens = s->data->tokens};
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_channel_stats stats;
     oq_grams grams = {0};

@@ -3,9 +3,6 @@
 #include "math/bf16.h"
 #include "math/vector.h"
 
-static const oq_activation_quantizers in_float = {
-    .x = {.bits = 16}, .q = {.bits = 16}, .k = {.bits = 16}, .v = {.bits = 16}};
-
 /* Rounded once: they do not change. */
 static oq_code round_weights(oq_context *context, const oq_block_spec *spec, oq_block_weights *weights)
 {
@@ -28,7 +25,7 @@ oq_code oq_ahead_create(oq_context *context, oq_ahead *ahead, const oq_followers
         ahead->weights[i] = followers->weights[i];
         if (bf16) OQ_TRY(round_weights(context, &followers->spec[i], &ahead->weights[i]));
         ahead->run[i] = (oq_block_run){.spec = &followers->spec[i],
-                                       .quantizers = &in_float,
+                                       .quantizers = &oq_in_float,
                                        .rope = followers->rope[i],
                                        .tokens = tokens,
                                        .bf16 = bf16};

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/size.h"
 #include "math/gemm.h"
 
 oq_code oq_grams_create(oq_context *context, oq_grams *grams, const oq_block_spec *spec, int site)
@@ -35,7 +36,7 @@ static oq_code add_site(oq_context *context, double *gram, int64_t n, const oq_r
     oq_real *stripe;
     OQ_NEW(context, stripe, n * STRIPE);
     for (int64_t begin = 0; begin < n; begin += STRIPE) {
-        const int64_t width = n - begin < STRIPE ? n - begin : STRIPE;
+        const int64_t width = oq_least(n - begin, STRIPE);
         OQ_TRY(oq_gemm(context, &(oq_gemm_args){.transpose_a = true,
                                                 .m = n - begin,
                                                 .n = width,
@@ -48,7 +49,7 @@ static oq_code add_site(oq_context *context, double *gram, int64_t n, const oq_r
                                                 .c = stripe,
                                                 .ldc = width}));
         for (int64_t i = 0; i < n - begin; i++) {
-            const int64_t count = i < width ? i + 1 : width;
+            const int64_t count = oq_least(i + 1, width);
             double *to = gram + (begin + i) * n + begin;
             for (int64_t j = 0; j < count; j++) to[j] += (double)stripe[i * width + j];
         }

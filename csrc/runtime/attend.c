@@ -56,7 +56,7 @@ static int64_t place(const job *j, const tile *t, int64_t r)
 static void put_key_sinks(const job *j, const tile *t, int64_t key)
 {
     const oq_cache_shape *s = j->shape;
-    const float *sinks = j->cache->key_sinks + t->head * s->sinks * s->head_dim;
+    const float *sinks = j->cache->key.sinks + t->head * s->sinks * s->head_dim;
     for (int64_t l = 0; l < OQ_KEY_BLOCK && key + l < s->sinks; l++)
         for (int64_t i = 0; i < s->head_dim; i++)
             t->panel[i * OQ_KEY_BLOCK + l] = sinks[(key + l) * s->head_dim + i];
@@ -65,7 +65,7 @@ static void put_key_sinks(const job *j, const tile *t, int64_t key)
 static void put_value_sinks(const job *j, const tile *t, int64_t key, int64_t tokens)
 {
     const oq_cache_shape *s = j->shape;
-    const float *sinks = j->cache->value_sinks + t->head * s->sinks * s->head_dim;
+    const float *sinks = j->cache->value.sinks + t->head * s->sinks * s->head_dim;
     for (int64_t l = 0; l < tokens && key + l < s->sinks; l++)
         memcpy(t->panel + l * s->value.dims, sinks + (key + l) * s->head_dim, sizeof *sinks * (size_t)s->head_dim);
 }
@@ -78,11 +78,11 @@ static void find_scores(const job *j, const tile *t)
         memcpy(t->q + r * s->head_dim, j->q + place(j, t, r), (size_t)s->head_dim * sizeof *t->q);
     for (int64_t key = 0; key < t->keys; key += OQ_KEY_BLOCK) {
         const int64_t at = t->head * s->capacity + key;
-        const float *scales = j->cache->key_scales ? j->cache->key_scales + at : NULL;
-        const uint8_t *zeros = j->cache->key_zeros ? j->cache->key_zeros + at : NULL;
-        j->kernels->keys(&s->key, j->cache->keys + at / OQ_KEY_BLOCK * s->key.block_bytes, scales, zeros,
+        const float *scales = j->cache->key.scales ? j->cache->key.scales + at : NULL;
+        const uint8_t *zeros = j->cache->key.zeros ? j->cache->key.zeros + at : NULL;
+        j->kernels->keys(&s->key, j->cache->key.data + at / OQ_KEY_BLOCK * s->key.block_bytes, scales, zeros,
                          t->panel);
-        if (j->cache->key_sinks) put_key_sinks(j, t, key);
+        if (j->cache->key.sinks) put_key_sinks(j, t, key);
         j->kernels->scores(t->q, t->rows, s->head_dim, t->panel, alpha, t->p + key, t->keys);
     }
 }
@@ -123,11 +123,11 @@ static void add_values(const job *j, const tile *t)
     for (int64_t key = 0; key < t->keys; key += CHUNK) {
         const int64_t at = t->head * s->capacity + key, left = t->keys - key;
         const int64_t tokens = left < CHUNK ? left : CHUNK;
-        const float *scales = j->cache->value_scales ? j->cache->value_scales + at : NULL;
-        const uint8_t *zeros = j->cache->value_zeros ? j->cache->value_zeros + at : NULL;
-        j->kernels->values(&s->value, j->cache->values + at * s->value.block_bytes, scales, zeros, tokens,
+        const float *scales = j->cache->value.scales ? j->cache->value.scales + at : NULL;
+        const uint8_t *zeros = j->cache->value.zeros ? j->cache->value.zeros + at : NULL;
+        j->kernels->values(&s->value, j->cache->value.data + at * s->value.block_bytes, scales, zeros, tokens,
                            t->panel);
-        if (j->cache->value_sinks) put_value_sinks(j, t, key, tokens);
+        if (j->cache->value.sinks) put_value_sinks(j, t, key, tokens);
         j->kernels->weigh(t->p + key, t->keys, t->rows, t->panel, tokens, s->value.dims, t->out);
     }
 }

@@ -36,7 +36,7 @@ oq_cache_shape oq_cache_shape_of(int64_t heads, int64_t head_dim, int64_t tokens
     oq_cache_shape s = {.heads = heads,
                         .head_dim = head_dim,
                         .capacity = round_up(tokens, OQ_KEY_BLOCK),
-                        .sinks = sinks < tokens ? sinks : tokens};
+                        .sinks = oq_least(sinks, tokens)};
     s.key = (oq_cache_format){.store = store_of(key), .quantizer = key};
     s.key.dims = s.key.store == OQ_STORE_NIBBLES ? round_up(head_dim, 2) : head_dim;
     s.key.block_bytes = bytes_of(s.key.store, s.key.dims * OQ_KEY_BLOCK);
@@ -78,26 +78,24 @@ oq_code oq_cache_bytes(oq_context *context, const oq_cache_shape *shape, size_t 
     return oq_fail(context, OQ_OUT_OF_MEMORY, "out of memory: a cache of %lld tokens", (long long)shape->capacity);
 }
 
+/* Places the half at `at`; returns where it ends. */
+static uint8_t *place_half(const oq_cache_format *format, const parts *p, size_t data, uint8_t *at, oq_cache_half *half)
+{
+    *half = (oq_cache_half){.data = at};
+    at += data;
+    if (!is_quantized(format)) return at;
+    half->scales = (float *)(void *)at;
+    half->zeros = at += p->scales;
+    half->sinks = (float *)(void *)(at += p->zeros);
+    return at + p->sinks;
+}
+
 void oq_cache_place(const oq_cache_shape *shape, void *memory, oq_cache *cache)
 {
     parts p = {0};
-    uint8_t *at = memory;
     (void)part_sizes(shape, &p); /* was checked by oq_cache_bytes */
-    memset(cache, 0, sizeof *cache);
-    cache->keys = at;
-    cache->values = at += p.keys;
-    at += p.values;
-    if (is_quantized(&shape->key)) {
-        cache->key_scales = (float *)(void *)at;
-        cache->key_zeros = at += p.scales;
-        cache->key_sinks = (float *)(void *)(at += p.zeros);
-        at += p.sinks;
-    }
-    if (is_quantized(&shape->value)) {
-        cache->value_scales = (float *)(void *)at;
-        cache->value_zeros = at += p.scales;
-        cache->value_sinks = (float *)(void *)(at + p.zeros);
-    }
+    uint8_t *behind = place_half(&shape->key, &p, p.keys, memory, &cache->key);
+    (void)place_half(&shape->value, &p, p.values, behind, &cache->value);
 }
 
 /* ---- storing --------------------------------------------------------------- */
@@ -141,23 +139,18 @@ static oq_code encode(oq_context *context, const oq_cache_format *format, const 
     return oq_quantize(context, &groups, (oq_clip){0}, x, c->codes, c->scales, c->zeros);
 }
 
-typedef struct {
-    const oq_cache_format *format;
-    uint8_t *data, *zeros;
-    float *scales, *sinks;
-} half_of_cache;
-
-static void store(const oq_cache_shape *s, const half_of_cache *h, bool keys, int64_t position, const float *x,
+static void store(const oq_cache_shape *s, const oq_cache_half *h, bool keys, int64_t position, const float *x,
                   const coded *c, int64_t tokens)
 {
-    const int64_t d = s->head_dim, unit = bytes_of(h->format->store, 2) / 2; /* nibbles: 0 */
+    const oq_cache_format *format = keys ? &s->key : &s->value;
+    const int64_t d = s->head_dim, unit = bytes_of(format->store, 2) / 2; /* nibbles: 0 */
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t m = 0; m < s->heads; m++) {
             const int64_t row = t * s->heads + m, at = m * s->capacity + position + t;
             const int64_t lane = at % OQ_KEY_BLOCK * (unit ? unit : 1);
             uint8_t *to =
-                h->data + (keys ? at / OQ_KEY_BLOCK * h->format->block_bytes + lane : at * h->format->block_bytes);
-            put(h->format, to, keys ? OQ_KEY_BLOCK : 1, x + row * d, c->codes ? c->codes + row * d : NULL, d);
+                h->data + (keys ? at / OQ_KEY_BLOCK * format->block_bytes + lane : at * format->block_bytes);
+            put(format, to, keys ? OQ_KEY_BLOCK : 1, x + row * d, c->codes ? c->codes + row * d : NULL, d);
             if (!c->codes) continue;
             h->scales[at] = c->scales[row];
             h->zeros[at] = c->zeros[row];
@@ -170,15 +163,11 @@ oq_code oq_cache_append(oq_context *context, const oq_cache_shape *shape, const 
                         const float *k, const float *v, int64_t tokens)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    const half_of_cache keys = {&shape->key, cache->keys, cache->key_zeros, cache->key_scales,
-                                cache->key_sinks};
-    const half_of_cache values = {&shape->value, cache->values, cache->value_zeros, cache->value_scales,
-                                  cache->value_sinks};
     coded c;
     OQ_TRY(encode(context, &shape->key, k, tokens * shape->heads, shape->head_dim, &c));
-    store(shape, &keys, true, position, k, &c, tokens);
+    store(shape, &cache->key, true, position, k, &c, tokens);
     OQ_TRY(encode(context, &shape->value, v, tokens * shape->heads, shape->head_dim, &c));
-    store(shape, &values, false, position, v, &c, tokens);
+    store(shape, &cache->value, false, position, v, &c, tokens);
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

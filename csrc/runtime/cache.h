@@ -29,11 +29,16 @@ typedef struct {
     oq_cache_format key, value;
 } oq_cache_shape;
 
+/* Keys or values. */
 typedef struct {
-    uint8_t *keys, *values;
-    float *key_scales, *value_scales; /* [heads, capacity]; NULL unless quantized */
-    uint8_t *key_zeros, *value_zeros;
-    float *key_sinks, *value_sinks; /* [heads, sinks, head_dim]; NULL unless quantized */
+    uint8_t *data;
+    float *scales; /* [heads, capacity]; NULL unless quantized, as the following are */
+    uint8_t *zeros;
+    float *sinks; /* [heads, sinks, head_dim] */
+} oq_cache_half;
+
+typedef struct {
+    oq_cache_half key, value;
 } oq_cache;
 
 #ifndef OQ_DOUBLE

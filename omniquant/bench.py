@@ -53,7 +53,7 @@ class BenchResult:
     gemm_ms_alone : float
         The products of the linears of such a step, run bare at the same kinds.
     ms_per_forward : float
-        Milliseconds of a forward pass of one window in float32.
+        Milliseconds of a forward pass of one window, its floats in parts where products are of bfloat16.
     precision : str
         The kind of products: float32, integer or bfloat16 (see CalibrationOptions.products).
     projected_seconds : float
@@ -122,7 +122,7 @@ def bench(
     workers = resolve_threads(threads)
     block = _Block(spec, seqlen)
     step = block.step_milliseconds(config, chosen, steps, workers)
-    forward = block.forward_milliseconds(workers)
+    forward = block.forward_milliseconds(workers, in_parts=chosen.products == "bfloat16")
     products = step_products(spec, config, chosen, seqlen)
     other = _OTHER_PASSES + chosen.aug_loss + (chosen.look_ahead > 0)
     passes = samples * other + _LOSSES * min(samples, _JUDGES)
@@ -192,11 +192,11 @@ class _Block:
         self.x = random.standard_normal((_WINDOWS, tokens, spec.hidden_size), np.float32)
         self.rope = rope_tables(Rope().inverse_frequencies(spec.head_dim), tokens)
 
-    def forward_milliseconds(self, threads: int) -> float:
+    def forward_milliseconds(self, threads: int, *, in_parts: bool) -> float:
         """Return the median time of one window's forward pass."""
         stamps = [time.perf_counter()]
         for _ in range(3):
-            self._forward(threads)
+            self._forward(threads, in_parts=in_parts)
             stamps.append(time.perf_counter())
         return 1e3 * float(np.median(np.diff(stamps))) / _WINDOWS
 
@@ -225,6 +225,8 @@ class _Block:
         )
         return 1e3 * float(np.median(np.diff(stamps)[-steps:]))
 
-    def _forward(self, threads: int) -> F32:
-        out: F32 = _core.block_forward(self.spec.to_core(), self.weights, self.x, *self.rope, threads=threads)
+    def _forward(self, threads: int, *, in_parts: bool = False) -> F32:
+        out: F32 = _core.block_forward(
+            self.spec.to_core(), self.weights, self.x, *self.rope, in_parts=in_parts, threads=threads
+        )
         return out

@@ -339,9 +339,15 @@ class _Run:
         target: Stream,
         activation: Activation | None = None,
     ) -> None:
-        """Run a stream through a block into another, or into itself."""
+        """Run a stream through a block into another, or into itself, with the core's own precision."""
         parts = block_parts(
-            self.model, index, weights, source.array, activation=activation, threads=self.threads
+            self.model,
+            index,
+            weights,
+            source.array,
+            activation=activation,
+            in_parts=self.options.products == "bfloat16",
+            threads=self.threads,
         )
         for part, y in parts:
             target.write(part, y)

@@ -13,6 +13,7 @@ typedef struct {
     int threads;                /* >= 1; results do not depend on it */
     const volatile int *cancel; /* may be NULL; non-zero asks to stop */
     bool (*interrupted)(void);  /* may be NULL; asked between windows, true asks to stop */
+    bool in_parts; /* products of floats may be those of bfloat16 parts, where that is faster: see gemm_amx.h */
     oq_error error;
 } oq_context;
 

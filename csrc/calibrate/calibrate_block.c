@@ -7,6 +7,16 @@
 #include "calibrate/session.h"
 #include "calibrate/starved.h"
 
+/* Where training's products are of bfloat16, those of the full-precision stream may be of parts, 2^-15 from exact. */
+static oq_code forward_in_float(oq_context *context, oq_session *s, const oq_block_run *run, const oq_real *x,
+                                oq_saved *saved)
+{
+    context->in_parts = s->run.bf16;
+    const oq_code code = oq_block_forward(context, run, s->original, x, saved, s->y);
+    context->in_parts = false;
+    return code;
+}
+
 /* The full-precision stream through the block, once: what the block gives, and statistics of every linear's input.
  * Then the start of every learnable. */
 static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
@@ -23,7 +33,7 @@ static oq_code start(oq_context *context, oq_session *s, oq_real *initial)
     OQ_TRY(oq_saved_create(context, &run, &saved));
     for (int64_t i = 0; i < s->data->samples; i++) {
         OQ_TRY(oq_check_cancel(context));
-        OQ_TRY(oq_block_forward(context, &run, s->original, s->data->x_fp + i * window, &saved, s->y));
+        OQ_TRY(forward_in_float(context, s, &run, s->data->x_fp + i * window, &saved));
         if (s->data->on_target) OQ_TRY(s->data->on_target(s->data->user, i, s->y));
         oq_channel_stats_add(&stats, &run, &saved);
         oq_count_tokens(&run, &saved, s->expert_tokens);

@@ -6,6 +6,7 @@
 #include "math/bf16.h"
 #include "math/elementary.h"
 #include "math/gemm.h"
+#include "math/gemm_amx.h"
 #include "math/vector.h"
 
 #define TILE 128 /* query rows at a time */
@@ -28,6 +29,7 @@ typedef struct {
     oq_real *scratch;             /* [workers, 2, TILE, T] */
     uint16_t *half_scratch;       /* the same, rounded */
     oq_real *part;                /* [workers, T, d], a product of halves that is added to others */
+    bool in_parts; /* products of floats, see context.h */
     atomic_int failure;
 } job;
 
@@ -81,21 +83,28 @@ typedef struct {
     int64_t ldc;
 } product;
 
-static oq_code multiply_floats(const product *p)
+static oq_code multiply_floats(const product *p, bool in_parts)
 {
-    return oq_gemm_serial(&(oq_gemm_args){.transpose_a = p->transpose_a,
-                                          .transpose_b = p->transpose_b,
-                                          .m = p->m,
-                                          .n = p->n,
-                                          .k = p->k,
-                                          .alpha = p->alpha,
-                                          .beta = p->accumulate ? 1 : 0,
-                                          .a = p->a.real,
-                                          .lda = p->a.ld,
-                                          .b = p->b.real,
-                                          .ldb = p->b.ld,
-                                          .c = p->c,
-                                          .ldc = p->ldc});
+    oq_gemm_args g = {.transpose_a = p->transpose_a,
+                      .transpose_b = p->transpose_b,
+                      .m = p->m,
+                      .n = p->n,
+                      .k = p->k,
+                      .alpha = in_parts ? 1 : p->alpha,
+                      .beta = p->accumulate ? 1 : 0,
+                      .a = p->a.real,
+                      .lda = p->a.ld,
+                      .b = p->b.real,
+                      .ldb = p->b.ld,
+                      .c = p->c,
+                      .ldc = p->ldc};
+    if (in_parts && oq_sgemm_amx_can(&g)) {
+        OQ_TRY(oq_sgemm_amx(&g));
+        if (p->alpha != 1) oq_scale(p->c, p->alpha, p->m * p->n);
+        return OQ_OK;
+    }
+    g.alpha = p->alpha;
+    return oq_gemm_serial(&g);
 }
 
 /* What is scaled afterwards, or added, is [m, n] without gaps. */
@@ -121,7 +130,7 @@ static oq_code multiply_halves(const product *p, oq_real *part)
 
 static void multiply(job *j, const tile *t, product p)
 {
-    const oq_code code = p.a.half ? multiply_halves(&p, t->part) : multiply_floats(&p);
+    const oq_code code = p.a.half ? multiply_halves(&p, t->part) : multiply_floats(&p, j->in_parts);
     if (code != OQ_OK) atomic_store(&j->failure, (int)code);
 }
 
@@ -309,6 +318,7 @@ static oq_code take(oq_context *context, const job *j, const oq_real *x, int64_t
 static oq_code prepare(oq_context *context, job *j, const oq_real *q, const oq_real *k, const oq_real *v)
 {
     const int64_t T = j->shape.tokens, scratch = context->threads * 2 * TILE * T;
+    j->in_parts = context->in_parts;
     j->scale = (oq_real)oq_score_scale(&j->shape.rule, j->shape.head_dim);
     OQ_TRY(take(context, j, q, j->shape.heads, &j->q));
     OQ_TRY(take(context, j, k, j->shape.kv_heads, &j->k));

@@ -1,5 +1,6 @@
 #include "math/gemm.h"
 
+#include "math/gemm_amx.h"
 #include "math/gemm_panels.h"
 #include "math/onednn.h"
 #include "math/sgemm_avx2.h"
@@ -30,19 +31,33 @@ oq_code oq_gemm_serial(const oq_gemm_args *args)
                            (float *)args->c, args->ldc);
 }
 
-static oq_code run_panel(const void *product, oq_panel panel)
+static oq_gemm_args part_of(const oq_gemm_args *product, oq_panel panel)
 {
-    oq_gemm_args part = *(const oq_gemm_args *)product;
+    oq_gemm_args part = *product;
     part.m = panel.rows;
     part.n = panel.columns;
     part.a += part.transpose_a ? panel.row : panel.row * part.lda;
     part.b += part.transpose_b ? panel.column * part.ldb : panel.column;
     part.c += panel.row * part.ldc + panel.column;
+    return part;
+}
+
+static oq_code run_panel(const void *product, oq_panel panel)
+{
+    const oq_gemm_args part = part_of(product, panel);
     return oq_gemm_serial(&part);
+}
+
+static oq_code run_panel_in_parts(const void *product, oq_panel panel)
+{
+    const oq_gemm_args part = part_of(product, panel);
+    return oq_sgemm_amx(&part);
 }
 
 oq_code oq_gemm(oq_context *context, const oq_gemm_args *args)
 {
+    if (context->in_parts && oq_sgemm_amx_can(args))
+        return oq_over_threads(context, args->m, args->n, args->k, run_panel_in_parts, args);
     return oq_over_panels(context, args->m, args->n, args->k, run_panel, args);
 }
 

@@ -1,8 +1,11 @@
-/* Products of bfloat16 and of bytes by AMX's tiles (base/amx.h). A word is 2 of bfloat16 or 4 bytes along k.
+/* Products of bfloat16, of bytes and of floats by AMX's tiles (base/amx.h). A word is 2 of bfloat16 or 4 bytes along k.
  *
  * Of both operands a stretch of k is packed into tiles: an operand whose rows run along k has its words side by
  * side, any other has the two parts of a word one below the other, and is interleaved. A's tiles have words in a row,
- * B's have them in a column: half of the four cases are transposed. C is made 32 by 32 in four tiles. */
+ * B's have them in a column: half of the four cases are transposed. C is made 32 by 32 in four tiles.
+ *
+ * A float is taken as two of bfloat16, x = high + low to 2^-17, and three of their four products are added: a tile of A
+ * is packed as high, high, low, one of B as high, low, high. */
 #include "math/gemm_amx.h"
 
 #include <string.h>
@@ -38,6 +41,8 @@ typedef struct {
     bool across;
 } part;
 
+enum { FLOATS_COPIES = 3 }; /* tiles packed of a tile of floats */
+
 /* What both products are: C [m, n] (+)= A B, words of 32 bits. */
 typedef struct {
     word kind;
@@ -53,7 +58,10 @@ typedef struct {
 } packed;
 
 static int64_t pieces(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t in_tile(const job *j) { return OQ_AMX_BYTES / j->a.size; } /* of k */
+static bool is_float(const part *x) { return x->size == sizeof(float); }
+/* Values of k in a tile, and tiles that are packed of `length` of them. */
+static int64_t in_tile(const part *x) { return is_float(x) ? OQ_AMX_BYTES / 2 : OQ_AMX_BYTES / x->size; }
+static int64_t tiles_of(const part *x) { return pieces(x->length, in_tile(x)) * (is_float(x) ? FLOATS_COPIES : 1); }
 
 /* ---- packing ---------------------------------------------------------------- */
 
@@ -110,6 +118,11 @@ INLINE void load_across(__m512i x[16], const uint8_t *from, int64_t ld, int64_t 
     }
 }
 
+INLINE void store_tile(uint8_t *to, const __m512i x[16])
+{
+    UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(to + 64 * i, x[i]);
+}
+
 /* One tile of at most `count` rows (of A) or columns (of B) and `length` of k. */
 INLINE void pack_tile(uint8_t *to, const uint8_t *from, int64_t ld, int64_t count, int64_t length, int64_t size,
                       const bool across, const bool turned)
@@ -125,7 +138,7 @@ INLINE void pack_tile(uint8_t *to, const uint8_t *from, int64_t ld, int64_t coun
     else
         load_along(x, from, ld, count, length * size);
     if (turned) transpose(x);
-    UNROLL for (int i = 0; i < 16; i++) _mm512_store_si512(to + 64 * i, x[i]);
+    store_tile(to, x);
 }
 
 /* From a row of A or a column of B on. */
@@ -141,7 +154,7 @@ static part part_of(part whole, int64_t place, int64_t count, int64_t first, int
 /* Tile p of k of the rows or columns from i on. */
 INLINE const uint8_t *tile_at(const part *x, int64_t i, int64_t p)
 {
-    const int64_t k = p * OQ_AMX_BYTES / x->size;
+    const int64_t k = p * in_tile(x);
     return x->from + (x->across ? k * x->ld + i * x->size : i * x->ld + k * x->size);
 }
 
@@ -150,7 +163,7 @@ INLINE const uint8_t *tile_at(const part *x, int64_t i, int64_t p)
 #define PACK(name, across, turned, place)                                                            \
     AVX512 static void name(uint8_t *to, const part *x, int64_t tiles)                               \
     {                                                                                                \
-        const int64_t each = OQ_AMX_BYTES / x->size, sides = pieces(x->count, SIDE);                 \
+        const int64_t each = in_tile(x), sides = pieces(x->count, SIDE);                 \
         for (int64_t t = 0; t < tiles * sides; t++) {                                                \
             const int64_t p = across ? t / sides : t % tiles, i = across ? t % sides : t / tiles;    \
             pack_tile(to + place * OQ_AMX_TILE, tile_at(x, i * SIDE, p), x->ld, x->count - i * SIDE, \
@@ -163,6 +176,91 @@ PACK(pack_a_along, false, false, ONE_BY_ONE)
 PACK(pack_a_across, true, true, ONE_BY_ONE)
 PACK(pack_b_along, false, true, IN_PAIRS)
 PACK(pack_b_across, true, false, IN_PAIRS)
+
+/* The upper halves of floats, and those of what is left of them, rounded. */
+typedef struct {
+    __m512i high[16], low[16];
+} halves;
+
+INLINE __m512i low_of(__m512i x)
+{
+    const __m512i upper = _mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000));
+    const __m512i left = _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(upper)));
+    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(left, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(left, even), _mm512_set1_epi32(0x7fff));
+}
+
+/* Words of the upper halves of two vectors: of x's values side by side, or of x's and y's in turn. */
+INLINE __m512i side_by_side(__m512i x, __m512i y)
+{
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16))),
+                              _mm512_cvtepi32_epi16(_mm512_srli_epi32(y, 16)), 1);
+}
+
+INLINE __m512i in_turn(__m512i x, __m512i y)
+{
+    return _mm512_or_si512(_mm512_srli_epi32(x, 16), _mm512_and_si512(y, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+static __mmask16 first_of(int64_t count)
+{
+    return count >= 16 ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+}
+
+/* Row i: 32 floats of k of the operand's row i, or its rows 2i and 2i + 1, which are steps of k, of 16 columns. */
+INLINE void load_floats(halves *to, const part *x, int64_t i, int64_t p, const bool across)
+{
+    const float *from = (const void *)tile_at(x, i * SIDE, p);
+    const int64_t ld = x->ld / (int64_t)sizeof(float), count = x->count - i * SIDE, length = x->length - p * 2 * SIDE;
+    UNROLL for (int r = 0; r < 16; r++)
+    {
+        const float *first = across ? from + 2 * r * ld : from + r * ld, *second = across ? first + ld : first + SIDE;
+        const __mmask16 one = across ? 2 * r < length ? first_of(count) : 0 : r < count ? first_of(length) : 0;
+        const __mmask16 two =
+            across ? 2 * r + 1 < length ? first_of(count) : 0 : r < count ? first_of(length - SIDE) : 0;
+        const __m512i a = _mm512_castps_si512(_mm512_maskz_loadu_ps(one, first));
+        const __m512i b = _mm512_castps_si512(_mm512_maskz_loadu_ps(two, second));
+        to->high[r] = across ? in_turn(a, b) : side_by_side(a, b);
+        to->low[r] = across ? in_turn(low_of(a), low_of(b)) : side_by_side(low_of(a), low_of(b));
+    }
+}
+
+/* As above; the second and the third tile of three are high and low for A, low and high for B. */
+#define PACK_FLOATS(name, across, turned, place, second, third)                                          \
+    AVX512 static void name(uint8_t *to, const part *x, int64_t tiles)                                   \
+    {                                                                                                    \
+        const int64_t sides = pieces(x->count, SIDE), sources = tiles / FLOATS_COPIES;                   \
+        for (int64_t t = 0; t < sources * sides; t++) {                                                  \
+            const int64_t source = across ? t / sides : t % sources, i = across ? t % sides : t / sources; \
+            int64_t p = source * FLOATS_COPIES;                                                          \
+            halves h;                                                                                    \
+            load_floats(&h, x, i, source, across);                                                       \
+            if (turned) transpose(h.high), transpose(h.low);                                             \
+            store_tile(to + place * OQ_AMX_TILE, h.high), p++;                                           \
+            store_tile(to + place * OQ_AMX_TILE, h.second), p++;                                         \
+            store_tile(to + place * OQ_AMX_TILE, h.third);                                               \
+        }                                                                                                \
+    }
+PACK_FLOATS(pack_float_a_along, false, false, ONE_BY_ONE, high, low)
+PACK_FLOATS(pack_float_a_across, true, true, ONE_BY_ONE, high, low)
+PACK_FLOATS(pack_float_b_along, false, true, IN_PAIRS, low, high)
+PACK_FLOATS(pack_float_b_across, true, false, IN_PAIRS, low, high)
+
+static void pack_a(uint8_t *to, const part *x)
+{
+    if (is_float(x))
+        (x->across ? pack_float_a_across : pack_float_a_along)(to, x, tiles_of(x));
+    else
+        (x->across ? pack_a_across : pack_a_along)(to, x, tiles_of(x));
+}
+
+static void pack_b(uint8_t *to, const part *x)
+{
+    if (is_float(x))
+        (x->across ? pack_float_b_across : pack_float_b_along)(to, x, tiles_of(x));
+    else
+        (x->across ? pack_b_across : pack_b_along)(to, x, tiles_of(x));
+}
 
 /* ---- 32 by 32 ------------------------------------------------------------------ */
 
@@ -230,9 +328,9 @@ static void make_block(const job *j, packed *p, const uint8_t *a, const uint8_t 
 static void add_columns(const job *j, packed *p, int64_t row, int64_t column, int64_t first, int64_t length)
 {
     const int64_t rows = oq_least(TALL, j->m - row), columns = oq_least(WIDE, j->n - column);
-    const int64_t tiles = pieces(length, in_tile(j));
     const part b = part_of(j->b, column, columns, first, length);
-    (b.across ? pack_b_across : pack_b_along)(p->b, &b, tiles);
+    const int64_t tiles = tiles_of(&b);
+    pack_b(p->b, &b);
     for (int64_t r = 0; r < rows; r += BLOCK)
         for (int64_t c = 0; c < columns; c += BLOCK)
             make_block(j, p, p->a + r * tiles * OQ_AMX_BYTES, p->b + c * tiles * OQ_AMX_BYTES, tiles,
@@ -242,15 +340,15 @@ static void add_columns(const job *j, packed *p, int64_t row, int64_t column, in
 static void add_rows(const job *j, packed *p, int64_t row, int64_t first, int64_t length)
 {
     const part a = part_of(j->a, row, oq_least(TALL, j->m - row), first, length);
-    (a.across ? pack_a_across : pack_a_along)(p->a, &a, pieces(length, in_tile(j)));
+    pack_a(p->a, &a);
     for (int64_t column = 0; column < j->n; column += WIDE) add_columns(j, p, row, column, first, length);
 }
 
 static oq_code run(const job *j)
 {
     packed *p = oq_scratch(sizeof *p);
-    const int64_t each = in_tile(j), tiles = pieces(j->k, each);
-    const int64_t deep = tiles ? pieces(tiles, pieces(tiles, DEEP)) * each : 1; /* stretches are alike */
+    const int64_t each = in_tile(&j->a), tiles = pieces(j->k, each), most = is_float(&j->a) ? DEEP / FLOATS_COPIES : DEEP;
+    const int64_t deep = tiles ? pieces(tiles, pieces(tiles, most)) * each : 1; /* stretches are alike */
     if (!p) return OQ_OUT_OF_MEMORY;
     oq_amx_begin();
     for (int64_t row = 0; row < j->m; row += TALL)
@@ -285,6 +383,19 @@ oq_code oq_igemm_amx(const oq_igemm_args *g)
                       .c = g->c});
 }
 
+oq_code oq_sgemm_amx(const oq_gemm_args *g)
+{
+    return run(&(job){.kind = BF16,
+                      .accumulate = g->beta != 0,
+                      .m = g->m,
+                      .n = g->n,
+                      .k = g->k,
+                      .ldc = g->ldc,
+                      .a = {(const uint8_t *)g->a, 4 * g->lda, g->m, g->k, 4, g->transpose_a},
+                      .b = {(const uint8_t *)g->b, 4 * g->ldb, g->n, g->k, 4, !g->transpose_b},
+                      .c = (int32_t *)g->c});
+}
+
 bool oq_bf16_amx_runs(void)
 {
 #ifdef OQ_DOUBLE
@@ -313,4 +424,15 @@ oq_code oq_igemm_amx(const oq_igemm_args *args)
     return OQ_UNSUPPORTED;
 }
 
+oq_code oq_sgemm_amx(const oq_gemm_args *args)
+{
+    (void)args;
+    return OQ_UNSUPPORTED;
+}
+
 #endif
+
+bool oq_sgemm_amx_can(const oq_gemm_args *g)
+{
+    return oq_bf16_amx_runs() && g->alpha == 1 && (g->beta == 0 || g->beta == 1) && g->m >= 16 && g->n >= 16;
+}

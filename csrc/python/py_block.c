@@ -23,7 +23,7 @@ struct values {
     oq_real *y, *theta, *dtheta;
     double loss, *trace;
     int32_t *expert_tokens;
-    bool mapped;
+    bool mapped, in_parts;
     PyObject *folded_tensors; /* owned by the call */
     oq_folded folded;
     oq_calibration_result result;
@@ -161,6 +161,7 @@ static const oq_argument block_forward_arguments[] = {
     ROPE,
     OQ_STRUCT(activation, oq_activation_fields, .flags = OQ_KEYWORD),
     OQ_ARRAY(lengths, "S", .flags = OQ_KEYWORD),
+    OQ_SCALAR(in_parts, .flags = OQ_KEYWORD),
     OQ_THREADS,
     OQ_RESULT(y, "NTH"),
 };
@@ -173,6 +174,7 @@ static oq_code block_forward_run(oq_call *call, values *v)
                               .tokens = oq_size(call, 'T'),
                               .lengths = v->lengths,
                               .texts = oq_size(call, 'S')};
+    call->context.in_parts = v->in_parts;
     return oq_block_forward_windows(&call->context, &run, &v->tensors, v->x, v->y, oq_size(call, 'N'));
 }
 

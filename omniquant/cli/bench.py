@@ -95,7 +95,7 @@ def _text(result: BenchResult) -> str:
         (
             f"a step           {result.ms_per_step:.1f} ms ({result.precision}, {result.threads} threads)",
             f"products alone   {result.gemm_ms_alone:.1f} ms, {share:.0%} of a step",
-            f"a forward pass   {result.ms_per_forward:.1f} ms (float32)",
+            f"a forward pass   {result.ms_per_forward:.1f} ms (full precision)",
             f"whole model      {_duration(result.projected_seconds)} for {result.layers} blocks",
             f"peak memory      {result.peak_rss_mib:.0f} MiB here",
         )

@@ -1,3 +1,4 @@
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,9 +52,11 @@ static void check_product(oq_context *context, const oq_real *a, const oq_real *
     check_result(&g, before);
 }
 
-static void products(void) {
+/* In parts or whole: parts of small integers are the integers and zeros. */
+static void products(bool in_parts) {
     static oq_real a[LARGEST * STRIDE], b[LARGEST * STRIDE];
     oq_context context = new_context(2);
+    context.in_parts = in_parts;
     fill(a, LARGEST * STRIDE);
     fill(b, LARGEST * STRIDE);
     for (int i = 0; i < 300; ++i) check_product(&context, a, b, i % 2);
@@ -99,6 +102,34 @@ static void check_halves(oq_context *context, const oq_real *a, const oq_real *b
     CHECK(wrong == 0);
 }
 
+/* What products in parts are off by, against sums in double. */
+static void parts(void) {
+    enum { M = 45, N = 61, K = 601 };
+    static oq_real a[M * K], b[N * K], c[M * N];
+    oq_context context = new_context(2);
+    context.in_parts = true;
+    for (int i = 0; i < M * K; ++i) a[i] = (oq_real)rand() / (oq_real)RAND_MAX - (oq_real)0.5;
+    for (int i = 0; i < N * K; ++i) b[i] = (oq_real)rand() / (oq_real)RAND_MAX - (oq_real)0.5;
+    for (int kind = 0; kind < 4; ++kind) {
+        const bool ta = kind % 2, tb = kind / 2;
+        const oq_gemm_args g = {.transpose_a = ta, .transpose_b = tb, .m = M, .n = N, .k = K, .alpha = 1, .a = a,
+                                .b = b, .lda = ta ? M : K, .ldb = tb ? K : N, .ldc = N, .c = c};
+        CHECK(oq_gemm(&context, &g) == OQ_OK);
+        int64_t wrong = 0;
+        for (int64_t i = 0; i < M; ++i)
+            for (int64_t j = 0; j < N; ++j) {
+                double sum = 0, size = 0;
+                for (int64_t p = 0; p < K; ++p) {
+                    const double x = (double)element(a, g.lda, ta, i, p) * (double)element(b, g.ldb, tb, p, j);
+                    sum += x, size += fabs(x);
+                }
+                wrong += !(fabs((double)c[i * N + j] - sum) <= size / 32768);
+            }
+        CHECK(wrong == 0);
+    }
+    oq_arena_destroy(context.arena);
+}
+
 static void halves(void) {
     static oq_real a[LONGEST * LONGEST], b[LONGEST * LONGEST];
     static uint16_t a_half[LONGEST * LONGEST], b_half[LONGEST * LONGEST];
@@ -112,7 +143,9 @@ static void halves(void) {
 
 void test_products(void) {
     srand(1);
-    products();
+    products(false);
+    products(true);
+    parts();
     halves();
     linear_is_bilinear();
 }

@@ -15,95 +15,112 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import omniquant
+from omniquant.calibration import CalibrationResult
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.describe import bits_per_weight, describe_maps
 from omniquant.models.model import Model
 
 WHOLE = "the whole recipe"
-# What is done in a piece's place. A recipe that does so anyway has not got the piece.
-PIECES: dict[str, dict[str, Any]] = {
-    "learned rounding": {"rounding": "nearest"},
-    "learned rounding (GPTQ in its place)": {"rounding": "gptq"},
-    "searched start": {"start": "paper"},
-    "clipping (LWC)": {"lwc": False, "start": "paper"},
-    "maps that fold": {
-        "norm_map": "none",
-        "vo_map": "none",
-        "qk_map": "none",
-        "up_down": False,
-        "start": "paper",
-    },
-    "rotations": {"rotation": "none"},
-    "online rotations (folded in their place)": {"rotation": "folded"},
-    "Kronecker maps": {"input_map": "none"},
-    "clipping of activations": {"lac": False},
-    "relative loss": {"loss": "mse"},
-    "best iterate": {"best_iterate": False},
-    "cosine schedule": {"schedule": "constant"},
+
+
+class Piece(NamedTuple):
+    """What options have, any of it, that hold a piece, and what is done in its place."""
+
+    held: dict[str, tuple[Any, ...]]
+    absence: dict[str, Any]
+
+
+def piece(field: str, held: Any, otherwise: Any, **more: Any) -> Piece:
+    """Return the piece of one option's value."""
+    return Piece({field: (held,)}, {field: otherwise, **more})
+
+
+PIECES: dict[str, Piece] = {
+    "learned rounding": piece("rounding", "learned", "nearest"),
+    "learned rounding (GPTQ in its place)": piece("rounding", "learned", "gptq"),
+    "searched start": piece("start", "search", "paper"),
+    "clipping (LWC)": piece("lwc", True, False, start="paper"),
+    "maps that fold": Piece(
+        {
+            "norm_map": ("diagonal",),
+            "vo_map": ("diagonal", "affine"),
+            "qk_map": ("exact", "scale", "full"),
+            "up_down": (True,),
+        },
+        {"norm_map": "none", "vo_map": "none", "qk_map": "none", "up_down": False, "start": "paper"},
+    ),
+    "rotations": Piece({"rotation": ("folded", "online")}, {"rotation": "none"}),
+    "online rotations (folded in their place)": piece("rotation", "online", "folded"),
+    "Kronecker maps": piece("input_map", "kronecker", "none"),
+    "clipping of activations": piece("lac", True, False),
+    "relative loss": piece("loss", "relative", "mse"),
+    "cosine schedule": piece("schedule", "cosine", "constant"),
 }
-# Pieces that are two options of one choice: the same value is another piece's absence.
-_PRESENT = {
-    "learned rounding (GPTQ in its place)": ("rounding", "learned"),
-    "online rotations (folded in their place)": ("rotation", "online"),
-}
+
+
+class Setting(NamedTuple):
+    """What all rows of a table have in common."""
+
+    model: Model
+    windows: Any
+    evaluation: Any
+    scheme: str
+    threads: int = 1
 
 
 @dataclass(frozen=True)
 class Row:
     """One variant over all seeds: perplexities, mean processor seconds, bits a weight, cost at run time."""
 
-    name: str
     perplexities: list[float]
     seconds: float
     bits: float
     added: int
 
-    def markdown(self, whole: Row | None) -> str:
-        """Return a row of the table; `whole` is the recipe itself."""
+    def markdown(self, name: str, whole: Row | None) -> str:
+        """Return a row of the table; `whole` is the recipe itself, which is compared with nothing."""
         mean = fmean(self.perplexities)
         spread = (
             f" ({min(self.perplexities):.4g}-{max(self.perplexities):.4g})" if self.perplexities[1:] else ""
         )
         worse = "" if whole is None else f"{100 * math.log(mean / fmean(whole.perplexities)):+.1f} %"
         added = f"{self.added:,}" if self.added else "nothing"
-        name = self.name if whole is None else f"without {self.name}"
         return f"| {name} | {mean:.4g}{spread} | {worse} | {self.bits:.2f} | {added} | {self.seconds:.0f} s |"
 
 
 def has_piece(options: CalibrationOptions, name: str) -> bool:
     """Tell whether a recipe's options hold a piece."""
-    if name in _PRESENT:
-        field, value = _PRESENT[name]
-        return bool(getattr(options, field) == value)
-    field, value = next(iter(PIECES[name].items()))
-    if name == "maps that fold":
-        return any(getattr(options, field) != value for field, value in list(PIECES[name].items())[:4])
-    return bool(getattr(options, field) != value)
+    return any(getattr(options, field) in values for field, values in PIECES[name].held.items())
 
 
-def run(
-    model: Model, windows: Any, evaluation: Any, scheme: str, seed: int, threads: int, **changes: Any
-) -> tuple[omniquant.CalibrationResult, float, float]:
+def run(setting: Setting, seed: int, changes: dict[str, Any]) -> tuple[CalibrationResult, float, float]:
     """Calibrate once: the result, its perplexity and the processor's seconds."""
     began = time.process_time()
     result = omniquant.calibrate(
-        model, windows, scheme, method="auto", seed=seed, threads=threads, progress=False, **changes
+        setting.model,
+        setting.windows,
+        setting.scheme,
+        method="auto",
+        seed=seed,
+        threads=setting.threads,
+        progress=False,
+        **changes,
     )
     seconds = time.process_time() - began
-    return result, omniquant.perplexity(result, evaluation, threads=threads), seconds
+    return result, omniquant.perplexity(result, setting.evaluation, threads=setting.threads), seconds
 
 
-def measure(name: str, seeds: Sequence[int], arguments: tuple[Any, ...], **changes: Any) -> tuple[Row, Any]:
+def measure(
+    setting: Setting, seeds: Sequence[int], changes: dict[str, Any]
+) -> tuple[Row, CalibrationOptions]:
     """Return a variant's row, and the options it was calibrated with."""
-    model, windows, evaluation, scheme, threads = arguments
-    runs = [run(model, windows, evaluation, scheme, seed, threads, **changes) for seed in seeds]
+    runs = [run(setting, seed, changes) for seed in seeds]
     result = runs[0][0]
     quantized = result.fold()
     row = Row(
-        name,
         [perplexity for _, perplexity, _ in runs],
         fmean(seconds for _, _, seconds in runs),
         bits_per_weight(result.scheme, quantized.spec, quantized.num_layers),
@@ -112,16 +129,16 @@ def measure(name: str, seeds: Sequence[int], arguments: tuple[Any, ...], **chang
     return row, result.options
 
 
-def table(seeds: Sequence[int], arguments: tuple[Any, ...], changes: dict[str, Any]) -> Iterator[str]:
+def table(setting: Setting, seeds: Sequence[int], changes: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a scheme's table."""
-    scheme = QuantConfig.parse(arguments[3])
+    scheme = QuantConfig.parse(setting.scheme)
     yield f"| {scheme} | perplexity | log | bits a weight | added a token and block | time |"
     yield "|---|---|---|---|---|---|"
-    whole, options = measure(WHOLE, seeds, arguments, **changes)
-    yield whole.markdown(None)
-    for name, absence in PIECES.items():
+    whole, options = measure(setting, seeds, changes)
+    yield whole.markdown(WHOLE, None)
+    for name, (_, absence) in PIECES.items():
         if has_piece(options, name):
-            yield measure(name, seeds, arguments, **changes | absence)[0].markdown(whole)
+            yield measure(setting, seeds, changes | absence)[0].markdown(f"without {name}", whole)
 
 
 def main() -> None:
@@ -144,8 +161,8 @@ def main() -> None:
     windows = omniquant.calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
     evaluation = omniquant.evaluation_windows(arguments.eval or arguments.data, model, arguments.seqlen)
     for scheme in arguments.scheme:
-        common = (model, windows, evaluation, scheme, arguments.threads)
-        for line in table(arguments.seeds, common, {"target": arguments.target}):
+        setting = Setting(model, windows, evaluation, scheme, arguments.threads)
+        for line in table(setting, arguments.seeds, {"target": arguments.target}):
             print(line, flush=True)
         print(flush=True)
 

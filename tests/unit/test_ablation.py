@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_run import small_model, small_tokens
 
-from benchmarks.ablation import PIECES, table
+from benchmarks.ablation import PIECES, Setting, table
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,8 @@ from benchmarks.ablation import PIECES, table
 )
 def test_a_row_is_a_piece_the_recipe_has(tmp_path: Path, scheme: str, target: str, absent: set[str]) -> None:
     tokens = small_tokens()
-    arguments = (small_model(tmp_path), tokens, tokens, scheme, 1)
-    head, rule, whole, *rows = list(table([0], arguments, {"target": target, "epochs": 1}))
+    setting = Setting(small_model(tmp_path), tokens, tokens, scheme)
+    head, rule, whole, *rows = list(table(setting, [0], {"target": target, "epochs": 1}))
     assert head.startswith(f"| {scheme} |")
     assert {line.count("|") for line in (head, rule, whole, *rows)} == {7}
     names = [row.split("|")[1].strip().removeprefix("without ") for row in rows]

@@ -226,20 +226,20 @@ INLINE void load_floats(halves *to, const part *x, int64_t i, int64_t p, const b
 }
 
 /* As above; the second and the third tile of three are high and low for A, low and high for B. */
-#define PACK_FLOATS(name, across, turned, place, second, third)                                          \
-    AVX512 static void name(uint8_t *to, const part *x, int64_t tiles)                                   \
-    {                                                                                                    \
-        const int64_t sides = pieces(x->count, SIDE), sources = tiles / FLOATS_COPIES;                   \
-        for (int64_t t = 0; t < sources * sides; t++) {                                                  \
+#define PACK_FLOATS(name, across, turned, place, second, third)                                            \
+    AVX512 static void name(uint8_t *to, const part *x, int64_t tiles)                                     \
+    {                                                                                                      \
+        const int64_t sides = pieces(x->count, SIDE), sources = tiles / FLOATS_COPIES;                     \
+        for (int64_t t = 0; t < sources * sides; t++) {                                                    \
             const int64_t source = across ? t / sides : t % sources, i = across ? t % sides : t / sources; \
-            int64_t p = source * FLOATS_COPIES;                                                          \
-            halves h;                                                                                    \
-            load_floats(&h, x, i, source, across);                                                       \
-            if (turned) transpose(h.high), transpose(h.low);                                             \
-            store_tile(to + place * OQ_AMX_TILE, h.high), p++;                                           \
-            store_tile(to + place * OQ_AMX_TILE, h.second), p++;                                         \
-            store_tile(to + place * OQ_AMX_TILE, h.third);                                               \
-        }                                                                                                \
+            int64_t p = source * FLOATS_COPIES;                                                            \
+            halves h;                                                                                      \
+            load_floats(&h, x, i, source, across);                                                         \
+            if (turned) transpose(h.high), transpose(h.low);                                               \
+            store_tile(to + place * OQ_AMX_TILE, h.high), p++;                                             \
+            store_tile(to + place * OQ_AMX_TILE, h.second), p++;                                           \
+            store_tile(to + place * OQ_AMX_TILE, h.third);                                                 \
+        }                                                                                                  \
     }
 PACK_FLOATS(pack_float_a_along, false, false, ONE_BY_ONE, high, low)
 PACK_FLOATS(pack_float_a_across, true, true, ONE_BY_ONE, high, low)
@@ -347,7 +347,8 @@ static void add_rows(const job *j, packed *p, int64_t row, int64_t first, int64_
 static oq_code run(const job *j)
 {
     packed *p = oq_scratch(sizeof *p);
-    const int64_t each = in_tile(&j->a), tiles = pieces(j->k, each), most = is_float(&j->a) ? DEEP / FLOATS_COPIES : DEEP;
+    const int64_t each = in_tile(&j->a), tiles = pieces(j->k, each);
+    const int64_t most = is_float(&j->a) ? DEEP / FLOATS_COPIES : DEEP;
     const int64_t deep = tiles ? pieces(tiles, pieces(tiles, most)) * each : 1; /* stretches are alike */
     if (!p) return OQ_OUT_OF_MEMORY;
     oq_amx_begin();

@@ -7,6 +7,7 @@ for the same reason; what happens at an exact tie is checked on the quantizer al
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,48 +44,47 @@ def assert_gradients_agree(ours: Arrays, theirs: Arrays, loss: float, tolerance:
         assert np.linalg.norm(ours[name] - gradient) <= tolerance * size, name
 
 
-def test_double_core_equals_autograd(double: Any) -> None:
+def count_agreeing(core: Any, cases: Iterable[Case], loss: float, gradients: float) -> int:
+    """Hold loss and gradients to autograd, to these relative tolerances; return how many cases there were."""
     compared = 0
-    for seed in range(5000, 5120):
-        case = Draw(seed, full_range=False).case()
-        if not case.learnables or not has_one_gradient(double, case):
-            continue
+    for case in cases:
         compared += 1
-        loss, gradients = torch_loss(case)
-        ours = case.loss(double)
-        assert ours[0] == pytest.approx(loss, rel=1e-10), seed
-        assert_gradients_agree(ours[1], gradients, loss, 1e-8)
-    assert compared >= 80
+        expected, theirs = torch_loss(case)
+        found, ours = case.loss(core)[:2]
+        assert found == pytest.approx(expected, rel=loss), case
+        assert_gradients_agree(ours, theirs, expected, gradients)
+    return compared
+
+
+def comparable(double: Any, cases: Iterable[Case]) -> Iterator[Case]:
+    """Yield those that learn something and have one gradient."""
+    return (case for case in cases if case.learnables and has_one_gradient(double, case))
+
+
+def test_double_core_equals_autograd(double: Any) -> None:
+    cases = (Draw(seed, full_range=False).case() for seed in range(5000, 5120))
+    assert count_agreeing(double, comparable(double, cases), 1e-10, 1e-8) >= 80
 
 
 def test_float_core_equals_autograd_to_rounding(double: Any) -> None:
-    compared = 0
-    for seed in range(6000, 6060):
-        bits, tokens = (2, 3, 4, 8)[seed % 4], 2 + seed % 7
-        case = Draw(seed, full_range=False, epoch=3, w_bits=bits, tokens=tokens, lwc=True).case()
-        if not same_decisions(case, double) or not has_one_gradient(double, case):
-            continue
-        compared += 1
-        loss, gradients = torch_loss(case)
-        ours = case.loss(_core)
-        assert ours[0] == pytest.approx(loss, rel=1e-4), seed
-        assert_gradients_agree(ours[1], gradients, loss, 1e-3)
-    assert compared >= 36
+    cases = (
+        Draw(
+            seed, full_range=False, epoch=3, w_bits=(2, 3, 4, 8)[seed % 4], tokens=2 + seed % 7, lwc=True
+        ).case()
+        for seed in range(6000, 6060)
+    )
+    alike = (case for case in cases if same_decisions(case, double))
+    assert count_agreeing(_core, comparable(double, alike), 1e-4, 1e-3) >= 36
 
 
 def test_sinks_in_float_equal_autograd(double: Any) -> None:
-    compared = 0
-    for seed in range(5000, 5040):
+    def with_sinks(seed: int) -> Case:
         case = Draw(seed, full_range=False, k_bits=2 + seed % 3, v_bits=3, tokens=5).case()
         case.options["activation"]["sink_tokens"] = 1 + seed % 4
-        if not case.learnables or not has_one_gradient(double, case):
-            continue
-        compared += 1
-        loss, gradients = torch_loss(case)
-        ours = case.loss(double)
-        assert ours[0] == pytest.approx(loss, rel=1e-10), seed
-        assert_gradients_agree(ours[1], gradients, loss, 1e-8)
-    assert compared >= 20
+        return case
+
+    cases = comparable(double, map(with_sinks, range(5000, 5040)))
+    assert count_agreeing(double, cases, 1e-10, 1e-8) >= 20
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

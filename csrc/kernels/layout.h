@@ -31,8 +31,6 @@ enum {
 
 oq_layout oq_layout_of(int64_t in, int64_t group, int bits);
 
-static inline int64_t oq_pieces(int64_t length, int64_t each) { return (length + each - 1) / each; }
-
 /* Inputs of group g. */
 static inline int64_t oq_group_length(const oq_layout *l, int64_t g)
 {

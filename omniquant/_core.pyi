@@ -97,7 +97,7 @@ def block_forward(
 ) -> npt.NDArray[np.float32]:
     """One transformer block on windows x [N, T, H] -> [N, T, H]; activation None: nothing is quantized.
 
-    in_parts: products of floats may be those of bfloat16 parts (AMX), 2^-15 from exact, three times as fast.
+    in_parts: products of floats may be those of bfloat16 parts (AMX), 2^-16 from exact, three times as fast.
 
     lengths [S], which sum to T: every window is S texts that do not see each other; row t of cos and sin is
     then that of token t's position in its text.

@@ -152,7 +152,7 @@ def block_parts(
 ) -> Iterator[tuple[slice, F32]]:
     """Yield what a block makes of hidden states [N, T, H], a few windows at a time: :func:`run_block`.
 
-    in_parts: products of floats may be those of bfloat16 parts, 2^-15 from exact, where that is faster.
+    in_parts: products of floats may be those of bfloat16 parts, 2^-16 from exact, where that is faster.
     """
     spec = model.spec_of(layer).to_core()
     cos, sin = rope_or_empty(model, x.shape[1], layer)

@@ -7,7 +7,7 @@
 #include "calibrate/session.h"
 #include "calibrate/starved.h"
 
-/* Where training's products are of bfloat16, those of the full-precision stream may be of parts, 2^-15 from exact. */
+/* Where training's products are of bfloat16, those of the full-precision stream may be of parts, 2^-16 from exact. */
 static oq_code forward_in_float(oq_context *context, oq_session *s, const oq_block_run *run, const oq_real *x,
                                 oq_saved *saved)
 {

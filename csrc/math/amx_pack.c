@@ -121,17 +121,22 @@ PACK(pack_a_across, true, true, ONE_BY_ONE)
 PACK(pack_b_along, false, true, IN_PAIRS)
 PACK(pack_b_across, true, false, IN_PAIRS)
 
-/* The upper halves of floats, and those of what is left of them, rounded. */
 typedef struct {
     __m512i high[16], low[16];
 } halves;
 
-INLINE __m512i low_of(__m512i x)
+/* x rounded to bfloat16, to nearest and ties to even: in the upper halves. */
+INLINE __m512i rounded(__m512i x)
 {
-    const __m512i upper = _mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000));
-    const __m512i left = _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(upper)));
-    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(left, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_add_epi32(left, even), _mm512_set1_epi32(0x7fff));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(x, odd), _mm512_set1_epi32(0x7fff));
+}
+
+/* What x is more than that. */
+INLINE __m512i left_of(__m512i x, __m512i upper)
+{
+    const __m512i high = _mm512_and_si512(upper, _mm512_set1_epi32((int)0xffff0000));
+    return _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(high)));
 }
 
 /* Words of the upper halves of two vectors: of x's values side by side, or of x's and y's in turn. */
@@ -164,8 +169,10 @@ INLINE void load_floats(halves *to, const oq_operand *x, int64_t i, int64_t p, c
             across ? 2 * r + 1 < length ? first_of(count) : 0 : r < count ? first_of(length - SIDE) : 0;
         const __m512i a = _mm512_castps_si512(_mm512_maskz_loadu_ps(one, first));
         const __m512i b = _mm512_castps_si512(_mm512_maskz_loadu_ps(two, second));
-        to->high[r] = across ? in_turn(a, b) : side_by_side(a, b);
-        to->low[r] = across ? in_turn(low_of(a), low_of(b)) : side_by_side(low_of(a), low_of(b));
+        const __m512i a_high = rounded(a), b_high = rounded(b);
+        const __m512i a_low = rounded(left_of(a, a_high)), b_low = rounded(left_of(b, b_high));
+        to->high[r] = across ? in_turn(a_high, b_high) : side_by_side(a_high, b_high);
+        to->low[r] = across ? in_turn(a_low, b_low) : side_by_side(a_low, b_low);
     }
 }
 

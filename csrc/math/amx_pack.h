@@ -4,7 +4,7 @@
  * other, and is interleaved. A's tiles have words in a row, B's have them in a column: half of the four cases are
  * transposed.
  *
- * A float is taken as two of bfloat16, x = high + low to 2^-17, and three of their four products are added: a tile of A
+ * A float is taken as two of bfloat16, x = high + low to 2^-18, and three of their four products are added: a tile of A
  * is packed as high, high, low, one of B as high, low, high. */
 #ifndef OQ_MATH_AMX_PACK_H
 #define OQ_MATH_AMX_PACK_H

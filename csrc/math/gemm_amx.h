@@ -14,7 +14,7 @@ bool oq_igemm_amx_runs(void);
 oq_code oq_bf16_amx(const oq_bf16_gemm_args *args);
 oq_code oq_igemm_amx(const oq_igemm_args *args);
 
-/* Products of floats as three of bfloat16: no further from exact than 2^-15 of the sum of |a b|, at three times float's
+/* Products of floats as three of bfloat16: no further from exact than 2^-16 of the sum of |a b|, at three times float's
  * rate. Where alpha and beta are as it has them, and C is no sliver. */
 bool oq_sgemm_amx_can(const oq_gemm_args *args);
 oq_code oq_sgemm_amx(const oq_gemm_args *args);

@@ -117,7 +117,8 @@ class CalibrationOptions:
     products : {"auto", "float32", "integer", "bfloat16"}
         How a training step multiplies. "integer": quantized activations times quantized weights as exact sums
         of integers, the rest in float32; "bfloat16": the rest with operands rounded to bfloat16 and sums in
-        float32. "auto" becomes the fastest kind of the processor when a calibration starts.
+        float32, and where there is AMX passes in full precision with floats taken apart into bfloat16, 2^-16
+        from exact. "auto" becomes the fastest kind of the processor when a calibration starts.
     best_iterate : bool
         Keep the epoch of lowest training loss instead of the last one.
     seed : int

@@ -123,7 +123,7 @@ static void parts(void) {
                     const double x = (double)element(a, g.lda, ta, i, p) * (double)element(b, g.ldb, tb, p, j);
                     sum += x, size += fabs(x);
                 }
-                wrong += !(fabs((double)c[i * N + j] - sum) <= size / 32768);
+                wrong += !(fabs((double)c[i * N + j] - sum) <= size / 65536);
             }
         CHECK(wrong == 0);
     }

@@ -68,6 +68,18 @@ def test_bfloat16_gradients_add_up_over_tiles_of_a_long_window() -> None:
         assert g @ h / (np.linalg.norm(g) * np.linalg.norm(h)) >= 0.99
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_forward_pass_in_parts_is_close_to_float_and_bit_equal_at_any_thread_count(heads: int) -> None:
+    """Elsewhere than on AMX it is the very same pass."""
+    for seed in range(6):
+        case = block(seed, samples=2, tokens=150, num_kv_heads=heads)
+        arguments = (case.spec, case.weights, case.x_q, case.cos, case.sin)
+        plain = _core.block_forward(*arguments)
+        parts = _core.block_forward(*arguments, in_parts=True)
+        assert np.linalg.norm(parts - plain) <= 2e-5 * np.linalg.norm(plain)
+        np.testing.assert_array_equal(parts, _core.block_forward(*arguments, in_parts=True, threads=3))
+
+
 @pytest.mark.parametrize("products", AVAILABLE)
 @pytest.mark.parametrize("scheme", ["W4A4", "W3A16", "W8A8", "W3A16g16", "W4A4g16"])
 def test_every_kind_trains_and_is_bit_equal_at_any_thread_count(

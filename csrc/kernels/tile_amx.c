@@ -27,6 +27,9 @@ typedef struct {
     int64_t unit, units; /* of the layout */
     int64_t tile, tiles; /* of inputs */
     bool first, last;    /* of its run */
+    /* Its tiles of codes: where they lie, and bytes to a tile's next row, the next tile of inputs, and of outputs. */
+    const uint8_t *codes;
+    int64_t row, deep, beside;
 } piece;
 
 typedef struct {
@@ -88,9 +91,10 @@ VNNI static void unpack(const oq_tiles *t, const piece *x, int tiles, panel *p)
 
 /* total [32, 32] (+)= a [32, 64 deep] w, of as many rows as the tiles are configured for. What of a lies behind a run's
  * inputs meets zeros. */
-static void multiply_pair(const panel *p, const piece *x, const int8_t *a, const int8_t *below, int64_t a_stride,
-                          int tile, int32_t *total)
+static void multiply_pair(const piece *x, const int8_t *a, const int8_t *below, int64_t a_stride, int tile, bool alone,
+                          int32_t *total)
 {
+    const uint8_t *w = x->codes + tile * x->beside, *beside = alone ? w : w + x->beside;
     int32_t *c = total + tile * OQ_TILE, *c_below = c + OQ_AMX_ROWS * OQ_PANEL;
     enum { STRIDE = OQ_PANEL * sizeof(int32_t) };
     if (!x->first) {
@@ -106,8 +110,8 @@ static void multiply_pair(const panel *p, const piece *x, const int8_t *a, const
     }
     for (int64_t k = 0; k < x->tiles; k++) {
         OQ_TILE_LOAD(4, a + k * INPUTS, a_stride);
-        OQ_TILE_LOAD(6, p->w[x->tile + k][tile], 64);
-        OQ_TILE_LOAD(7, p->w[x->tile + k][tile + 1], 64);
+        OQ_TILE_LOAD(6, w + k * x->deep, x->row);
+        OQ_TILE_LOAD(7, beside + k * x->deep, x->row);
         OQ_TILE_LOAD(5, below + k * INPUTS, a_stride);
         OQ_TILE_S8U8(0, 4, 6);
         OQ_TILE_S8U8(1, 4, 7);
@@ -218,7 +222,8 @@ static void multiply_rows(const oq_tiles *t, panel *p, const piece *x, int row, 
     const int8_t *a = t->a + row * t->a_stride + x->unit * t->layout->unit;
     const int8_t *below = rows > OQ_AMX_ROWS ? a + OQ_AMX_ROWS * t->a_stride : a;
     configure(p, rows);
-    for (int tile = 0; tile < tiles; tile += 2) multiply_pair(p, x, a, below, t->a_stride, tile, p->total[row]);
+    for (int tile = 0; tile < tiles; tile += 2)
+        multiply_pair(x, a, below, t->a_stride, tile, tile + 1 == tiles, p->total[row]);
 }
 
 /* Some rows through all that is unpacked, `step` of them flushed at once. */
@@ -232,10 +237,28 @@ static void add_rows(const oq_tiles *t, panel *p, int first, int end, int step, 
         }
 }
 
+/* Whole tiles of bytes are taken as they lie, all others unpacked. */
+static void prepare(const oq_tiles *t, piece *x, int tiles, panel *p)
+{
+    const int64_t stride = oq_unit_stride(t);
+    if (t->layout->stored_bits == 8 && x->units % QUADS == 0) {
+        x->codes = t->codes + x->unit * stride;
+        x->row = stride;
+        x->deep = QUADS * stride;
+        x->beside = t->layout->unit_bytes;
+        return;
+    }
+    x->codes = p->w[x->tile][0][0];
+    x->row = sizeof p->w[0][0][0];
+    x->deep = sizeof p->w[0];
+    x->beside = sizeof p->w[0][0];
+    unpack(t, x, tiles, p);
+}
+
 static void finish_block(const oq_tiles *t, panel *p, int rows, int tiles)
 {
     const int some = t->x_scales ? PLANES : ROWS, step = t->x_scales ? PLANES : PAIR;
-    for (const piece *x = p->pieces; x < p->pieces + p->count; x++) unpack(t, x, tiles, p);
+    for (piece *x = p->pieces; x < p->pieces + p->count; x++) prepare(t, x, tiles, p);
     for (int row = 0; row < rows; row += some) add_rows(t, p, row, least(row + some, rows), step, tiles);
     p->count = 0;
     p->used = 0;

@@ -156,7 +156,7 @@ class QuantizedModel(Layered):
         Parameters
         ----------
         kernel : str, optional
-            "reference", "avx2", "avx512_vnni"; None: the best this processor has.
+            "reference", "avx2", "avx512_vnni", "amx", "onednn"; None: the best this processor has.
 
         Raises
         ------

@@ -78,7 +78,7 @@ class Engine:
     threads : int, optional
         For packing and, by default, for running. Results do not depend on it.
     kernel : str, optional
-        "reference", "avx2", "avx512_vnni"; None: the best this processor has.
+        "reference", "avx2", "avx512_vnni", "amx", "onednn"; None: the best this processor has.
 
     Raises
     ------

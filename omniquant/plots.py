@@ -66,8 +66,9 @@ def _draw_blocks(axis: Any, scheme: str, results: Sequence[CalibrationResult]) -
         reports = result.blocks
         relative = [r.loss_final / r.loss_rtn if r.loss_rtn else 1.0 for r in reports]
         axis.plot([r.index for r in reports], relative, "o-", label=result.method)
-    axis.set(title=scheme, xlabel="block", ylabel="loss relative to plain rounding", ylim=(0, None))
-    axis.legend()
+    axis.set(title=scheme, xlabel="block", ylabel="loss relative to plain rounding")
+    axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the legend above the lines
+    axis.legend(loc="upper left", ncols=2)
 
 
 def _draw_epochs(axis: Any, result: CalibrationResult) -> None:

@@ -5,7 +5,7 @@
 #include "base/parallel.h"
 #include "kernels/kernel.h"
 
-enum { ROW_CHUNK = 8, PLANES = 3, LANES = 64 };
+enum { ROW_CHUNK = 8, PLANES = 3, LANES = 32 };
 
 static const float MOST_FIXED = 8355711.0f; /* 127 * 65536 + 127 * 256 + 127: three balanced digits */
 
@@ -20,7 +20,7 @@ typedef struct {
 
 /* ---- one row -------------------------------------------------------------- */
 
-/* Smallest and largest depend on no order: as many lanes as hide an instruction's latency. */
+/* Smallest and largest depend on no order: as many lanes as hide latency and fit the registers of AVX2. */
 OQ_INLINE oq_range find_range(const float *x, int64_t n)
 {
     float lo[LANES] = {0}, hi[LANES] = {0};

@@ -9,7 +9,7 @@
 
 enum { OQ_GROUP_LANES = 16 }; /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
 
-enum { OQ_RANGE_LANES = 64 }; /* extremes depend on no order: as many as hide an instruction's latency */
+enum { OQ_RANGE_LANES = 32 }; /* extremes depend on no order: as many as hide latency and fit AVX2 */
 
 /* Zero is in every range, so the accumulators start there. */
 OQ_INLINE oq_range oq_find_range(const oq_real *x, int64_t n)

@@ -49,7 +49,6 @@ static void *wish_large_pages(void *memory, size_t bytes, size_t alignment)
 static void *allocate(size_t bytes, size_t alignment)
 {
     size_t rounded;
-    if (told_to_fail()) return NULL;
     if (!oq_size_align(bytes ? bytes : 1, alignment, &rounded)) return NULL;
     if (rounded > PTRDIFF_MAX) return NULL; /* no allocator has it, sanitizers stop the process over it */
 #ifdef _WIN32
@@ -59,9 +58,9 @@ static void *allocate(size_t bytes, size_t alignment)
 #endif
 }
 
-void *oq_malloc(size_t bytes) { return allocate(bytes, alignment_of(bytes)); }
+void *oq_malloc(size_t bytes) { return told_to_fail() ? NULL : allocate(bytes, alignment_of(bytes)); }
 
-void *oq_malloc_large(size_t bytes) { return allocate(bytes, LARGE_PAGE); }
+void *oq_malloc_kept(size_t bytes) { return allocate(bytes, bytes < LARGE_PAGE / 8 ? ALIGNMENT : LARGE_PAGE); }
 
 /* What madvise wants in wholes; where pages are larger it refuses, and zeros are written. */
 enum { PAGE = 4096 };
@@ -81,7 +80,7 @@ static bool forget(void *memory, size_t bytes)
 void *oq_zeroed(size_t bytes)
 {
     const size_t alignment = alignment_of(bytes) < PAGE ? PAGE : alignment_of(bytes);
-    uint8_t *memory = allocate(bytes, alignment);
+    uint8_t *memory = told_to_fail() ? NULL : allocate(bytes, alignment);
     const size_t done = memory && forget(memory, bytes) ? bytes / PAGE * PAGE : 0;
     if (memory) memset(memory + done, 0, bytes - done);
     return memory;

@@ -7,8 +7,9 @@
 
 /* 64-byte aligned; NULL when out of memory. */
 void *oq_malloc(size_t bytes);
-/* The same in large pages, however few bytes. */
-void *oq_malloc_large(size_t bytes);
+/* The same for what outlives the call, in large pages from 256 KiB on. The hook below does not count it: whether a call
+ * needs it depends on the calls before. */
+void *oq_malloc_kept(size_t bytes);
 /* As oq_malloc, all zeros; on Linux pages that are never touched take no memory. */
 void *oq_zeroed(size_t bytes);
 void oq_free(void *pointer);

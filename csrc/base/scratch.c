@@ -7,8 +7,8 @@
 
 #ifndef _WIN32
 
-#include <pthread.h>
 #include <stdbool.h>
+#include <string.h>
 
 typedef struct {
     size_t bytes;
@@ -28,24 +28,23 @@ static void drop(void *user)
 
 static void create_key(void) { has_key = pthread_key_create(&key, drop) == 0; }
 
-static scratch *of_this_thread(void)
+void *oq_thread_kept(pthread_key_t of, size_t bytes)
 {
-    (void)pthread_once(&once, create_key);
-    if (!has_key) return NULL;
-    scratch *kept = pthread_getspecific(key);
-    if (kept || !(kept = oq_malloc(sizeof *kept))) return kept;
-    *kept = (scratch){0};
-    if (pthread_setspecific(key, kept) == 0) return kept;
+    void *kept = pthread_getspecific(of);
+    if (kept || !(kept = oq_malloc_kept(bytes))) return kept;
+    memset(kept, 0, bytes);
+    if (pthread_setspecific(of, kept) == 0) return kept;
     oq_free(kept);
     return NULL;
 }
 
 void *oq_scratch(size_t bytes)
 {
-    scratch *kept = of_this_thread();
+    (void)pthread_once(&once, create_key);
+    scratch *kept = has_key ? oq_thread_kept(key, sizeof *kept) : NULL;
     if (!kept || kept->bytes >= bytes) return kept ? kept->memory : NULL;
     oq_free(kept->memory);
-    kept->memory = oq_malloc_large(bytes);
+    kept->memory = oq_malloc_kept(bytes);
     kept->bytes = kept->memory ? bytes : 0;
     return kept->memory;
 }

@@ -5,10 +5,9 @@
 
 #ifdef OQ_HAVE_DNNL_HEADERS
 
-#include <pthread.h>
-#include <string.h>
 
 #include "base/alloc.h"
+#include "base/scratch.h"
 #include "math/onednn_library.h"
 
 /* The functions used, each a member of this name: written once, looked up once. */
@@ -130,17 +129,6 @@ static void drop(void *user)
     oq_free(kept);
 }
 
-static collection *of_this_thread(void)
-{
-    collection *kept = has_key ? pthread_getspecific(key) : NULL;
-    if (kept || !has_key) return kept;
-    if (!(kept = oq_malloc(sizeof *kept))) return NULL;
-    memset(kept, 0, sizeof *kept);
-    if (pthread_setspecific(key, kept) == 0) return kept;
-    oq_free(kept);
-    return NULL;
-}
-
 static bool same(const shape *a, const shape *b)
 {
     return a->transpose_a == b->transpose_a && a->transpose_b == b->transpose_b && a->m == b->m && a->n == b->n &&
@@ -191,7 +179,7 @@ oq_code oq_onednn_bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64
 {
     product own = {.shape = {transpose_a, transpose_b, m, n, k, lda, ldb, ldc}};
     const oq_library_call call = oq_library_enter();
-    collection *kept = of_this_thread();
+    collection *kept = has_key ? oq_thread_kept(key, sizeof *kept) : NULL;
     product *p = kept ? find(kept, &own.shape) : &own;
     const dnnl_status_t status = run(p, a, b, c);
     if (!kept || status != dnnl_success) unmake(p);

@@ -339,7 +339,7 @@ class _Run:
         target: Stream,
         activation: Activation | None = None,
     ) -> None:
-        """Run a stream through a block into another, or into itself, with the core's own precision."""
+        """Run a stream through a block into another, or into itself; products as in the core's passes."""
         parts = block_parts(
             self.model,
             index,

@@ -9,6 +9,7 @@
 #ifndef OQ_BASE_AMX_H
 #define OQ_BASE_AMX_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { OQ_AMX_ROWS = 16, OQ_AMX_WORDS = 16, OQ_AMX_BYTES = 64, OQ_AMX_TILE = 1024 };
@@ -45,6 +46,42 @@ static inline void oq_amx_begin_rows(int above, int below)
 }
 
 static inline void oq_amx_begin(void) { oq_amx_begin_rows(OQ_AMX_ROWS, OQ_AMX_ROWS); }
+
+/* C of 32 by 32 words is in tiles 0 to 3, row by row: taken from memory, or zeros unless it is added to, and put there.
+ * The stride is in bytes. */
+static inline void oq_amx_take(bool add, const int32_t *c, int64_t stride)
+{
+    const int32_t *below = c + OQ_AMX_ROWS * (stride / (int64_t)sizeof *c);
+    if (!add) {
+        OQ_TILE_ZERO(0);
+        OQ_TILE_ZERO(1);
+        OQ_TILE_ZERO(2);
+        OQ_TILE_ZERO(3);
+        return;
+    }
+    OQ_TILE_LOAD(0, c, stride);
+    OQ_TILE_LOAD(1, c + OQ_AMX_WORDS, stride);
+    OQ_TILE_LOAD(2, below, stride);
+    OQ_TILE_LOAD(3, below + OQ_AMX_WORDS, stride);
+}
+
+static inline void oq_amx_put(int32_t *c, int64_t stride)
+{
+    int32_t *below = c + OQ_AMX_ROWS * (stride / (int64_t)sizeof *c);
+    OQ_TILE_STORE(0, c, stride);
+    OQ_TILE_STORE(1, c + OQ_AMX_WORDS, stride);
+    OQ_TILE_STORE(2, below, stride);
+    OQ_TILE_STORE(3, below + OQ_AMX_WORDS, stride);
+}
+
+/* C += A B, 32 rows of A in tiles 4 and 5, 32 columns of B in 6 and 7. */
+#define OQ_AMX_MULTIPLY(instruction) \
+    do {                             \
+        instruction(0, 4, 6);        \
+        instruction(1, 4, 7);        \
+        instruction(2, 5, 6);        \
+        instruction(3, 5, 7);        \
+    } while (0)
 
 /* Behind the last: the system need not save 8 KiB a thread any more. */
 static inline void oq_amx_end(void) { __asm__ volatile("tilerelease" ::: "memory"); }

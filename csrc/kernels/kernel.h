@@ -58,6 +58,10 @@ typedef struct oq_kernel {
     oq_code (*multiply)(const oq_tiles *args, int rows, int tiles);
 } oq_kernel;
 
+/* Of an instruction set that this was not compiled for. */
+bool oq_kernel_never(void);
+#define OQ_ABSENT_KERNEL(name) {name, oq_kernel_never, 3, 1, NULL}
+
 /* As oq_qlinear_quantize for rows from `first` of x. */
 oq_code oq_activations_make(oq_context *context, const oq_qlinear *linear, const float *x, int64_t first,
                             int64_t rows, oq_activations *to);

@@ -35,14 +35,12 @@ typedef struct {
 typedef struct {
     _Alignas(64) uint8_t w[DEEP][OQ_PANEL_TILES][QUADS][64];
     int32_t total[OQ_MOST_ROWS][OQ_PANEL];
-    int32_t code_sums[OQ_PANEL]; /* of a run with several segments */
     piece pieces[DEEP];
+    int32_t code_sums[DEEP][OQ_PANEL]; /* of a piece that ends a run of several segments */
     int count;
     int64_t used;   /* tiles of inputs */
     int configured; /* rows */
 } panel;
-
-static int least(int a, int b) { return a < b ? a : b; }
 
 /* ---- unpacking ---------------------------------------------------------------- */
 
@@ -95,44 +93,28 @@ static void multiply_pair(const piece *x, const int8_t *a, const int8_t *below, 
                           int32_t *total)
 {
     const uint8_t *w = x->codes + tile * x->beside, *beside = alone ? w : w + x->beside;
-    int32_t *c = total + tile * OQ_TILE, *c_below = c + OQ_AMX_ROWS * OQ_PANEL;
-    enum { STRIDE = OQ_PANEL * sizeof(int32_t) };
-    if (!x->first) {
-        OQ_TILE_LOAD(0, c, STRIDE);
-        OQ_TILE_LOAD(1, c + OQ_TILE, STRIDE);
-        OQ_TILE_LOAD(2, c_below, STRIDE);
-        OQ_TILE_LOAD(3, c_below + OQ_TILE, STRIDE);
-    } else {
-        OQ_TILE_ZERO(0);
-        OQ_TILE_ZERO(1);
-        OQ_TILE_ZERO(2);
-        OQ_TILE_ZERO(3);
-    }
+    int32_t *c = total + tile * OQ_TILE;
+    enum { STRIDE = OQ_PANEL * sizeof *c };
+    oq_amx_take(!x->first, c, STRIDE);
     for (int64_t k = 0; k < x->tiles; k++) {
         OQ_TILE_LOAD(4, a + k * INPUTS, a_stride);
         OQ_TILE_LOAD(6, w + k * x->deep, x->row);
         OQ_TILE_LOAD(7, beside + k * x->deep, x->row);
         OQ_TILE_LOAD(5, below + k * INPUTS, a_stride);
-        OQ_TILE_S8U8(0, 4, 6);
-        OQ_TILE_S8U8(1, 4, 7);
-        OQ_TILE_S8U8(2, 5, 6);
-        OQ_TILE_S8U8(3, 5, 7);
+        OQ_AMX_MULTIPLY(OQ_TILE_S8U8);
     }
-    OQ_TILE_STORE(0, c, STRIDE);
-    OQ_TILE_STORE(1, c + OQ_TILE, STRIDE);
-    OQ_TILE_STORE(2, c_below, STRIDE);
-    OQ_TILE_STORE(3, c_below + OQ_TILE, STRIDE);
+    oq_amx_put(c, STRIDE);
 }
 
 /* ---- what is done once a run ------------------------------------------------------- */
 
 /* Where a run has several segments, 16 bits do not hold what corrects it for the zero points: sum(w) of each output
  * and -sum(a - z_a) of a row in 32 bits. */
-VNNI static void add_segments(const oq_tiles *t, const oq_run *run, panel *p)
+VNNI static void add_segments(const oq_tiles *t, const oq_run *run, int32_t sums[OQ_PANEL])
 {
-    memset(p->code_sums, 0, sizeof p->code_sums);
+    memset(sums, 0, OQ_PANEL * sizeof *sums);
     for (int64_t s = run->segment; s < run->segment + run->segments; s++)
-        for (int64_t i = 0; i < t->width; i++) p->code_sums[i] += t->code_sums[s * t->width + i];
+        for (int64_t i = 0; i < t->width; i++) sums[i] += t->code_sums[s * t->width + i];
 }
 
 INLINE int32_t row_total(const oq_run *run, const int32_t *pairs)
@@ -143,13 +125,15 @@ INLINE int32_t row_total(const oq_run *run, const int32_t *pairs)
 }
 
 /* total -= z_a sum(w) + z_w sum(a - z_a). */
-VNNI static void correct_long(const oq_tiles *t, const oq_run *run, panel *p, int row, int rows)
+VNNI static void correct_long(const oq_tiles *t, const piece *x, panel *p, int row, int rows)
 {
+    const oq_run *run = &x->run;
     const uint8_t *zeros = t->zeros + run->group * t->zero_stride;
+    const int32_t *sums = p->code_sums[x - p->pieces];
     for (int r = row; r < row + rows; r++) {
         const int32_t *pairs = t->pairs + r * t->layout->segments;
         const int32_t minus_z = (int16_t)(pairs[run->segment] & 0xffff), minus_sum = row_total(run, pairs);
-        for (int64_t i = 0; i < t->width; i++) p->total[r][i] += minus_z * p->code_sums[i] + minus_sum * zeros[i];
+        for (int64_t i = 0; i < t->width; i++) p->total[r][i] += minus_z * sums[i] + minus_sum * zeros[i];
     }
 }
 
@@ -195,12 +179,10 @@ INLINE void flush_kind(const oq_tiles *t, const oq_run *run, const panel *p, int
         for (int tile = 0; tile < tiles; tile++) flush_tiles(t, run, p, row, rows, tile, 1, planes);
 }
 
-VNNI static void flush(const oq_tiles *t, const oq_run *run, panel *p, int row, int rows, int tiles)
+VNNI static void flush(const oq_tiles *t, const piece *x, panel *p, int row, int rows, int tiles)
 {
-    if (run->segments > 1) {
-        add_segments(t, run, p);
-        correct_long(t, run, p, row, rows);
-    }
+    const oq_run *run = &x->run;
+    if (run->segments > 1) correct_long(t, x, p, row, rows);
     if (t->x_scales)
         flush_kind(t, run, p, row, rows, tiles, true);
     else
@@ -214,7 +196,7 @@ static void configure(panel *p, int rows)
 {
     if (p->configured == rows) return;
     p->configured = rows;
-    oq_amx_begin_rows(least(rows, OQ_AMX_ROWS), rows > OQ_AMX_ROWS ? rows - OQ_AMX_ROWS : 0);
+    oq_amx_begin_rows((int)oq_least(rows, OQ_AMX_ROWS), rows > OQ_AMX_ROWS ? rows - OQ_AMX_ROWS : 0);
 }
 
 static void multiply_rows(const oq_tiles *t, panel *p, const piece *x, int row, int rows, int tiles)
@@ -231,14 +213,15 @@ static void add_rows(const oq_tiles *t, panel *p, int first, int end, int step, 
 {
     for (const piece *x = p->pieces; x < p->pieces + p->count; x++)
         for (int begin = first; begin < end; begin += step) {
-            const int stop = least(begin + step, end);
-            for (int row = begin; row < stop; row += PAIR) multiply_rows(t, p, x, row, least(PAIR, stop - row), tiles);
-            if (x->last) flush(t, &x->run, p, begin, stop - begin, tiles);
+            const int stop = (int)oq_least(begin + step, end);
+            for (int row = begin; row < stop; row += PAIR)
+                multiply_rows(t, p, x, row, (int)oq_least(PAIR, stop - row), tiles);
+            if (x->last) flush(t, x, p, begin, stop - begin, tiles);
         }
 }
 
 /* Whole tiles of bytes are taken as they lie, all others unpacked. */
-static void prepare(const oq_tiles *t, piece *x, int tiles, panel *p)
+static void find_codes(const oq_tiles *t, piece *x, int tiles, panel *p)
 {
     const int64_t stride = oq_unit_stride(t);
     if (t->layout->stored_bits == 8 && x->units % QUADS == 0) {
@@ -255,11 +238,21 @@ static void prepare(const oq_tiles *t, piece *x, int tiles, panel *p)
     unpack(t, x, tiles, p);
 }
 
+/* What all rows share. */
+static void prepare(const oq_tiles *t, panel *p, int tiles)
+{
+    for (int i = 0; i < p->count; i++) {
+        piece *x = p->pieces + i;
+        find_codes(t, x, tiles, p);
+        if (x->last && x->run.segments > 1) add_segments(t, &x->run, p->code_sums[i]);
+    }
+}
+
 static void finish_block(const oq_tiles *t, panel *p, int rows, int tiles)
 {
     const int some = t->x_scales ? PLANES : ROWS, step = t->x_scales ? PLANES : PAIR;
-    for (piece *x = p->pieces; x < p->pieces + p->count; x++) prepare(t, x, tiles, p);
-    for (int row = 0; row < rows; row += some) add_rows(t, p, row, least(row + some, rows), step, tiles);
+    prepare(t, p, tiles);
+    for (int row = 0; row < rows; row += some) add_rows(t, p, row, (int)oq_least(row + some, rows), step, tiles);
     p->count = 0;
     p->used = 0;
 }
@@ -298,16 +291,10 @@ static oq_code multiply(const oq_tiles *t, int rows, int tiles)
 
 static bool available(void) { return oq_cpu_features()->amx_int8; }
 
+const oq_kernel oq_kernel_amx = {"amx", available, OQ_MOST_ROWS, PAIR, multiply};
+
 #else
 
-static oq_code multiply(const oq_tiles *t, int rows, int tiles)
-{
-    (void)t, (void)rows, (void)tiles;
-    return OQ_UNSUPPORTED;
-}
-
-static bool available(void) { return false; }
+const oq_kernel oq_kernel_amx = OQ_ABSENT_KERNEL("amx");
 
 #endif
-
-const oq_kernel oq_kernel_amx = {"amx", available, OQ_MOST_ROWS, 32, multiply};

@@ -4,8 +4,6 @@
 #include "base/cpu.h"
 #include "kernels/kernel.h"
 
-enum { MOST_ROWS = 48 };
-
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <string.h>
@@ -13,6 +11,7 @@ enum { MOST_ROWS = 48 };
 #include "base/avx2.h"
 
 enum {
+    MOST_ROWS = 48,
     LANES = 8,
     ROWS = 6,     /* by a tile: 12 sums, two vectors of weights, one of activations and a product are all registers */
     WORDS = 64,   /* unpacked at a time, that activations and sums beside them stay in the first-level cache */
@@ -339,16 +338,10 @@ static oq_code multiply(const oq_tiles *t, int rows, int tiles)
 
 static bool available(void) { return oq_cpu_features()->avx2; }
 
+const oq_kernel oq_kernel_avx2 = {"avx2", available, MOST_ROWS, 1, multiply};
+
 #else
 
-static oq_code multiply(const oq_tiles *t, int rows, int tiles)
-{
-    (void)t, (void)rows, (void)tiles;
-    return OQ_UNSUPPORTED;
-}
-
-static bool available(void) { return false; }
+const oq_kernel oq_kernel_avx2 = OQ_ABSENT_KERNEL("avx2");
 
 #endif
-
-const oq_kernel oq_kernel_avx2 = {"avx2", available, MOST_ROWS, 1, multiply};

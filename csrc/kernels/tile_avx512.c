@@ -179,18 +179,10 @@ static oq_code multiply(const oq_tiles *t, int rows, int tiles)
 
 static bool available(void) { return oq_cpu_features()->avx512_vnni; }
 
+const oq_kernel oq_kernel_avx512_vnni = {"avx512_vnni", available, ROWS, 1, multiply};
+
 #else
 
-enum { ROWS = 6 };
-
-static oq_code multiply(const oq_tiles *t, int rows, int tiles)
-{
-    (void)t, (void)rows, (void)tiles;
-    return OQ_UNSUPPORTED;
-}
-
-static bool available(void) { return false; }
+const oq_kernel oq_kernel_avx512_vnni = OQ_ABSENT_KERNEL("avx512_vnni");
 
 #endif
-
-const oq_kernel oq_kernel_avx512_vnni = {"avx512_vnni", available, ROWS, 1, multiply};

@@ -59,10 +59,15 @@ INLINE void load_along(__m512i x[16], const uint8_t *from, int64_t ld, int64_t r
         i < rows ? _mm512_maskz_loadu_epi8(some, from + i * ld) : _mm512_setzero_si512();
 }
 
+static __mmask16 first_of(int64_t count)
+{
+    return count >= 16 ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+}
+
 /* Row i: words of the operand's rows 2i and 2i + 1, which are steps of k, of 16 columns. */
 INLINE void load_across(__m512i x[16], const uint8_t *from, int64_t ld, int64_t columns, int64_t steps)
 {
-    const __mmask16 some = columns >= 16 ? 0xffff : (__mmask16)((1u << columns) - 1);
+    const __mmask16 some = first_of(columns);
     UNROLL for (int i = 0; i < 16; i++)
     {
         const __mmask16 low = 2 * i < steps ? some : 0, high = 2 * i + 1 < steps ? some : 0;
@@ -149,11 +154,6 @@ INLINE __m512i side_by_side(__m512i x, __m512i y)
 INLINE __m512i in_turn(__m512i x, __m512i y)
 {
     return _mm512_or_si512(_mm512_srli_epi32(x, 16), _mm512_and_si512(y, _mm512_set1_epi32((int)0xffff0000)));
-}
-
-static __mmask16 first_of(int64_t count)
-{
-    return count >= 16 ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
 }
 
 /* Row i: 32 floats of k of the operand's row i, or its rows 2i and 2i + 1, which are steps of k, of 16 columns. */

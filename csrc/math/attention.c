@@ -6,7 +6,6 @@
 #include "math/bf16.h"
 #include "math/elementary.h"
 #include "math/gemm.h"
-#include "math/gemm_amx.h"
 #include "math/vector.h"
 
 #define TILE 128 /* query rows at a time */
@@ -29,7 +28,7 @@ typedef struct {
     oq_real *scratch;             /* [workers, 2, TILE, T] */
     uint16_t *half_scratch;       /* the same, rounded */
     oq_real *part;                /* [workers, T, d], a product of halves that is added to others */
-    bool in_parts; /* products of floats, see context.h */
+    bool in_parts;                /* products of floats, see context.h */
     atomic_int failure;
 } job;
 
@@ -85,26 +84,20 @@ typedef struct {
 
 static oq_code multiply_floats(const product *p, bool in_parts)
 {
-    oq_gemm_args g = {.transpose_a = p->transpose_a,
-                      .transpose_b = p->transpose_b,
-                      .m = p->m,
-                      .n = p->n,
-                      .k = p->k,
-                      .alpha = in_parts ? 1 : p->alpha,
-                      .beta = p->accumulate ? 1 : 0,
-                      .a = p->a.real,
-                      .lda = p->a.ld,
-                      .b = p->b.real,
-                      .ldb = p->b.ld,
-                      .c = p->c,
-                      .ldc = p->ldc};
-    if (in_parts && oq_sgemm_amx_can(&g)) {
-        OQ_TRY(oq_sgemm_amx(&g));
-        if (p->alpha != 1) oq_scale(p->c, p->alpha, p->m * p->n);
-        return OQ_OK;
-    }
-    g.alpha = p->alpha;
-    return oq_gemm_serial(&g);
+    return oq_gemm_serial(&(oq_gemm_args){.transpose_a = p->transpose_a,
+                                          .transpose_b = p->transpose_b,
+                                          .in_parts = in_parts,
+                                          .m = p->m,
+                                          .n = p->n,
+                                          .k = p->k,
+                                          .alpha = p->alpha,
+                                          .beta = p->accumulate ? 1 : 0,
+                                          .a = p->a.real,
+                                          .lda = p->a.ld,
+                                          .b = p->b.real,
+                                          .ldb = p->b.ld,
+                                          .c = p->c,
+                                          .ldc = p->ldc});
 }
 
 /* What is scaled afterwards, or added, is [m, n] without gaps. */

@@ -18,6 +18,7 @@ static bool use_onednn(const oq_gemm_args *args)
 oq_code oq_gemm_serial(const oq_gemm_args *args)
 {
     if (args->m <= 0 || args->n <= 0) return OQ_OK;
+    if (args->in_parts && oq_sgemm_amx_can(args)) return oq_sgemm_amx(args);
     if (oq_sgemm_avx2_pays(args)) {
         oq_sgemm_avx2(args);
         return OQ_OK;

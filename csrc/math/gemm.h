@@ -10,6 +10,7 @@
  * beta = 0 never reads C. */
 typedef struct {
     bool transpose_a, transpose_b;
+    bool in_parts; /* on one thread: as the context says for oq_gemm */
     int64_t m, n, k;
     oq_real alpha, beta;
     const oq_real *a, *b;

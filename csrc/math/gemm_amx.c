@@ -12,6 +12,7 @@
 
 #include "base/amx.h"
 #include "math/amx_pack.h"
+#include "math/vector.h"
 
 enum {
     SIDE = OQ_AMX_ROWS,
@@ -56,37 +57,19 @@ static inline void expect_rows(const int32_t *below, int64_t ldc, int64_t step)
         OQ_TILE_STREAM(6, b + 2 * p * OQ_AMX_TILE, 64);       \
         OQ_TILE_STREAM(7, b + (2 * p + 1) * OQ_AMX_TILE, 64); \
         OQ_TILE_LOAD(5, a + (tiles + p) * OQ_AMX_TILE, 64);   \
-        instruction(0, 4, 6);                                 \
-        instruction(1, 4, 7);                                 \
-        instruction(2, 5, 6);                                 \
-        instruction(3, 5, 7);                                 \
+        OQ_AMX_MULTIPLY(instruction);                         \
     }
 
 /* C (+)= A B of some tiles of k, C [32, 32]; next: the block below it, or NULL. */
 static void multiply(word kind, const uint8_t *a, const uint8_t *b, int64_t tiles, bool add, int32_t *c, int64_t ldc,
                      const int32_t *next)
 {
-    const int64_t stride = ldc * 4;
-    int32_t *below = c + SIDE * ldc;
-    if (add) {
-        OQ_TILE_LOAD(0, c, stride);
-        OQ_TILE_LOAD(1, c + SIDE, stride);
-        OQ_TILE_LOAD(2, below, stride);
-        OQ_TILE_LOAD(3, below + SIDE, stride);
-    } else {
-        OQ_TILE_ZERO(0);
-        OQ_TILE_ZERO(1);
-        OQ_TILE_ZERO(2);
-        OQ_TILE_ZERO(3);
-    }
+    oq_amx_take(add, c, 4 * ldc);
     if (kind == BF16)
         MULTIPLY(OQ_TILE_BF16)
     else
         MULTIPLY(OQ_TILE_U8S8)
-    OQ_TILE_STORE(0, c, stride);
-    OQ_TILE_STORE(1, c + SIDE, stride);
-    OQ_TILE_STORE(2, below, stride);
-    OQ_TILE_STORE(3, below + SIDE, stride);
+    oq_amx_put(c, 4 * ldc);
 }
 
 static void copy_block(int32_t *to, int64_t to_ld, const int32_t *from, int64_t from_ld, int64_t rows, int64_t columns)
@@ -174,7 +157,7 @@ oq_code oq_igemm_amx(const oq_igemm_args *g)
 
 oq_code oq_sgemm_amx(const oq_gemm_args *g)
 {
-    return run(&(job){.kind = BF16,
+    OQ_TRY(run(&(job){.kind = BF16,
                       .accumulate = g->beta != 0,
                       .m = g->m,
                       .n = g->n,
@@ -182,7 +165,9 @@ oq_code oq_sgemm_amx(const oq_gemm_args *g)
                       .ldc = g->ldc,
                       .a = {(const uint8_t *)g->a, 4 * g->lda, g->m, g->k, 4, g->transpose_a},
                       .b = {(const uint8_t *)g->b, 4 * g->ldb, g->n, g->k, 4, !g->transpose_b},
-                      .c = (int32_t *)g->c});
+                      .c = (int32_t *)g->c}));
+    for (int64_t i = 0; i < g->m && g->alpha != 1; i++) oq_scale(g->c + i * g->ldc, g->alpha, g->n);
+    return OQ_OK;
 }
 
 bool oq_bf16_amx_runs(void)
@@ -223,5 +208,5 @@ oq_code oq_sgemm_amx(const oq_gemm_args *args)
 
 bool oq_sgemm_amx_can(const oq_gemm_args *g)
 {
-    return oq_bf16_amx_runs() && g->alpha == 1 && (g->beta == 0 || g->beta == 1) && g->m >= 16 && g->n >= 16;
+    return oq_bf16_amx_runs() && (g->beta == 0 || (g->beta == 1 && g->alpha == 1)) && g->m >= 16 && g->n >= 16;
 }

@@ -92,6 +92,7 @@ def block_forward(
     *,
     activation: Mapping[str, int | bool] | None = None,
     lengths: npt.ArrayLike | None = None,
+    shared: npt.ArrayLike | None = None,
     in_parts: bool = False,
     threads: int = 1,
 ) -> npt.NDArray[np.float32]:
@@ -100,7 +101,8 @@ def block_forward(
     in_parts: products of floats may be those of bfloat16 parts (AMX), 2^-16 from exact, three times as fast.
 
     lengths [S], which sum to T: every window is S texts that do not see each other; row t of cos and sin is
-    then that of token t's position in its text.
+    then that of token t's position in its text. shared [S]: how many tokens of the last text that shares none
+    (0) a text begins with; its length counts its own.
     """
 
 def token_nll(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ Weights = dict[str, F32]
 Activation = dict[str, int | bool]
 
 # Small enough for Ctrl-C to be answered within a second, large enough to keep the threads busy.
-_TOKENS_AT_ONCE = 2048
+TOKENS_AT_ONCE = 2048
 # Hidden states held at a time; more than fit go through the model in several passes.
 HIDDEN_BYTES = 1 << 30
 
@@ -118,7 +119,7 @@ def _cut(stream: npt.NDArray[np.integer], seqlen: int | None) -> npt.NDArray[np.
 
 def chunks(windows: int, length: int) -> Iterator[slice]:
     """Yield slices of windows that make about 2,048 tokens each; they depend on the shape alone."""
-    step = max(1, _TOKENS_AT_ONCE // max(1, length))
+    step = max(1, TOKENS_AT_ONCE // max(1, length))
     for start in range(0, windows, step):
         yield slice(start, min(windows, start + step))
 
@@ -195,13 +196,18 @@ def run_block(
     return out
 
 
-def packs(lengths: Sequence[int]) -> Iterator[slice]:
-    """Yield slices of consecutive texts of about 2,048 tokens together; one text is never cut."""
+def packs(lengths: Sequence[int], shared: Sequence[int] | None = None) -> Iterator[slice]:
+    """Yield slices of consecutive texts of about 2,048 tokens together.
+
+    One text is never cut, nor are texts parted from the one they share their beginning with.
+    """
+    begins = [i for i in range(len(lengths)) if shared is None or not shared[i]]
     start = tokens = 0
-    for index, length in enumerate(lengths):
-        if index > start and tokens + length > _TOKENS_AT_ONCE:
-            yield slice(start, index)
-            start, tokens = index, 0
+    for begin, end in pairwise([*begins, len(lengths)]):
+        length = sum(lengths[begin:end])
+        if begin > start and tokens + length > TOKENS_AT_ONCE:
+            yield slice(start, begin)
+            start, tokens = begin, 0
         tokens += length
     if lengths:
         yield slice(start, len(lengths))
@@ -213,6 +219,7 @@ def run_texts(
     weights: Weights,
     x: F32,
     lengths: I32,
+    shared: I32 | None = None,
     *,
     activation: Activation | None = None,
     threads: int = 1,
@@ -226,19 +233,23 @@ def run_texts(
     x : ndarray of float32 [tokens, H]
         The hidden states of all texts, one text behind the other.
     lengths : ndarray of int32 [texts]
-        Their tokens.
+        Their tokens in `x`.
+    shared : ndarray of int32 [texts], optional
+        How many tokens of the last text that shares none (0) stand before a text's own. None: none.
 
     Returns
     -------
     ndarray of float32 [tokens, H]
     """
     spec = model.spec_of(layer)
-    cos, sin = rope_or_empty(model, int(lengths.max()), layer)
+    before = np.zeros_like(lengths) if shared is None else shared
+    cos, sin = rope_or_empty(model, int((before + lengths).max()), layer)
     out = np.empty_like(x)
     end = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    for part in packs(lengths.tolist()):
+    for part in packs(lengths.tolist(), before.tolist()):
         here = slice(end[part.start], end[part.stop])
-        positions = np.concatenate([np.arange(length) for length in lengths[part]])
+        spans = zip(before[part], before[part] + lengths[part], strict=True)
+        positions = np.concatenate([np.arange(*span) for span in spans])
         tables = (cos[positions], sin[positions]) if spec.rope else (cos, sin)
         out[here] = _core.block_forward(
             spec.to_core(),
@@ -247,6 +258,7 @@ def run_texts(
             *tables,
             activation=activation,
             lengths=lengths[part],
+            shared=before[part],
             threads=threads,
         )[0]
     return out

@@ -75,10 +75,10 @@ typedef struct {
     int64_t sinks, others, width;
 } text_rows;
 
-static text_rows rows_of(const oq_block_run *run, int64_t length)
+static text_rows rows_of(const oq_block_run *run, int64_t shared, int64_t length)
 {
     const int64_t heads = run->spec->kv_heads, most = run->quantizers->sink_tokens;
-    const int64_t sinks = oq_least(most, length);
+    const int64_t sinks = oq_least(shared < most ? most - shared : 0, length);
     return (text_rows){sinks * heads, (length - sinks) * heads, run->spec->head_dim};
 }
 
@@ -87,7 +87,8 @@ oq_code oq_kv_quant_forward(oq_context *context, const oq_block_run *run, oq_qua
 {
     if (!oq_is_quantized(quantizer)) return OQ_OK;
     for (int64_t i = 0; i < (run->lengths ? run->texts : 1); i++) {
-        const text_rows rows = rows_of(run, run->lengths ? run->lengths[i] : run->tokens);
+        const text_rows rows =
+            rows_of(run, run->shared ? run->shared[i] : 0, run->lengths ? run->lengths[i] : run->tokens);
         const int64_t count = rows.sinks * rows.width;
         memcpy(x_hat, x, sizeof *x * (size_t)count);
         OQ_TRY(oq_act_quant_forward(context, quantizer, NULL, x + count, x_hat + count, ranges + rows.sinks,
@@ -103,7 +104,7 @@ oq_code oq_kv_quant_backward(oq_context *context, const oq_block_run *run, oq_qu
                              const oq_range *ranges, oq_real *d)
 {
     if (!oq_is_quantized(quantizer)) return OQ_OK;
-    const text_rows rows = rows_of(run, run->tokens);
+    const text_rows rows = rows_of(run, 0, run->tokens);
     const int64_t count = rows.sinks * rows.width;
     return oq_act_quant_backward(context, quantizer, NULL, x + count, ranges + rows.sinks, d + count, NULL,
                                  rows.others, rows.width);

@@ -133,7 +133,8 @@ static oq_code heads_backward(oq_context *context, const pass *p, const oq_real 
     const oq_block_spec *spec = p->run->spec;
     const oq_activation_quantizers *quant = p->run->quantizers;
     const int64_t T = p->run->tokens, d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
-    const oq_attention_shape shape = {T, n, m, d, spec->scores, p->run->bf16};
+    const oq_attention_shape shape = {
+        .tokens = T, .heads = n, .kv_heads = m, .head_dim = d, .rule = spec->scores, .bf16 = p->run->bf16};
     OQ_TRY(oq_attention_backward(context, shape, s->q_hat, s->k_hat, s->v_hat, s->attended, s->log_sum, dattended,
                                  dq, dk, dv));
     OQ_TRY(oq_act_quant_backward(context, quant->q, NULL, s->q, s->q_ranges, dq, NULL, T * n, d));

@@ -139,6 +139,8 @@ typedef struct {
     oq_rope rope;
     int64_t tokens;         /* of one window */
     const int32_t *lengths; /* [texts] of texts in a window that do not see each other, or NULL; forward alone */
+    const int32_t *shared;  /* [texts] how many tokens of the last text that shares none (0) stand before a text, or
+                               NULL: none */
     int64_t texts;
     bool bf16;              /* keep the inputs of linears in bfloat16, for weights that have that form too */
     bool integer;           /* keep codes of quantized activations, for weights that have codes too */

@@ -108,19 +108,57 @@ static oq_code normalize(oq_context *context, const oq_block_run *run, const oq_
                           s->h_ranges[which], T, H);
 }
 
-/* attended [T, n d]: every text of the window by itself. */
-static oq_code attend(oq_context *context, const oq_block_run *run, oq_saved *s)
+/* A text's own tokens [at, at + length) of the window, and the ones of another it begins with, [root, root + shared). */
+typedef struct {
+    int64_t root, shared, at, length;
+} text;
+
+/* Keys or values [shared + length, width] of a text: where they lie, or brought together. */
+static oq_code text_keys(oq_context *context, const text *t, const oq_real *x, int64_t width, const oq_real **keys)
+{
+    oq_real *together;
+    *keys = x + t->at * width;
+    if (!t->shared) return OQ_OK;
+    OQ_NEW(context, together, (t->shared + t->length) * width);
+    memcpy(together, x + t->root * width, sizeof *x * (size_t)(t->shared * width));
+    memcpy(together + t->shared * width, x + t->at * width, sizeof *x * (size_t)(t->length * width));
+    *keys = together;
+    return OQ_OK;
+}
+
+static oq_code attend_text(oq_context *context, const oq_block_run *run, const text *t, oq_saved *s)
 {
     const oq_block_spec *spec = run->spec;
     const int64_t d = spec->head_dim, n = spec->heads, m = spec->kv_heads;
+    const oq_attention_shape shape = {.tokens = t->shared + t->length,
+                                      .first = t->shared,
+                                      .heads = n,
+                                      .kv_heads = m,
+                                      .head_dim = d,
+                                      .rule = spec->scores,
+                                      /* Kernels are made for every length anew: not worth it for texts of many. */
+                                      .bf16 = run->bf16 && !run->lengths};
+    const oq_mark mark = oq_arena_mark(context->arena);
+    const oq_real *k, *v;
+    OQ_TRY(text_keys(context, t, s->k_hat, m * d, &k));
+    OQ_TRY(text_keys(context, t, s->v_hat, m * d, &v));
+    OQ_TRY(oq_attention_forward(context, shape, s->q_hat + t->at * n * d, k, v, s->attended + t->at * n * d,
+                                s->log_sum + t->at * n));
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}
+
+/* attended [T, n d]: every text of the window by itself. */
+static oq_code attend(oq_context *context, const oq_block_run *run, oq_saved *s)
+{
     const int64_t texts = run->lengths ? run->texts : 1;
-    for (int64_t i = 0, t = 0; i < texts; i++) {
-        const int64_t length = run->lengths ? run->lengths[i] : run->tokens;
-        /* Kernels are made for every length anew: texts of many lengths are not worth them. */
-        const oq_attention_shape shape = {length, n, m, d, spec->scores, run->bf16 && !run->lengths};
-        OQ_TRY(oq_attention_forward(context, shape, s->q_hat + t * n * d, s->k_hat + t * m * d,
-                                    s->v_hat + t * m * d, s->attended + t * n * d, s->log_sum + t * n));
-        t += length;
+    text t = {0};
+    for (int64_t i = 0; i < texts; i++) {
+        t.length = run->lengths ? run->lengths[i] : run->tokens;
+        t.shared = run->shared ? run->shared[i] : 0;
+        if (!t.shared) t.root = t.at;
+        OQ_TRY(attend_text(context, run, &t, s));
+        t.at += t.length;
     }
     return OQ_OK;
 }
@@ -199,12 +237,18 @@ oq_code oq_block_forward(oq_context *context, const oq_block_run *run, const oq_
 
 static oq_code check_lengths(oq_context *context, const oq_block_run *run)
 {
-    int64_t sum = 0;
+    int64_t sum = 0, root = 0;
+    if (run->shared && !run->lengths) return oq_fail(context, OQ_INVALID_ARGUMENT, "shared: needs lengths");
     for (int64_t i = 0; run->lengths && i < run->texts; i++) {
-        if (run->lengths[i] < 1)
+        const int64_t length = run->lengths[i], shared = run->shared ? run->shared[i] : 0;
+        if (length < 1)
             return oq_fail(context, OQ_INVALID_ARGUMENT, "lengths: %d at %lld, a text has at least one token",
-                           (int)run->lengths[i], (long long)i);
-        sum += run->lengths[i];
+                           (int)length, (long long)i);
+        if (!shared) root = length;
+        if (shared < 0 || shared > root)
+            return oq_fail(context, OQ_INVALID_ARGUMENT, "shared: %d at %lld, the text before has %lld tokens",
+                           (int)shared, (long long)i, (long long)root);
+        sum += length;
     }
     if (!run->lengths || sum == run->tokens) return OQ_OK;
     return oq_fail(context, OQ_INVALID_ARGUMENT, "lengths: %lld texts of %lld tokens in a window of %lld",

@@ -32,9 +32,9 @@ typedef struct {
     atomic_int failure;
 } job;
 
-/* One head's rows [begin, begin + rows) against its keys [0, begin + rows). */
+/* One head's tokens [begin, begin + rows), queries from `query` on, against its keys [0, begin + rows). */
 typedef struct {
-    int64_t head, kv_head, begin, rows, keys;
+    int64_t head, kv_head, begin, query, rows, keys;
     oq_real slope;   /* of ALiBi */
     oq_real *p, *dp; /* [rows, keys] */
     uint16_t *p_half, *dp_half;
@@ -47,6 +47,7 @@ static tile make_tile(const job *j, int64_t head, int64_t begin, int worker)
     return (tile){.head = head,
                   .kv_head = head / (j->shape.heads / j->shape.kv_heads),
                   .begin = begin,
+                  .query = begin - j->shape.first,
                   .rows = rows,
                   .keys = begin + rows,
                   .slope = (oq_real)oq_alibi_slope(&j->shape.rule, head, j->shape.heads),
@@ -136,7 +137,7 @@ static void scores(job *j, const tile *t, operand x, operand y, oq_real alpha, o
                              .n = t->keys,
                              .k = d,
                              .alpha = alpha,
-                             .a = part_of(x, t->begin, t->head, d),
+                             .a = part_of(x, t->query, t->head, d),
                              .b = part_of(y, 0, t->kv_head, d),
                              .c = out,
                              .ldc = t->keys});
@@ -152,7 +153,7 @@ static void mix(job *j, const tile *t, operand x, operand y, oq_real *out)
                              .alpha = 1,
                              .a = x,
                              .b = part_of(y, 0, t->kv_head, d),
-                             .c = out + t->begin * width + t->head * d,
+                             .c = out + t->query * width + t->head * d,
                              .ldc = width});
 }
 
@@ -224,18 +225,19 @@ OQ_VECTORIZED static void softmax_tile(const oq_score_rule *rule, const tile *t,
         for (int64_t c = first; c < visible; c++) row[c] /= sum;
         for (int64_t c = 0; c < first; c++) row[c] = 0;
         for (int64_t c = visible; c < t->keys; c++) row[c] = 0;
-        log_sum[t->begin + i] = top + (oq_real)log((double)sum);
+        log_sum[t->query + i] = top + (oq_real)log((double)sum);
     }
 }
 
 static void forward_head(void *user, int64_t head, int worker)
 {
     job *j = user;
-    for (int64_t begin = 0; begin < j->shape.tokens; begin += TILE) {
+    const int64_t queries = j->shape.tokens - j->shape.first;
+    for (int64_t begin = j->shape.first; begin < j->shape.tokens; begin += TILE) {
         const tile t = make_tile(j, head, begin, worker);
         scores(j, &t, j->q, j->k, j->scale, t.p);
         shape_scores(&j->shape.rule, &t);
-        softmax_tile(&j->shape.rule, &t, j->log_sum + head * j->shape.tokens);
+        softmax_tile(&j->shape.rule, &t, j->log_sum + head * queries);
         mix(j, &t, rounded(&t, t.p, t.p_half), j->v, j->out);
     }
 }
@@ -295,10 +297,10 @@ static void backward_head(void *user, int64_t head, int worker)
 
 /* ---- both -------------------------------------------------------------------- */
 
-/* x [T, heads d] as the products take it. */
-static oq_code take(oq_context *context, const job *j, const oq_real *x, int64_t heads, operand *to)
+/* x [rows, heads d] as the products take it. */
+static oq_code take(oq_context *context, const job *j, const oq_real *x, int64_t rows, int64_t heads, operand *to)
 {
-    const int64_t width = heads * j->shape.head_dim, count = j->shape.tokens * width;
+    const int64_t width = heads * j->shape.head_dim, count = rows * width;
     uint16_t *half = NULL;
     if (j->shape.bf16) {
         OQ_NEW(context, half, count);
@@ -313,9 +315,9 @@ static oq_code prepare(oq_context *context, job *j, const oq_real *q, const oq_r
     const int64_t T = j->shape.tokens, scratch = context->threads * 2 * TILE * T;
     j->in_parts = context->in_parts;
     j->scale = (oq_real)oq_score_scale(&j->shape.rule, j->shape.head_dim);
-    OQ_TRY(take(context, j, q, j->shape.heads, &j->q));
-    OQ_TRY(take(context, j, k, j->shape.kv_heads, &j->k));
-    OQ_TRY(take(context, j, v, j->shape.kv_heads, &j->v));
+    OQ_TRY(take(context, j, q, T - j->shape.first, j->shape.heads, &j->q));
+    OQ_TRY(take(context, j, k, T, j->shape.kv_heads, &j->k));
+    OQ_TRY(take(context, j, v, T, j->shape.kv_heads, &j->v));
     OQ_NEW(context, j->scratch, scratch);
     if (!j->shape.bf16) return OQ_OK;
     OQ_NEW(context, j->half_scratch, scratch);
@@ -360,7 +362,7 @@ oq_code oq_attention_backward(oq_context *context, oq_attention_shape shape, con
     const oq_mark mark = oq_arena_mark(context->arena);
     job j = {.shape = shape, .saved_out = out, .saved_log_sum = log_sum, .dq = dq};
     OQ_TRY(prepare(context, &j, q, k, v));
-    OQ_TRY(take(context, &j, dout, shape.heads, &j.dout));
+    OQ_TRY(take(context, &j, dout, shape.tokens, shape.heads, &j.dout));
     OQ_NEW_ZERO(context, j.dk_heads, shape.heads * shape.tokens * shape.head_dim);
     OQ_NEW_ZERO(context, j.dv_heads, shape.heads * shape.tokens * shape.head_dim);
     oq_parallel_for(context->threads, shape.heads, backward_head, &j);

@@ -10,11 +10,13 @@
 /* T = tokens, n = heads, m = kv_heads, d = head_dim; head h reads key/value head h / (n / m). */
 typedef struct {
     int64_t tokens, heads, kv_heads, head_dim;
+    int64_t first; /* forward alone: tokens before this one are keys without queries; q, out, log_sum begin with it */
     oq_score_rule rule;
     bool bf16; /* products take their operands rounded to bfloat16; everything else stays float */
 } oq_attention_shape;
 
-/* q [T, n d], k, v [T, m d] -> out [T, n d]; log_sum [n, T] = log of each row's softmax denominator. */
+/* q [T - first, n d], k, v [T, m d] -> out [T - first, n d]; log_sum [n, T - first] = log of each row's softmax
+ * denominator. */
 oq_code oq_attention_forward(oq_context *context, oq_attention_shape shape, const oq_real *q, const oq_real *k,
                              const oq_real *v, oq_real *out, oq_real *log_sum);
 /* dq [T, n d], dk, dv [T, m d] are overwritten. */

@@ -17,7 +17,7 @@ struct values {
     oq_activation_quantizers activation;
     oq_options options;
     const oq_real *x, *x_fp, *x_q, *targets, *aug_targets, *goals;
-    const int32_t *lengths;
+    const int32_t *lengths, *shared;
     int64_t epoch;
     oq_learnables list;
     oq_real *y, *theta, *dtheta;
@@ -161,6 +161,7 @@ static const oq_argument block_forward_arguments[] = {
     ROPE,
     OQ_STRUCT(activation, oq_activation_fields, .flags = OQ_KEYWORD),
     OQ_ARRAY(lengths, "S", .flags = OQ_KEYWORD),
+    OQ_ARRAY(shared, "S", .flags = OQ_KEYWORD),
     OQ_SCALAR(in_parts, .flags = OQ_KEYWORD),
     OQ_THREADS,
     OQ_RESULT(y, "NTH"),
@@ -173,6 +174,7 @@ static oq_code block_forward_run(oq_call *call, values *v)
                               .rope = v->rope,
                               .tokens = oq_size(call, 'T'),
                               .lengths = v->lengths,
+                              .shared = v->shared,
                               .texts = oq_size(call, 'S')};
     call->context.in_parts = v->in_parts;
     return oq_block_forward_windows(&call->context, &run, &v->tensors, v->x, v->y, oq_size(call, 'N'));

@@ -1,7 +1,7 @@
 """How likely a continuation is behind a context, for many at once.
 
 Fake-quantized and full-precision models run block by block over all texts, packed behind each other
-(:func:`omniquant.forward.run_texts`); texts that several requests share run once. On the integer runtime
+(:func:`omniquant.forward.run_texts`); what several texts begin with runs once. On the integer runtime
 texts run one by one, and what a text begins with is kept for the next.
 """
 
@@ -18,6 +18,7 @@ from omniquant.errors import DataError, NotFiniteError
 from omniquant.forward import F32, HIDDEN_BYTES, I32, ForwardModel, Head, activation_of, packs, run_texts
 from omniquant.runtime.engine import Engine
 from omniquant.runtime.prompt import TextModel, text_tokens
+from omniquant.zeroshot.beginnings import Text, Tokens, common_length, share_beginnings
 
 Progress = Callable[[int, int], None]  # done, of how many
 
@@ -38,8 +39,8 @@ class ScoringModel(ForwardModel, TextModel, Protocol):
 class Request:
     """Tokens of a context and of the continuation asked for; neither is empty."""
 
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
+    context: Tokens
+    continuation: Tokens
 
 
 class Score(NamedTuple):
@@ -52,9 +53,9 @@ class Score(NamedTuple):
 class Span(NamedTuple):
     """What a request asks of a text: the targets behind its tokens from `start` on."""
 
-    tokens: tuple[int, ...]
+    tokens: Tokens
     start: int
-    targets: tuple[int, ...]
+    targets: Tokens
 
 
 def encode_pair(model: TextModel, context: str, continuation: str) -> Request:
@@ -113,22 +114,23 @@ def log_likelihoods(
         If the model computes NaN or infinity.
     """
     spans = [span_of(request, model.max_positions) for request in requests]
-    texts: dict[tuple[int, ...], list[int]] = {}  # of each distinct text: the spans on it
+    on_text: dict[Tokens, list[int]] = {}  # of each distinct text: the spans on it
     for index, span in enumerate(spans):
-        texts.setdefault(span.tokens, []).append(index)
-    parts = list(_parts(list(texts), 4 * model.spec.hidden_size))
+        on_text.setdefault(span.tokens, []).append(index)
+    parts = list(_parts(share_beginnings(on_text), 4 * model.spec.hidden_size))
     head = Head(model)
     scores: list[Score | None] = [None] * len(spans)
     for number, part in enumerate(parts):
         advance = _advance(progress, number * model.num_layers, len(parts) * model.num_layers)
         hidden = _run(model, part, threads, advance)
-        places, starts, at = [], [], 0
-        for text in part:
-            places += texts[text]
-            starts += [at + spans[index].start for index in texts[text]]
-            at += len(text)
-        found = _score_rows(head, hidden, [spans[index] for index in places], starts, threads)
-        for index, score in zip(places, found, strict=True):
+        asked, rows = [], []
+        for text, of_text in zip(part, _text_rows(part), strict=True):
+            for index in on_text[text.tokens]:
+                first = spans[index].start
+                asked.append(index)
+                rows.append(of_text[first : first + len(spans[index].targets)])
+        found = _score_rows(head, hidden, [spans[index] for index in asked], rows, threads)
+        for index, score in zip(asked, found, strict=True):
             scores[index] = score
     return _finite(scores, model.name)
 
@@ -141,43 +143,52 @@ def _advance(progress: Progress | None, before: int, total: int) -> Callable[[in
     return advance
 
 
-def _parts(texts: list[tuple[int, ...]], token_bytes: int) -> Iterator[list[tuple[int, ...]]]:
-    """Yield texts whose hidden states fit in memory together."""
-    part: list[tuple[int, ...]] = []
+def _parts(texts: list[Text], token_bytes: int) -> Iterator[list[Text]]:
+    """Yield texts whose hidden states fit in memory together; a part begins with a root."""
+    part: list[Text] = []
     held = 0
     for text in texts:
-        if part and held + len(text) * token_bytes > HIDDEN_BYTES:
+        if part and not text.shared and held * token_bytes > HIDDEN_BYTES:
             yield part
             part, held = [], 0
         part.append(text)
-        held += len(text) * token_bytes
+        held += len(text.own)
     if part:
         yield part
 
 
-def _run(
-    model: ScoringModel, texts: list[tuple[int, ...]], threads: int, advance: Callable[[int], None]
-) -> F32:
-    """Return the hidden states [tokens, H] of all texts behind the last block."""
-    lengths = np.array([len(text) for text in texts], np.int32)
-    positions = np.concatenate([np.arange(len(text)) for text in texts])
-    x = model.embed(np.concatenate([np.array(text, np.int32) for text in texts]), positions)
+def _run(model: ScoringModel, texts: list[Text], threads: int, advance: Callable[[int], None]) -> F32:
+    """Return the hidden states [tokens, H] of all texts' own tokens behind the last block."""
+    lengths = np.array([len(text.own) for text in texts], np.int32)
+    shared = np.array([text.shared for text in texts], np.int32)
+    positions = np.concatenate([np.arange(text.shared, len(text.tokens)) for text in texts])
+    x = model.embed(np.concatenate([np.array(text.own, np.int32) for text in texts]), positions)
     for index in range(model.num_layers):
-        activation = activation_of(model, index)
-        x = run_texts(model, index, model.block(index), x, lengths, activation=activation, threads=threads)
+        weights, activation = model.block(index), activation_of(model, index)
+        x = run_texts(model, index, weights, x, lengths, shared, activation=activation, threads=threads)
         advance(index + 1)
     return x
 
 
-def _score_rows(head: Head, hidden: F32, spans: list[Span], starts: list[int], threads: int) -> list[Score]:
-    """Score spans, given the row of hidden [tokens, H] that predicts their first target."""
+def _text_rows(texts: list[Text]) -> Iterator[npt.NDArray[np.intp]]:
+    """Yield, of each text, the rows of the hidden states its tokens have, those of its root's among them."""
+    root = at = 0
+    for text in texts:
+        root = root if text.shared else at
+        own = np.arange(at, at + len(text.own))
+        yield np.concatenate([np.arange(root, root + text.shared), own])
+        at += len(own)
+
+
+def _score_rows(
+    head: Head, hidden: F32, spans: list[Span], rows: list[npt.NDArray[np.intp]], threads: int
+) -> list[Score]:
+    """Score spans, given the rows of hidden [tokens, H] that predict their targets."""
     counts = [len(span.targets) for span in spans]
     scores = []
     for part in packs(counts):
-        begin = zip(starts[part], counts[part], strict=True)
-        rows = np.concatenate([np.arange(start, start + count) for start, count in begin])
         targets: I32 = np.concatenate([np.array(span.targets, np.int32) for span in spans[part]])
-        nll, best = head.nll(hidden[rows], targets, threads)
+        nll, best = head.nll(hidden[np.concatenate(rows[part])], targets, threads)
         ends = np.cumsum(counts[part])[:-1]
         for nats, same in zip(np.split(nll, ends), np.split(best == targets, ends), strict=True):
             scores.append(Score(-float(nats.sum()), bool(same.all())))
@@ -195,10 +206,10 @@ def log_likelihoods_on_integers(
     """Score requests as :func:`log_likelihoods` does, on packed integers; `progress` counts requests."""
     spans = [span_of(request, max_positions) for request in requests]
     decoder = engine.decoder(max((len(span.tokens) for span in spans), default=1), threads)
-    held: tuple[int, ...] = ()  # tokens in the cache: what the next text shares with them is not read again
+    held: Tokens = ()  # tokens in the cache: what the next text shares with them is not read again
     scores: list[Score | None] = []
     for index, span in enumerate(spans):
-        shared = min(_shared(held, span.tokens), span.start)
+        shared = min(common_length(held, span.tokens), span.start)
         decoder.rewind(shared)
         if shared < span.start:
             decoder.fill(np.array(span.tokens[shared : span.start], np.int32))
@@ -207,12 +218,6 @@ def log_likelihoods_on_integers(
         if progress is not None:
             progress(index + 1, len(spans))
     return _finite(scores, engine.name)
-
-
-def _shared(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """Return the length of the common beginning."""
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _score_logits(logits: F32, span: Span) -> Score:

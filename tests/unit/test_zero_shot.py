@@ -9,6 +9,8 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy_llama import forward
 from small_run import VOCAB, small_model, small_tokens
 
@@ -20,6 +22,7 @@ from omniquant.errors import CheckpointError, ConfigError, DataError, NotFiniteE
 from omniquant.forward import packs, run_block, run_texts
 from omniquant.models.load import load_model
 from omniquant.zeroshot import likelihood
+from omniquant.zeroshot.beginnings import share_beginnings
 from omniquant.zeroshot.data import read_questions
 from omniquant.zeroshot.likelihood import (
     Request,
@@ -172,10 +175,56 @@ def test_packed_texts_equal_texts_alone(model):
         np.testing.assert_allclose(packed[start : start + length], alone[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scheme", ["W16A16", "W16A16KV3", "W16A16KV3sink3", "W16A16KV3sink7"])
+def test_texts_that_share_their_beginning_equal_texts_alone(model, scheme):
+    activation = omniquant.QuantConfig.parse(scheme).activation(0)
+    rng = np.random.default_rng(1)
+    whole = rng.standard_normal((3, 9, model.spec.hidden_size)).astype(np.float32)
+    whole[1:, :5] = whole[0, :5]
+    whole[2, 5] = whole[1, 5]  # more than the root has of it: run for each
+    lone = rng.standard_normal((4, model.spec.hidden_size)).astype(np.float32)
+    packed = run_texts(
+        model,
+        0,
+        model.block(0),
+        np.concatenate([lone, whole[0], whole[1, 5:], whole[2, 5:7]]),
+        np.array([4, 9, 4, 2], np.int32),
+        np.array([0, 0, 5, 5], np.int32),
+        activation=activation,
+    )
+    alone = [run_block(model, 0, model.block(0), x[None], activation=activation)[0] for x in (lone, *whole)]
+    expected = np.concatenate([alone[0], alone[1], alone[2][5:], alone[3][5:7]])
+    np.testing.assert_allclose(packed, expected, rtol=1e-5, atol=1e-6)
+
+
+@given(st.sets(st.lists(st.integers(0, 2), min_size=1, max_size=9).map(tuple), min_size=1, max_size=20))
+def test_shared_beginnings_are_those_of_the_root(texts):
+    found = share_beginnings(texts)
+    assert sorted(text.tokens for text in found) == sorted(texts)
+    root = ()
+    for text in found:
+        assert text.own
+        if not text.shared:
+            root = text.tokens
+        assert text.tokens[: text.shared] == root[: text.shared]
+
+
+def test_beginnings_of_choices_run_once_and_groups_stay_small():
+    context = tuple(range(20))
+    choices = share_beginnings([(*context, 50), (*context, 50, 51), (*context, 60)])
+    assert [len(text.own) for text in choices] == [21, 1, 1]
+    other = share_beginnings([(*context, 50), (*context, 60), (0, 90, *context, 1), (0, 90, *context, 2)])
+    assert [text.shared for text in other] == [0, 20, 0, 22]
+    many = share_beginnings([(*context, i, *context) for i in range(300)])
+    assert [text.shared for text in many].count(0) == 4
+
+
 def test_packs_cover_every_text_once():
     parts = list(packs([1000, 1000, 100, 5000, 10]))
     assert [(part.start, part.stop) for part in parts] == [(0, 2), (2, 3), (3, 4), (4, 5)]
     assert list(packs([])) == []
+    parts = list(packs([1000, 500, 700, 10], [0, 9, 9, 0]))
+    assert [(part.start, part.stop) for part in parts] == [(0, 3), (3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +240,23 @@ def test_lengths_that_are_no_texts_are_refused(model, lengths, message):
             *model.rope_tables(12),
             lengths=np.array(lengths, np.int32),
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": [5, 7], "shared": [0, 6]}, "shared: 6 at 1, the text before has 5 tokens"),
+        ({"lengths": [5, 7], "shared": [2, 0]}, "shared: 2 at 0, the text before has 0 tokens"),
+        ({"lengths": [5, 7], "shared": [0, -1]}, "shared: -1 at 1"),
+        ({"lengths": [5, 7], "shared": [0]}, "shared"),
+        ({"shared": [0]}, "shared: needs lengths"),
+    ],
+)
+def test_beginnings_that_no_text_has_are_refused(model, options, message):
+    x = np.zeros((1, 12, model.spec.hidden_size), np.float32)
+    arrays = {name: np.array(values, np.int32) for name, values in options.items()}
+    with pytest.raises(ValueError, match=message):
+        _core.block_forward(model.spec.to_core(), model.block(0), x, *model.rope_tables(12), **arrays)
 
 
 def test_not_a_number_is_an_error(model, monkeypatch):

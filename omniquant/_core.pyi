@@ -123,6 +123,9 @@ def token_nll(
     Logits get a bias [V] and become cap tanh(logit / cap); 0: they stay.
     """
 
+def judges(samples: int, tokens: int) -> int:
+    """How many of `samples` windows of `tokens` tell a block's loss: those of 8,192 tokens, 8 to 32."""
+
 def calibrate_block(
     spec: Mapping[str, Any],
     weights: Mapping[str, npt.ArrayLike],

@@ -21,7 +21,7 @@ from omniquant.threads import resolve_threads
 
 _WINDOWS = 2
 _OTHER_PASSES = 2  # over all windows beside the training: the full-precision stream, the quantized one
-_LOSSES, _JUDGES = 3, 32  # of rounding, start and end, on at most so many windows
+_LOSSES = 3  # of rounding, start and end
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def bench(
     forward = block.forward_milliseconds(workers, in_parts=chosen.products == "bfloat16")
     products = step_products(spec, config, chosen, seqlen)
     other = _OTHER_PASSES + chosen.aug_loss + (chosen.look_ahead > 0)
-    passes = samples * other + _LOSSES * min(samples, _JUDGES)
+    passes = samples * other + _LOSSES * _core.judges(samples, seqlen)
     a_block = samples * chosen.epochs * step + passes * forward
     return BenchResult(
         ms_per_step=step,

@@ -108,7 +108,7 @@ static oq_code normalize(oq_context *context, const oq_block_run *run, const oq_
                           s->h_ranges[which], T, H);
 }
 
-/* A text's own tokens [at, at + length) of the window, and the ones of another it begins with, [root, root + shared). */
+/* A text: its own tokens [at, at + length) of the window, and those it begins with, [root, root + shared). */
 typedef struct {
     int64_t root, shared, at, length;
 } text;

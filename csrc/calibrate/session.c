@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/pages.h"
+#include "base/size.h"
 #include "calibrate/sinks.h"
 #include "math/vector.h"
 
@@ -182,10 +183,13 @@ oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, do
     return OQ_OK;
 }
 
-void oq_session_judge_few(oq_session *s)
+int64_t oq_judges(int64_t samples, int64_t tokens)
 {
-    if (s->judges > OQ_JUDGES) s->judges = OQ_JUDGES;
+    const int64_t enough = (8192 + tokens - 1) / tokens;
+    return oq_least(samples, enough < 8 ? 8 : oq_least(enough, 32));
 }
+
+void oq_session_judge_few(oq_session *s) { s->judges = oq_judges(s->data->samples, s->data->tokens); }
 
 static int64_t judge(const oq_session *s, int64_t i) { return i * s->data->samples / s->judges; }
 

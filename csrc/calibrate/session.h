@@ -35,9 +35,10 @@ oq_code oq_session_window(oq_context *context, oq_session *session, int64_t wind
 void oq_session_want(const oq_session *session, int64_t window);
 /* The window is not needed for a while. */
 void oq_session_drop(const oq_session *session, int64_t window);
-/* Let as many windows as choose between iterates tell the loss: sixteen thousand tokens tell one from another, and
- * more would take longer than a short training itself. */
-enum { OQ_JUDGES = 32 };
+/* How many of the windows tell one iterate from another: as many as make 8,192 tokens, at least 8 and at most 32.
+ * More would take as long as a short training itself. */
+int64_t oq_judges(int64_t samples, int64_t tokens);
+/* Let so many windows tell the loss. */
 void oq_session_judge_few(oq_session *session);
 /* Mean loss over the windows that tell it, under the transformed weights as they are. */
 oq_code oq_session_loss(oq_context *context, oq_session *session, double *loss);

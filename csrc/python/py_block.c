@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "calibrate/error_feedback.h"
+#include "calibrate/session.h"
 #include "python/block_args.h"
 #include "python/topics.h"
 #include "python/training.h"
@@ -292,9 +293,18 @@ static PyObject *tape(PyObject *module, PyObject *args)
 }
 #endif
 
+static PyObject *judges(PyObject *module, PyObject *args)
+{
+    (void)module;
+    long long samples, tokens;
+    if (!PyArg_ParseTuple(args, "LL:judges", &samples, &tokens)) return NULL;
+    return PyLong_FromLongLong(oq_judges(samples, tokens < 1 ? 1 : tokens));
+}
+
 PyMethodDef oq_block_methods[] = {
     OQ_METHOD(block_forward, "One transformer block."),
     OQ_METHOD(calibrate_block, "Train, check and fold one block."),
+    {"judges", judges, METH_VARARGS, "How many windows tell the loss of a block."},
     OQ_METHOD(fold_block, "Fold given learnables into one block."),
     OQ_METHOD(block_loss, "The loss the training descends, and its gradient."),
 #ifdef OQ_DOUBLE

@@ -7,6 +7,7 @@
 #define AVX2 __attribute__((target("avx2,fma")))
 #define INLINE AVX2 static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define REPEAT4 _Pragma("GCC unroll 4") /* a loop's body, four times between two looks at its end */
 /* What follows is read through `pointer` only once both sums are there. Left to itself gcc 12 begins a loop's body with
  * all of its loads and products and has no registers left for the sums. */
 #define IN_TURN(pointer, sum, other) __asm__ volatile("" : "+r"(pointer), "+x"(sum), "+x"(other))

@@ -19,10 +19,7 @@ oq_code oq_gemm_serial(const oq_gemm_args *args)
 {
     if (args->m <= 0 || args->n <= 0) return OQ_OK;
     if (args->in_parts && oq_sgemm_amx_can(args)) return oq_sgemm_amx(args);
-    if (oq_sgemm_avx2_pays(args)) {
-        oq_sgemm_avx2(args);
-        return OQ_OK;
-    }
+    if (oq_sgemm_avx2_pays(args)) return oq_sgemm_avx2(args);
     if (!use_onednn(args)) {
         oq_gemm_reference(args);
         return OQ_OK;
@@ -59,6 +56,7 @@ oq_code oq_gemm(oq_context *context, const oq_gemm_args *args)
 {
     if (context->in_parts && oq_sgemm_amx_can(args))
         return oq_over_threads(context, args->m, args->n, args->k, run_panel_in_parts, args);
+    if (oq_sgemm_avx2_pays(args)) return oq_over_threads(context, args->m, args->n, args->k, run_panel, args);
     return oq_over_panels(context, args->m, args->n, args->k, run_panel, args);
 }
 

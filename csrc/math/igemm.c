@@ -15,6 +15,5 @@ oq_code oq_igemm_serial(const oq_igemm_args *g)
     if (oq_igemm_amx_runs()) return oq_igemm_amx(g);
     if (oq_onednn_has_igemm())
         return oq_onednn_igemm(false, g->m, g->n, g->k, g->a, g->lda, g->b, g->ldb, g->c, g->ldc);
-    oq_igemm_avx2(g);
-    return OQ_OK;
+    return oq_igemm_avx2(g);
 }

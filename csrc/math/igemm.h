@@ -25,6 +25,6 @@ oq_code oq_igemm_serial(const oq_igemm_args *args);
 
 /* Ours, where the CPU has AVX2: for the table above, and for tests elsewhere. */
 bool oq_igemm_avx2_runs(void);
-void oq_igemm_avx2(const oq_igemm_args *args);
+oq_code oq_igemm_avx2(const oq_igemm_args *args);
 
 #endif

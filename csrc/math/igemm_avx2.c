@@ -1,4 +1,4 @@
-/* Products of bytes on AVX2, without VNNI. The loops are those of sgemm_avx2.c, over words of 32 bits:
+/* Products of bytes on AVX2, without VNNI, over words of 32 bits:
  *
  *   narrow   4 bytes of k a word. vpmaddubsw multiplies them and adds pairs into 16 bits, where as many words are added
  *            as surely fit: for 4 bits by 4 bits 72, for 8 by 4 bits 4. 32 products an instruction, floats have 8.
@@ -8,10 +8,12 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "base/scratch.h"
 #include "base/size.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(_WIN32)
 
+#include "math/blocks.h"
 #include "math/transpose_avx2.h"
 
 enum {
@@ -19,6 +21,7 @@ enum {
     LANES = 16, /* columns of C in registers */
     DEEP = 256, /* words of k at a time */
     TALL = 192, /* rows of A at a time */
+    WIDE = 512, /* columns of B at a time */
     SLACK = 2,  /* what the last store of a transposed block writes too much */
     FEWEST = 2  /* words added in 16 bits between two that are widened; of fewer, wide is the faster one */
 };
@@ -27,18 +30,31 @@ typedef enum { BYTES, UNSIGNED_PAIRS, SIGNED_PAIRS } word;
 
 typedef struct {
     int32_t a[TALL * DEEP + SLACK]; /* [slivers][words][ROWS] */
-    int32_t b[DEEP * LANES];        /* [words][LANES] */
+    int32_t b[WIDE * DEEP];         /* [slivers][words][LANES] */
 } packed;
+
+typedef struct {
+    const oq_igemm_args *product;
+    packed *packed;
+    int steps; /* words added in 16 bits; 0: wide */
+} job;
 
 /* One stretch of k. */
 typedef struct {
-    int64_t first, length, words;
-    int steps; /* words added in 16 bits; 0: wide */
+    int64_t length, words;
+    int steps;
 } stretch;
 
 /* ---- packing ---------------------------------------------------------------- */
 
 static int in_word(word kind) { return kind == BYTES ? 4 : 2; }
+
+static word kind_of(int steps) { return steps ? BYTES : SIGNED_PAIRS; }
+
+static stretch stretch_of(const job *j, const oq_block_place *at)
+{
+    return (stretch){at->depth, oq_pieces(at->depth, in_word(kind_of(j->steps))), j->steps};
+}
 
 INLINE __m256i eight_words(const uint8_t *x, const word kind)
 {
@@ -96,17 +112,25 @@ PACK(pack_rows_of_pairs, ROWS, UNSIGNED_PAIRS)
 PACK(pack_lanes_of_bytes, LANES, BYTES)
 PACK(pack_lanes_of_pairs, LANES, SIGNED_PAIRS)
 
-static void pack_a(packed *to, const oq_igemm_args *g, int64_t row, int64_t rows, const stretch *k)
+static void pack_a(void *user, const oq_block_place *at)
 {
-    for (int64_t i = 0; i < rows; i += ROWS)
-        (k->steps ? pack_rows_of_bytes : pack_rows_of_pairs)(to->a + i * k->words, rows - i,
-                                                             g->a + (row + i) * g->lda + k->first, g->lda, k);
+    const job *j = user;
+    const oq_igemm_args *g = j->product;
+    const stretch k = stretch_of(j, at);
+    for (int64_t i = 0; i < at->rows; i += ROWS)
+        (k.steps ? pack_rows_of_bytes : pack_rows_of_pairs)(
+            j->packed->a + i * k.words, at->rows - i, g->a + (at->row + i) * g->lda + at->k0, g->lda, &k);
 }
 
-static void pack_b(packed *to, const oq_igemm_args *g, int64_t column, const stretch *k)
+static void pack_b(void *user, const oq_block_place *at)
 {
-    (k->steps ? pack_lanes_of_bytes : pack_lanes_of_pairs)(
-        to->b, g->n - column, (const uint8_t *)g->b + column * g->ldb + k->first, g->ldb, k);
+    const job *j = user;
+    const oq_igemm_args *g = j->product;
+    const stretch k = stretch_of(j, at);
+    for (int64_t i = 0; i < at->columns; i += LANES)
+        (k.steps ? pack_lanes_of_bytes : pack_lanes_of_pairs)(
+            j->packed->b + i * k.words, at->columns - i,
+            (const uint8_t *)g->b + (at->column + i) * g->ldb + at->k0, g->ldb, &k);
 }
 
 /* ---- the tile ---------------------------------------------------------------- */
@@ -173,35 +197,41 @@ static void add_edge(const stretch *k, const int32_t *a, const int32_t *b, int32
         for (int64_t j = 0; j < columns; j++) c[i * ldc + j] += tile[i * LANES + j];
 }
 
-/* Rows of C by all columns. */
-static void add_block(packed *p, const oq_igemm_args *g, int64_t row, int64_t rows, const stretch *k)
+static void run_tile(void *user, const oq_block_place *at, int64_t i, int64_t j)
 {
-    pack_a(p, g, row, rows, k);
-    for (int64_t column = 0; column < g->n; column += LANES) {
-        const int64_t columns = oq_least(LANES, g->n - column);
-        pack_b(p, g, column, k);
-        for (int64_t i = 0; i < rows; i += ROWS) {
-            int32_t *c = g->c + (row + i) * g->ldc + column;
-            if (columns == LANES && rows - i >= ROWS)
-                add_tile(k, p->a + i * k->words, p->b, c, g->ldc);
-            else
-                add_edge(k, p->a + i * k->words, p->b, c, g->ldc, oq_least(ROWS, rows - i), columns);
-        }
-    }
+    const job *own = user;
+    const oq_igemm_args *g = own->product;
+    const stretch k = stretch_of(own, at);
+    const int64_t rows = oq_least(ROWS, at->rows - i), columns = oq_least(LANES, at->columns - j);
+    const int32_t *a = own->packed->a + i * k.words, *b = own->packed->b + j * k.words;
+    int32_t *c = g->c + (at->row + i) * g->ldc + at->column + j;
+    if (rows == ROWS && columns == LANES)
+        add_tile(&k, a, b, c, g->ldc);
+    else
+        add_edge(&k, a, b, c, g->ldc, rows, columns);
 }
 
-void oq_igemm_avx2(const oq_igemm_args *g)
+oq_code oq_igemm_avx2(const oq_igemm_args *g)
 {
-    packed blocks;
     const int fit = INT16_MAX / (2 * g->a_most * g->b_most); /* of 16 bits: sums of pairs of products */
-    stretch k = {.steps = fit >= FEWEST ? fit : 0};
-    const int each = in_word(k.steps ? BYTES : SIGNED_PAIRS);
+    job j = {g, oq_scratch(sizeof(packed)), fit >= FEWEST ? fit : 0};
+    const int each = in_word(kind_of(j.steps));
+    const oq_blocks blocks = {.m = g->m,
+                              .n = g->n,
+                              .k = g->k,
+                              .tall = TALL,
+                              .wide = WIDE,
+                              .deep = DEEP * each,
+                              .unit = 8 * each,
+                              .high = ROWS,
+                              .lanes = LANES,
+                              .pack_a = pack_a,
+                              .pack_b = pack_b,
+                              .tile = run_tile};
+    if (!j.packed) return OQ_OUT_OF_MEMORY;
     for (int64_t i = 0; i < g->m; i++) memset(g->c + i * g->ldc, 0, (size_t)g->n * sizeof *g->c);
-    for (; k.first < g->k; k.first += k.length) {
-        k.length = oq_least(DEEP * each, g->k - k.first);
-        k.words = (k.length + each - 1) / each;
-        for (int64_t row = 0; row < g->m; row += TALL) add_block(&blocks, g, row, oq_least(TALL, g->m - row), &k);
-    }
+    oq_in_blocks(&blocks, &j);
+    return OQ_OK;
 }
 
 bool oq_igemm_avx2_runs(void) { return oq_cpu_features()->avx2; }
@@ -210,6 +240,10 @@ bool oq_igemm_avx2_runs(void) { return oq_cpu_features()->avx2; }
 
 bool oq_igemm_avx2_runs(void) { return false; }
 
-void oq_igemm_avx2(const oq_igemm_args *args) { (void)args; }
+oq_code oq_igemm_avx2(const oq_igemm_args *args)
+{
+    (void)args;
+    return OQ_UNSUPPORTED;
+}
 
 #endif

@@ -1,7 +1,4 @@
-/* The loops are those of Goto and van de Geijn ("Anatomy of high-performance matrix multiplication", 2008): a block of
- * op(A) copied once lies in the second-level cache, a sliver of op(B) in the first, and a tile of C in registers.
- *
- * Measured on one Zen 3 core, GFLOP/s of oneDNN's dnnl_sgemm / of this, m = 512, as linears multiply:
+/* Measured on one Zen 3 core, GFLOP/s of oneDNN's dnnl_sgemm / of this, m = 512, as linears multiply:
  *
  *      (k, n)        forward N T   backward N N   backward T N
  *      576, 1536        67 / 85       72 / 87        51 / 84
@@ -9,24 +6,32 @@
 #include "math/sgemm_avx2.h"
 
 #include "base/cpu.h"
+#include "base/scratch.h"
 #include "base/size.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(OQ_DOUBLE)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(_WIN32) && !defined(OQ_DOUBLE)
 
+#include "math/blocks.h"
 #include "math/transpose_avx2.h"
 
 enum {
     ROWS = 6,   /* of C in registers: 12 accumulators, two vectors of B and one of A fill the 16 there are */
     LANES = 16, /* columns of C in registers */
-    DEEP = 256, /* of k at a time: a sliver of B takes 16 KiB */
-    TALL = 264, /* rows of A at a time: 264 KiB */
-    SLACK = 2   /* what the last store of a transposed block writes too much */
+    DEEP = 320,  /* of k at a time: a sliver of B takes 20 KiB */
+    TALL = 240,  /* rows of A at a time: 300 KiB */
+    WIDE = 1024, /* columns of B at a time */
+    SLACK = 2    /* what the last store of a transposed block writes too much */
 };
 
 typedef struct {
     float a[TALL * DEEP + SLACK]; /* [slivers][depth][ROWS] */
-    float b[DEEP * LANES];        /* [depth][LANES] */
+    float b[WIDE * DEEP];         /* [slivers][depth][LANES] */
 } packed;
+
+typedef struct {
+    const oq_gemm_args *product;
+    packed *packed;
+} job;
 
 /* ---- packing ---------------------------------------------------------------- */
 
@@ -75,24 +80,34 @@ AVX2 static void pack_lanes(float *to, const float *x, int64_t ld, bool across, 
     pack_ragged(to, LANES, LANES, x, ld, across, p, depth);
 }
 
-static void pack_a(packed *to, const oq_gemm_args *g, int64_t row, int64_t rows, int64_t k0, int64_t depth)
+static void pack_a(void *user, const oq_block_place *at)
 {
-    for (int64_t i = 0; i < rows; i += ROWS) {
-        const float *x = g->transpose_a ? g->a + k0 * g->lda + row + i : g->a + (row + i) * g->lda + k0;
-        if (rows - i >= ROWS)
-            pack_rows(to->a + i * depth, x, g->lda, g->transpose_a, rows - i, depth);
+    const job *j = user;
+    const oq_gemm_args *g = j->product;
+    for (int64_t i = 0; i < at->rows; i += ROWS) {
+        const int64_t row = at->row + i, left = at->rows - i;
+        const float *x = g->transpose_a ? g->a + at->k0 * g->lda + row : g->a + row * g->lda + at->k0;
+        float *to = j->packed->a + i * at->depth;
+        if (left >= ROWS)
+            pack_rows(to, x, g->lda, g->transpose_a, left, at->depth);
         else
-            pack_ragged(to->a + i * depth, ROWS, rows - i, x, g->lda, g->transpose_a, 0, depth);
+            pack_ragged(to, ROWS, left, x, g->lda, g->transpose_a, 0, at->depth);
     }
 }
 
-static void pack_b(packed *to, const oq_gemm_args *g, int64_t column, int64_t k0, int64_t depth)
+static void pack_b(void *user, const oq_block_place *at)
 {
-    const float *x = g->transpose_b ? g->b + column * g->ldb + k0 : g->b + k0 * g->ldb + column;
-    if (g->n - column >= LANES)
-        pack_lanes(to->b, x, g->ldb, !g->transpose_b, depth);
-    else
-        pack_ragged(to->b, LANES, g->n - column, x, g->ldb, !g->transpose_b, 0, depth);
+    const job *j = user;
+    const oq_gemm_args *g = j->product;
+    for (int64_t i = 0; i < at->columns; i += LANES) {
+        const int64_t column = at->column + i, left = at->columns - i;
+        const float *x = g->transpose_b ? g->b + column * g->ldb + at->k0 : g->b + at->k0 * g->ldb + column;
+        float *to = j->packed->b + i * at->depth;
+        if (left >= LANES)
+            pack_lanes(to, x, g->ldb, !g->transpose_b, at->depth);
+        else
+            pack_ragged(to, LANES, left, x, g->ldb, !g->transpose_b, 0, at->depth);
+    }
 }
 
 /* ---- the tile ---------------------------------------------------------------- */
@@ -100,7 +115,8 @@ static void pack_b(packed *to, const oq_gemm_args *g, int64_t column, int64_t k0
 INLINE void multiply(int64_t depth, const float *a, const float *b, __m256 sum[ROWS][2])
 {
     UNROLL for (int i = 0; i < ROWS; i++) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
-    for (int64_t p = 0; p < depth; p++, a += ROWS, b += LANES) {
+    REPEAT4 for (int64_t p = 0; p < depth; p++, a += ROWS, b += LANES)
+    {
         const __m256 low = _mm256_loadu_ps(b), high = _mm256_loadu_ps(b + 8);
         UNROLL for (int i = 0; i < ROWS; i++)
         {
@@ -141,31 +157,39 @@ static void add_edge(int64_t depth, const float *a, const float *b, float alpha,
             c[i * ldc + j] = (keep != 0 ? keep * c[i * ldc + j] : 0) + tile[i * LANES + j];
 }
 
-/* Rows of C by all columns, over one stretch of k. */
-static void add_block(packed *p, const oq_gemm_args *g, int64_t row, int64_t rows, int64_t k0, int64_t depth)
+static void run_tile(void *user, const oq_block_place *at, int64_t i, int64_t j)
 {
-    const float keep = k0 == 0 ? g->beta : 1;
-    pack_a(p, g, row, rows, k0, depth);
-    for (int64_t column = 0; column < g->n; column += LANES) {
-        const int64_t columns = oq_least(LANES, g->n - column);
-        pack_b(p, g, column, k0, depth);
-        for (int64_t i = 0; i < rows; i += ROWS) {
-            float *c = g->c + (row + i) * g->ldc + column;
-            if (columns == LANES && rows - i >= ROWS)
-                add_tile(depth, p->a + i * depth, p->b, g->alpha, keep, c, g->ldc);
-            else
-                add_edge(depth, p->a + i * depth, p->b, g->alpha, keep, c, g->ldc, oq_least(ROWS, rows - i), columns);
-        }
-    }
+    const job *own = user;
+    const oq_gemm_args *g = own->product;
+    const int64_t rows = oq_least(ROWS, at->rows - i), columns = oq_least(LANES, at->columns - j);
+    const float *a = own->packed->a + i * at->depth, *b = own->packed->b + j * at->depth;
+    const float keep = at->k0 == 0 ? g->beta : 1;
+    float *c = g->c + (at->row + i) * g->ldc + at->column + j;
+    if (rows == ROWS && columns == LANES)
+        add_tile(at->depth, a, b, g->alpha, keep, c, g->ldc);
+    else
+        add_edge(at->depth, a, b, g->alpha, keep, c, g->ldc, rows, columns);
 }
 
-void oq_sgemm_avx2(const oq_gemm_args *g)
+oq_code oq_sgemm_avx2(const oq_gemm_args *g)
 {
-    packed blocks;
+    const oq_blocks blocks = {.m = g->m,
+                              .n = g->n,
+                              .k = g->k,
+                              .tall = TALL,
+                              .wide = WIDE,
+                              .deep = DEEP,
+                              .unit = 8,
+                              .high = ROWS,
+                              .lanes = LANES,
+                              .pack_a = pack_a,
+                              .pack_b = pack_b,
+                              .tile = run_tile};
+    job j = {g, oq_scratch(sizeof(packed))};
+    if (!j.packed) return OQ_OUT_OF_MEMORY;
     if (g->k == 0) oq_gemm_reference(g);
-    for (int64_t k0 = 0; k0 < g->k; k0 += DEEP)
-        for (int64_t row = 0; row < g->m; row += TALL)
-            add_block(&blocks, g, row, oq_least(TALL, g->m - row), k0, oq_least(DEEP, g->k - k0));
+    oq_in_blocks(&blocks, &j);
+    return OQ_OK;
 }
 
 bool oq_sgemm_avx2_runs(void) { return oq_cpu_features()->avx2; }
@@ -188,6 +212,10 @@ bool oq_sgemm_avx2_pays(const oq_gemm_args *args)
     return false;
 }
 
-void oq_sgemm_avx2(const oq_gemm_args *args) { oq_gemm_reference(args); }
+oq_code oq_sgemm_avx2(const oq_gemm_args *args)
+{
+    oq_gemm_reference(args);
+    return OQ_OK;
+}
 
 #endif

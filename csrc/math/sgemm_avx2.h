@@ -9,6 +9,6 @@ bool oq_sgemm_avx2_runs(void);
 /* Whether it is the faster one for such a product: without AVX-512, and where C is more than a few rows. */
 bool oq_sgemm_avx2_pays(const oq_gemm_args *args);
 /* On the calling thread alone. The sum of an element of C depends on k alone, not on where C was cut. */
-void oq_sgemm_avx2(const oq_gemm_args *args);
+oq_code oq_sgemm_avx2(const oq_gemm_args *args);
 
 #endif

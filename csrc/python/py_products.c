@@ -63,10 +63,8 @@ static oq_code matmul_run(oq_call *call, values *v)
     if (v->by == BEST) return oq_gemm(&call->context, &g);
     if (v->by == AVX2 && !oq_sgemm_avx2_runs())
         return oq_fail(&call->context, OQ_UNSUPPORTED, "by: this processor has no avx2");
-    if (v->by == AVX2)
-        oq_sgemm_avx2(&g);
-    else
-        oq_gemm_reference(&g);
+    if (v->by == AVX2) return oq_sgemm_avx2(&g);
+    oq_gemm_reference(&g);
     return OQ_OK;
 }
 

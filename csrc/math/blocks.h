@@ -13,12 +13,12 @@ typedef struct {
 
 typedef struct {
     int64_t m, n, k;
-    int64_t tall, wide, deep;  /* the most rows, columns and k at a time */
-    int64_t unit;              /* a stretch of k is a multiple of this, the last excepted */
-    int64_t high, lanes;       /* of a tile; tall and wide are multiples */
+    int64_t tall, wide, deep; /* the most rows, columns and k at a time */
+    int64_t unit;             /* of k: stretches are multiples of it, the last excepted */
+    int64_t high, lanes;      /* rows and columns of a tile, of which tall and wide are multiples */
     void (*pack_a)(void *user, const oq_block_place *at); /* at->rows, at->depth */
     void (*pack_b)(void *user, const oq_block_place *at); /* at->columns, at->depth */
-    /* The tile at row i and column j of the block; of C's end it may hold less than a tile. */
+    /* The tile at row i and column j of the block; C may end within it. */
     void (*tile)(void *user, const oq_block_place *at, int64_t i, int64_t j);
 } oq_blocks;
 

@@ -15,8 +15,8 @@
 #include "math/transpose_avx2.h"
 
 enum {
-    ROWS = 6,   /* of C in registers: 12 accumulators, two vectors of B and one of A fill the 16 there are */
-    LANES = 16, /* columns of C in registers */
+    ROWS = 6,    /* of C in registers: 12 accumulators, two vectors of B and one of A fill the 16 there are */
+    LANES = 16,  /* columns of C in registers */
     DEEP = 320,  /* of k at a time: a sliver of B takes 20 KiB */
     TALL = 240,  /* rows of A at a time: 300 KiB */
     WIDE = 1024, /* columns of B at a time */

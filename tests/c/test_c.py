@@ -10,7 +10,16 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 MATH = ("gemm.c", "gemm_panels.c", "gemm_reference.c", "inverse.c", "onednn.c", "onednn_bf16.c")
-MATH += ("amx_pack.c", "bf16.c", "blocks.c", "gemm_amx.c", "igemm.c", "igemm_avx2.c", "sgemm_avx2.c", "vector.c")
+MATH += (
+    "amx_pack.c",
+    "bf16.c",
+    "blocks.c",
+    "gemm_amx.c",
+    "igemm.c",
+    "igemm_avx2.c",
+    "sgemm_avx2.c",
+    "vector.c",
+)
 QUANT = ("fake_quantize.c", "lwc.c", "pack.c", "quantizer.c", "ste_tape.c")
 CORE = [path for level in ("base", "kernels") for path in sorted((CSRC / level).glob("*.c"))]
 CORE += [CSRC / "math" / name for name in MATH]

@@ -57,6 +57,23 @@ def test_every_method_runs_and_ends_no_worse_than_it_started(model, method, sche
     assert result.fold().scheme == QuantConfig.parse(scheme)
 
 
+@pytest.mark.parametrize(("method", "read"), [("rtn", 32), ("gptq", 40)])
+def test_plain_rounding_reads_only_the_windows_that_tell_its_loss(model, monkeypatch, method, read):
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (40, 8))
+    result = run(model, "W4A8", method, tokens)
+    assert result.header.calibration["samples"] == 40
+    judges = [i * 40 // 32 for i in range(32)]
+    embedded = []
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda part: embedded.append(len(part)) or embed(part))
+    again = run(model, "W4A8", method, tokens)
+    assert sum(embedded) == read
+    assert [report.loss_final for report in again.blocks] == [report.loss_final for report in result.blocks]
+    alone = run(model, "W4A8", method, tokens[judges])
+    same = [report.loss_final for report in alone.blocks] == [report.loss_final for report in result.blocks]
+    assert same == (method == "rtn")
+
+
 def test_streams_are_those_of_the_papers(model, monkeypatch):
     seen = []
     real = _core.calibrate_block

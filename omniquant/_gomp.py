@@ -15,6 +15,12 @@ if _UNSET:
     os.environ[_VARIABLE] = "0"
 try:
     from omniquant import _core as _core
+except ImportError as error:
+    if "cannot import name '_core'" not in str(error):
+        raise
+    raise ImportError(
+        "omniquant's C core is not built in this folder: run Python elsewhere, or pip install --editable ."
+    ) from None
 finally:
     if _UNSET:
         del os.environ[_VARIABLE]

@@ -58,7 +58,10 @@ class BenchResult:
         The kind of products: float32, integer or bfloat16 (see CalibrationOptions.products).
     projected_seconds : float
         The whole model: layers x (samples x epochs steps and the passes around them).
-    layers, threads : int
+    scheme, method : str
+    layers, samples, seqlen, epochs : int
+        Of the calibration that is projected.
+    threads : int
     peak_rss_mib : float
     """
 
@@ -67,7 +70,12 @@ class BenchResult:
     ms_per_forward: float
     precision: str
     projected_seconds: float
+    scheme: str
+    method: str
     layers: int
+    samples: int
+    seqlen: int
+    epochs: int
     threads: int
     peak_rss_mib: float
 
@@ -133,7 +141,12 @@ def bench(
         ms_per_forward=forward,
         precision=chosen.products,
         projected_seconds=layers * a_block / 1e3,
+        scheme=str(config),
+        method=method,
         layers=layers,
+        samples=samples,
+        seqlen=seqlen,
+        epochs=chosen.epochs,
         threads=workers,
         peak_rss_mib=peak_rss_mib(),
     )

@@ -77,8 +77,8 @@ def calibrate(
     config : QuantConfig or str
         The scheme, such as "W4A4" or "W2A16g64".
     method : str or CalibrationOptions
-        "rtn", "smoothquant", "gptq", "awq", "omniquant" or "affinequant", with the papers' defaults; or every
-        option made.
+        "rtn", "smoothquant", "gptq", "awq", "omniquant" or "affinequant", with the papers' defaults; "auto",
+        what measured best for the scheme; or every option made.
     overrides : mapping of str to scheme, or iterable of "PATTERN=SCHEME"
         Other schemes for linears, by patterns of their names ("layers.0.*", "model.layers.*.mlp.down_proj");
         the last match counts. "float" skips them. Q, K and V are always `config`'s.
@@ -143,7 +143,7 @@ def calibrate(
             wishes,
             known=_measured(Path(output)) if resume and output is not None else None,
             threads=workers,
-            check=partial(_check_target, chosen, model),
+            check=partial(_check_target, chosen, model, partial(_tell, listeners)),
             say=partial(_tell, listeners),
         )
         chosen = chosen.with_products(scheme, _core.runtime_info()["products"])
@@ -164,12 +164,17 @@ def _in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions
     return model
 
 
-def _check_target(options: CalibrationOptions, model: Model, scheme: QuantConfig) -> None:
-    """Refuse a scheme that the options' target cannot hold."""
+def _check_target(
+    options: CalibrationOptions, model: Model, say: Callable[[str], None], scheme: QuantConfig
+) -> None:
+    """Refuse a scheme that the options' target cannot hold, and say so where it holds its weights alone."""
     if options.target != "any":
-        from omniquant.export.table import refuse_target  # late: only who names a format needs their table
+        # Imported late: only who names a format needs their table.
+        from omniquant.export.table import refuse_target, weights_alone
 
         refuse_target(scheme, options, model)
+        if weights_alone(scheme, options, model):
+            say(f"{options.target} has no place for all of {scheme}: exporting will need --weights-only")
 
 
 def _measured(folder: Path) -> Allocation | None:

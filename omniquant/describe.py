@@ -20,6 +20,21 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+# What a line about a method tells where it is not the method's default, which no scheme changes.
+_NOTED = (
+    "rounding", "start", "rotation", "input_map", "lac", "loss", "sinks", "look_ahead",
+    "embedding_bits", "head_bits", "target",
+)  # fmt: skip
+
+
+def described_choices(options: CalibrationOptions) -> str:
+    """Return what a method does beyond its defaults, as " (rounding learned, start search)"."""
+    usual = CalibrationOptions.for_method(options.method, QuantConfig.parse("W4A16"))
+    have = ((name, getattr(options, name)) for name in _NOTED)
+    text = ", ".join(f"{name} {value}" for name, value in have if value != getattr(usual, name))
+    return f" ({text})" if text else ""
+
+
 @dataclass(frozen=True)
 class MapDescription:
     """One kind of rotation or learned map.
@@ -92,8 +107,10 @@ def describe_maps(options: CalibrationOptions, spec: BlockSpec) -> list[MapDescr
         cost = sum(a * b * (a + b) for a, b in spec.input_factors().values())
         maps.append(MapDescription("inputs of linears", "a Kronecker product of two matrices", True, cost))
     if options.vo_map != "none":
-        what = "one scale a channel" if options.vo_map == "diagonal" else "a full matrix"
-        maps.append(MapDescription("v -> o", f"{what} and key/value head", True))
+        what, each = (
+            ("one scale a channel", " and") if options.vo_map == "diagonal" else ("a full matrix", " a")
+        )
+        maps.append(MapDescription("v -> o", f"{what}{each} key/value head", True))
     qk = core_qk_map(options, spec.rope, spec.head_norms)
     if qk != "none":
         exact = not spec.rope or qk in ("tied", "rotation")

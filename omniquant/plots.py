@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from omniquant import _core
 from omniquant.checkpoint.text import one_line
+from omniquant.config.method import METHODS
 from omniquant.errors import DataError, UnsupportedError
 from omniquant.models.spec import quantized_shapes
 from omniquant.progress import MapSnapshots
@@ -65,7 +66,9 @@ def _draw_blocks(axis: Any, scheme: str, results: Sequence[CalibrationResult]) -
     for result in results:
         reports = result.blocks
         relative = [r.loss_final / r.loss_rtn if r.loss_rtn else 1.0 for r in reports]
-        axis.plot([r.index for r in reports], relative, "o-", label=result.method)
+        number = METHODS.index(result.method)  # a method looks the same in every panel
+        style = {"color": f"C{number}", "marker": "osD^vP"[number], "linestyle": ("-", "--", ":")[number % 3]}
+        axis.plot([r.index for r in reports], relative, label=result.method, **style)
     axis.set(title=scheme, xlabel="block", ylabel="loss relative to plain rounding")
     axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the legend above the lines
     axis.legend(loc="upper left", ncols=2)
@@ -79,7 +82,8 @@ def _draw_epochs(axis: Any, result: CalibrationResult) -> None:
                 np.divide(report.trace, report.trace[0]),
                 label=f"{report.index}",
             )
-    axis.set(title=f"{result.method}, training", xlabel="epoch", ylabel="loss relative to the first epoch")
+    title = f"{result.scheme} {result.method}, training"
+    axis.set(title=title, xlabel="epoch", ylabel="loss relative to the first epoch")
     if axis.lines:
         axis.legend(title="block", fontsize="small")
 
@@ -115,12 +119,16 @@ def plot_opening(result: CalibrationResult, snapshots: MapSnapshots, head: int =
     limit = max(float(np.abs(matrix - np.diag(np.diag(matrix))).max()) for matrix in matrices.values()) or 1.0
     for column, epoch in enumerate(chosen):
         mask = _core.gradual_mask(maps[0].shape[1], epoch, epochs, result.options.stability)
-        _draw_matrix(
-            axes[0, column], mask, f"mask, epoch {epoch + 1}", {"vmin": 0, "vmax": 1, "cmap": "Greys"}
-        )
+        greys = {"vmin": 0, "vmax": 1, "cmap": "Greys"}
+        masks = _draw_matrix(axes[0, column], mask, f"mask, epoch {epoch + 1}", greys)
         colours = {"vmin": -limit, "vmax": limit, "cmap": "RdBu"}
-        _draw_matrix(axes[1, column], matrices[epoch], f"map after epoch {epoch + 1}", colours)
-    figure.suptitle(f"{where}, head {head} (colours: off-diagonals up to {limit:.2g})")
+        maps_drawn = _draw_matrix(axes[1, column], matrices[epoch], f"map after epoch {epoch + 1}", colours)
+    figure.colorbar(masks, ax=axes[0, -1], label="factor of an entry")
+    figure.colorbar(maps_drawn, ax=axes[1, -1], label="entry; the diagonal, near 1, is beyond")
+    axes[0, 0].set_ylabel("row")
+    axes[1, 0].set_ylabel("row")
+    axes[1, 0].set_xlabel("column")
+    figure.suptitle(f"{result.scheme} {result.method}: {where}, head {head}")
     return figure
 
 
@@ -136,11 +144,12 @@ def _matrix_after(
     return np.asarray(matrix[0], np.float64)
 
 
-def _draw_matrix(axis: Any, values: npt.NDArray[Any], title: str, colours: Mapping[str, Any]) -> None:
-    axis.imshow(values, interpolation="nearest", **colours)
+def _draw_matrix(axis: Any, values: npt.NDArray[Any], title: str, colours: Mapping[str, Any]) -> Any:
+    image = axis.imshow(values, interpolation="nearest", **colours)
     axis.set_title(title, fontsize="small")
     axis.set_xticks([])
     axis.set_yticks([])
+    return image
 
 
 def plot_allocation(result: CalibrationResult) -> Figure:
@@ -171,9 +180,10 @@ def plot_allocation(result: CalibrationResult) -> Figure:
     bits = np.array([[scheme.block(layer)[name].bits for layer in layers] for name in names])
     figure, axes = _new_figure(2, 1, max(_NARROWEST, 2.6 + 0.36 * len(layers)), 5.6)
     logarithms = np.ma.log10(np.ma.masked_less_equal(costs, 0))
-    fewest = f"divergence at {allocation.bits[0]} bits, nats (powers of ten)"
+    fewest = f"divergence at {allocation.bits[0]} bits, log10 of nats"
     image = _draw_linears(axes[0, 0], logarithms, names, "viridis", fewest)
     figure.colorbar(image, ax=axes[0, 0])
+    axes[0, 0].set_xlabel("block")
     title = f"bits chosen, {allocation.average_bits:g} on average"
     image = _draw_linears(axes[1, 0], bits, names, "YlGnBu", title)
     figure.colorbar(image, ax=axes[1, 0], ticks=np.unique(bits))

@@ -1,7 +1,7 @@
 """The command line: ``omniquant quantize | export | evaluate | generate | info | bench | demo``.
 
-Exit status: 0 done, 2 bad input (one line on standard error says what and where), 130 interrupted (finished
-blocks are kept). With ``--json`` standard output carries one JSON object and nothing else.
+Exit status: 0 done, 2 bad input (one line on standard error says what and where), 130 interrupted (quantize
+keeps finished blocks). With ``--json`` standard output carries one JSON object and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DONE, BAD_INPUT, BROKEN_PIPE, INTERRUPTED = 0, 2, 141, 130
 
 _EPILOG = """\
 examples:
-  omniquant demo                                 quantize the model inside this package, every method
+  omniquant demo                                 quantize the model inside this package, four methods
   omniquant info MODEL                           what a model, a .gguf file or a result is made of
   omniquant quantize MODEL --scheme W4A4 --method affinequant --data TEXT --output DIR
   omniquant export DIR --format gguf --output PATH   a folder that another engine loads
@@ -59,13 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 done, 2 bad input, 130 interrupted.
     """
+    options = argparse.Namespace()
     try:
-        options = build_parser().parse_args(arguments)
+        build_parser().parse_args(arguments, options)
         options.run(options)
         sys.stdout.flush()
         return DONE
     except KeyboardInterrupt:
-        print("omniquant: interrupted; finished blocks are kept, go on with --resume", file=sys.stderr)
+        # Only quantize has an option --resume, and keeps anything.
+        kept = "; finished blocks are kept, go on with --resume" if hasattr(options, "resume") else ""
+        print(f"omniquant: interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; Python must not complain about it at exit either.

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from omniquant.bench import BenchResult, bench
 from omniquant.cli.common import Commands, add_run_options, command, emit
 from omniquant.config.method import CHOICES
+from omniquant.describe import counted
 from omniquant.errors import ConfigError
 from omniquant.models.load import load_model
 from omniquant.models.spec import BlockSpec
@@ -19,6 +20,7 @@ _EXAMPLES = """\
 A few steps of one block of random weights are timed, and its products by themselves; nothing is read but the
 model's shape, and nothing is written.
 """
+_SEQLEN = 512
 _SIZES = ("hidden", "ffn", "heads", "kv_heads")
 
 
@@ -40,7 +42,7 @@ def add_parser(commands: Commands) -> None:
     group = parser.add_argument_group("calibration")
     group.add_argument("--scheme", required=True)
     group.add_argument("--method", choices=("omniquant", "affinequant"), default="omniquant")
-    group.add_argument("--seqlen", type=int, default=512, help="tokens a window; default 512")
+    group.add_argument("--seqlen", type=int, help="tokens a window; default 512, or as many as MODEL takes")
     group.add_argument("--samples", type=int, default=128, help="windows; default 128")
     group.add_argument("--epochs", type=int, help="default: the method's")
     group.add_argument("--norm-map", choices=CHOICES["norm_map"])
@@ -52,12 +54,12 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and report."""
-    spec, layers = _shape(arguments)
+    spec, layers, seqlen = _shape(arguments)
     result = bench(
         spec,
         arguments.scheme,
         arguments.method,
-        seqlen=arguments.seqlen,
+        seqlen=seqlen,
         samples=arguments.samples,
         layers=layers,
         steps=arguments.steps,
@@ -70,14 +72,17 @@ def run(arguments: argparse.Namespace) -> None:
     emit(arguments, asdict(result), _text(result))
 
 
-def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int]:
+def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int]:
+    """Return a block's spec, the number of blocks and the tokens of a window."""
     sizes = {name: getattr(arguments, name) for name in _SIZES}
     given = [name for name, value in sizes.items() if value is not None]
     if arguments.model is not None:
         if given:
             raise ConfigError(f"--{given[0].replace('_', '-')} describes a shape, MODEL already has one")
         model = load_model(arguments.model)
-        return model.spec, arguments.layers or model.num_layers
+        seqlen = arguments.seqlen or min(_SEQLEN, model.max_positions)
+        model.check_seqlen(seqlen)
+        return model.spec, arguments.layers or model.num_layers, seqlen
     sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
     for name, value in sizes.items():
         if value is None or value < 1:
@@ -86,17 +91,20 @@ def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int]:
         raise ConfigError(f"--hidden {sizes['hidden']} is no multiple of --heads {sizes['heads']}")
     head_dim = sizes["hidden"] // sizes["heads"]
     spec = BlockSpec(sizes["hidden"], sizes["ffn"], sizes["heads"], sizes["kv_heads"], head_dim)
-    return spec, 32 if arguments.layers is None else arguments.layers
+    layers = 32 if arguments.layers is None else arguments.layers
+    return spec, layers, _SEQLEN if arguments.seqlen is None else arguments.seqlen
 
 
 def _text(result: BenchResult) -> str:
     share = result.gemm_ms_alone / result.ms_per_step
+    windows = f"{counted(result.samples, 'window')} of {result.seqlen} tokens"
     return "\n".join(
         (
             f"a step           {result.ms_per_step:.1f} ms ({result.precision}, {result.threads} threads)",
             f"products alone   {result.gemm_ms_alone:.1f} ms, {share:.0%} of a step",
             f"a forward pass   {result.ms_per_forward:.1f} ms (full precision)",
-            f"whole model      {_duration(result.projected_seconds)} for {result.layers} blocks",
+            f"whole model      {_duration(result.projected_seconds)} for {counted(result.layers, 'block')}: "
+            f"{result.scheme} {result.method}, {windows}, {counted(result.epochs, 'epoch')}",
             f"peak memory      {result.peak_rss_mib:.0f} MiB here",
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,6 @@ from omniquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from omniquant.models.adapter import Architecture
-
-# What a line about a method tells where it is not the method's default, which no scheme changes.
-_NOTED = (
-    "rounding", "start", "rotation", "input_map", "lac", "loss", "sinks", "look_ahead",
-    "embedding_bits", "head_bits",
-)  # fmt: skip
 
 _EXAMPLES = """\
   omniquant info MODEL          sizes, kinds and the maps its blocks permit
@@ -64,7 +59,7 @@ def _plot(model: str, path: Path) -> None:
 
     if not is_result(model):
         raise ConfigError(f"--plot: {model} is no result of omniquant quantize --average-bits")
-    save_figure(plot_allocation(CalibrationResult.load(model)), path)
+    print(f"wrote {save_figure(plot_allocation(CalibrationResult.load(model)), path)}", file=sys.stderr)
 
 
 def _families() -> list[dict[str, str]]:
@@ -113,7 +108,7 @@ def _model(path: str) -> dict[str, Any]:
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    from omniquant.describe import bits_per_weight, describe_linears, describe_maps
+    from omniquant.describe import bits_per_weight, describe_linears, describe_maps, described_choices
     from omniquant.quantized import CalibrationResult
 
     result = CalibrationResult.load(folder)
@@ -135,6 +130,7 @@ def _result(folder: Path) -> dict[str, Any]:
         **_architecture(outer),
         "calibration": result.header.calibration,
         "options": result.options.to_dict(),
+        "choices": described_choices(result.options),
         "files": [{"file": path.name, "bytes": path.stat().st_size} for path in sorted(folder.iterdir())],
     }
 
@@ -193,22 +189,12 @@ def _bits_lines(linears: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def _choices(options: dict[str, Any]) -> str:
-    """Return what a method was asked for beyond its name, as " (rounding learned, start search)"."""
-    from omniquant.config import CalibrationOptions, QuantConfig
-
-    usual = CalibrationOptions.for_method(options["method"], QuantConfig.parse("W4A16")).to_dict()
-    made = (f"{name} {options[name]}" for name in _NOTED if options[name] != usual[name])
-    text = ", ".join(made)
-    return f" ({text})" if text else ""
-
-
 def _result_lines(data: dict[str, Any]) -> list[str]:
     done = "" if data["complete"] else f" UNFINISHED: {len(data['blocks'])} of {data['num_layers']} blocks"
     lines = [
         f"result    {data['model']} ({data['source']}), fake-quantized{done}",
         f"scheme    {data['scheme']}: {data['bits_per_weight']:.3f} bits a weight, scales counted",
-        f"method    {data['method']}{_choices(data['options'])}, "
+        f"method    {data['method']}{data['choices']}, "
         f"{data['steps']} steps in {data['seconds']:.1f} s on "
         f"{data['calibration']['samples']} windows of {data['calibration']['seqlen']} tokens",
     ]

@@ -18,9 +18,10 @@ _EXAMPLES = """\
   omniquant quantize MODEL --scheme W2A16g64 --data text.txt --samples 128 --seqlen 2048 --output out
   omniquant quantize MODEL --scheme W4A4 --data text.txt --output out --resume     go on after a kill
 
-schemes: W<bits>A<bits>[KV<bits>][sink<tokens>][g<group>]. W4A4 quantizes weights, activations, Q, K and V at
-4 bits; W4A4KV16 leaves Q, K and V in float, W4A4sink4 K and V of a text's first 4 tokens; W3A16 quantizes
-weights alone, one scale a row; W2A16g64 one scale every 64 weights.
+schemes: W<bits>[s]A<bits>[s|sf][KV<bits>][sink<tokens>][g<group>]. W4A4 quantizes weights, activations, Q, K
+and V at 4 bits; W4A4KV16 leaves Q, K and V in float, W4A4sink4 K and V of a text's first 4 tokens; W3A16
+quantizes weights alone, one scale a row; W2A16g64 one scale every 64 weights. An s behind bits: symmetric, no
+zero points; sf, of activations: with the largest step, as compressed-tensors stores them (W8sA8sfKV16).
 --average-bits measures each linear on calibration tokens and spends the bits where they help most.
 methods: rtn (round to nearest), smoothquant (fixed scales), gptq (error feedback), awq (searched scales and
 clipping), omniquant (learned clipping and scales), affinequant (learned clipping and affine maps). The papers
@@ -111,7 +112,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data", metavar="FILE", help="a text file, or a .npy of token ids: one stream, or windows [N, T]"
     )
-    group.add_argument("--samples", type=int, default=32, metavar="N", help="windows, default 32")
+    group.add_argument("--samples", type=int, metavar="N", help="windows, default 32; of a short text fewer")
     group.add_argument("--seqlen", type=int, default=256, metavar="T", help="tokens a window, default 256")
 
 
@@ -277,18 +278,22 @@ def run(arguments: argparse.Namespace) -> None:
 
     from omniquant.calibration import calibrate, choose_options
     from omniquant.data import calibration_windows
-    from omniquant.describe import counted
+    from omniquant.describe import counted, described_choices
     from omniquant.models.load import load_model
 
     model = load_model(arguments.model)
     options = choose_options(arguments.method, scheme, model.architecture, given)
-    windows = calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
+    samples = 32 if arguments.samples is None else arguments.samples
+    windows = calibration_windows(arguments.data, model, samples, arguments.seqlen)
+    if arguments.samples is not None and len(windows) < samples:
+        note(arguments, f"the data hold {counted(len(windows), 'window')}, {samples} were asked for")
     budget = (
         f"{counted(len(windows), 'window')} of {windows.shape[1]} tokens, {counted(options.epochs, 'epoch')}"
     )
     note(
         arguments,
-        f"{model.name} ({model.source}), {model.num_layers} blocks: {scheme} {options.method}, {budget}",
+        f"{model.name} ({model.source}), {model.num_layers} blocks: {scheme} {options.method}"
+        f"{described_choices(options)}, {budget}",
     )
     result = calibrate(
         model,

@@ -21,8 +21,8 @@ _SCHEME = re.compile(
 )
 _TAIL = re.compile(r"(KV|Q|K|V|SINK|G)(\d+)", re.IGNORECASE | re.ASCII)
 _ALLOWED = (
-    "W<bits>A<bits>[KV<bits>][sink<tokens>][g<group>], bits 2 to 8 or 16 (activations also 32), "
-    "such as W4A4, W4A4KV16, W4A4sink1, W3A16 or W2A16g64"
+    "W<bits>[s]A<bits>[s|sf][KV<bits>][sink<tokens>][g<group>], bits 2 to 8 or 16 (activations also 32), "
+    "s symmetric, such as W4A4, W4A4KV16, W8sA8sfKV16, W3A16 or W2A16g64"
 )
 
 

@@ -130,6 +130,11 @@ def zero_points_of_one_scheme(wish: Wish) -> None:
 _LEAST_BLOCK = 16  # of MatMulNBits
 
 
+def _is_block(size: int) -> bool:
+    """Tell whether MatMulNBits has blocks of a size: powers of two."""
+    return size >= _LEAST_BLOCK and not size & (size - 1)
+
+
 def text_of(scheme: QuantConfig, **changes: object) -> str:
     """Return a scheme with some fields changed, as text."""
     return str(replace(scheme, **changes))  # type: ignore[arg-type]
@@ -191,15 +196,17 @@ def integer_weights(wish: Wish) -> None:
         raise wish.fail(f"weights in float ({wish.scheme})", "huggingface, or gguf")
 
 
-def bits(*allowed: int) -> Check:
-    """Allow these numbers of bits alone."""
+def bits(*allowed: int, symmetric_at: tuple[int, ...] = ()) -> Check:
+    """Allow these numbers of bits alone; `symmetric_at`: those the format has symmetric ones of."""
 
     def check(wish: Wish) -> None:
         have = wish.scheme.w_bits
         if have in allowed or not wish.scheme.quantizes_weights:
             return
         above = [b for b in allowed if b >= have]
-        nearest = text_of(wish.scheme, w_bits=above[0] if above else allowed[-1])
+        nearest_bits = above[0] if above else allowed[-1]
+        only = wish.scheme.w_symmetric or nearest_bits in symmetric_at
+        nearest = text_of(wish.scheme, w_bits=nearest_bits, w_symmetric=only)
         raise wish.fail(f"{have}-bit weights", f"scheme {nearest}")
 
     return of_each(check)
@@ -234,7 +241,8 @@ def whole_groups(multiple: int = 1) -> Check:
 
 def _nearest_group(wish: Wish, size: int, fits: Sequence[int]) -> str:
     best = min(fits, key=lambda g: (abs(g - size), g))
-    return f"scheme {text_of(wish.scheme, group_size=best)}"
+    variant = "" if wish.variant != "matmul-nbits" or _is_block(best) else " with --variant dequantize-linear"
+    return f"scheme {text_of(wish.scheme, group_size=best)}{variant}"
 
 
 def whole_outputs(multiple: int) -> Check:
@@ -287,7 +295,9 @@ def attention_in_float(wish: Wish) -> None:
     if wish.weights_only:
         return
     if any(int(b or 0) < FLOAT_BITS for b in (scheme.q_bits, scheme.k_bits, scheme.v_bits)):
-        nearest = text_of(scheme, q_bits=FLOAT_BITS, k_bits=FLOAT_BITS, v_bits=FLOAT_BITS, sink_tokens=0)
+        floats = {"q_bits": FLOAT_BITS, "k_bits": FLOAT_BITS, "v_bits": FLOAT_BITS, "sink_tokens": 0}
+        rounded = scheme.a_bits < FLOAT_BITS  # these must then suit symmetric_activations too
+        nearest = text_of(scheme, **floats, a_symmetric=rounded, a_full_range=rounded)
         raise wish.fail("quantized Q, K and V", f"scheme {nearest}, or --weights-only")
 
 
@@ -298,7 +308,11 @@ def symmetric_activations(wish: Wish) -> None:
     if wish.weights_only or scheme.a_bits >= FLOAT_BITS or (scheme.a_symmetric and scheme.a_full_range):
         return
     nearest = text_of(scheme, a_symmetric=True, a_full_range=True)
-    kind = "symmetric activations of another step" if scheme.a_symmetric else "asymmetric activations"
+    kind = (
+        "symmetric activations with the step of s (it has that of sf)"
+        if scheme.a_symmetric
+        else "asymmetric activations"
+    )
     raise wish.fail(f"{kind} ({scheme})", f"scheme {nearest}, or --weights-only")
 
 
@@ -318,7 +332,7 @@ def nbits(wish: Wish) -> None:
     size = wish.scheme.group_size
     for name, columns in wish.inputs.items():
         block = min(size or columns, columns)
-        if block < _LEAST_BLOCK or block & (block - 1):
+        if not _is_block(block):
             raise wish.fail(
                 f"groups of {block} ({name}) in MatMulNBits: they are powers of two, at least {_LEAST_BLOCK}",
                 "--variant dequantize-linear",

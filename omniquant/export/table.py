@@ -99,7 +99,7 @@ FORMATS: dict[str, Format] = {
             may.no_online_map,
             may.in_llama_cpp,
             may.float_activations,
-            may.bits(4, 8),
+            may.bits(4, 8, symmetric_at=(8,)),
             may.symmetric(8),
             may.whole_groups(32),
         ),
@@ -141,6 +141,15 @@ def refuse(wish: may.Wish) -> None:
     found, _ = format_of(wish.format)
     for check in found.checks:
         check(wish)
+
+
+def weights_alone(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> bool:
+    """Tell whether the target of a calibration takes its weights, but not its activations."""
+    try:
+        refuse(may.Wish.of(model, options.target, "", scheme, options))
+    except UnsupportedError:
+        return True
+    return False
 
 
 def refuse_target(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> None:

@@ -30,8 +30,8 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     Parameters
     ----------
     source
-        A Hugging Face folder (config.json, safetensors, tokenizer.json), a ``.gguf`` file, or
-        "omniquant-tiny", the model inside this package.
+        A Hugging Face folder (config.json, safetensors, tokenizer.json), a ``.gguf`` file or a folder with
+        one and no safetensors, or "omniquant-tiny", the model inside this package.
 
     Raises
     ------
@@ -69,6 +69,13 @@ def _embedded_folder() -> Path:
 
 
 def _load_folder(folder: Path, name: str) -> Model:
+    if (folder / "outer.safetensors").exists():
+        raise CheckpointError(
+            f"{folder}: looks like a result of omniquant quantize, but has no manifest.json"
+        )
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) == 1 and not any(folder.glob("*.safetensors*")):
+        return _load_gguf(found[0])  # an export of ours
     config_path = folder / "config.json"
     config = Fields(read_json_object(config_path, _MAX_CONFIG_BYTES), str(config_path))
     adapter = adapter_for_model_type(config.text("model_type"), config.where)

@@ -34,6 +34,7 @@ def test_calibrated_for_it_nothing_is_lost(scheme, kind, method, tmp_path):
     path = result.export(tmp_path / "out", "gguf") / "model.gguf"
     again, folded = load_model(path), result.fold()
     assert f"linears {kind}" in again.source
+    assert load_model(tmp_path / "out").source == again.source  # the folder serves as well
     for index in range(folded.num_layers):
         for name, values in folded.block(index).items():
             np.testing.assert_array_equal(again.block(index)[name], values, err_msg=name)

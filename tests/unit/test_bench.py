@@ -108,7 +108,14 @@ def test_the_command_prints_what_scripts_read(capsys: pytest.CaptureFixture[str]
 
 def test_the_command_takes_a_models_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--seqlen", "32", "--steps", "1"]) == 0
-    assert "for 5 blocks" in capsys.readouterr().out
+    assert "for 5 blocks: W3A16 omniquant, 128 windows of 32 tokens, 20 epochs" in capsys.readouterr().out
+
+
+def test_windows_are_no_longer_than_the_model_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--steps", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seqlen"] == 256
+    assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--seqlen", "512"]) == 2
+    assert "omniquant-tiny takes 1 to 256" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_training_options_of_methods_that_train_nothing_are_noted(capsys, quanti
 @pytest.mark.parametrize(
     ("scheme", "more", "words"),
     [
-        ("W4B4", [], "scheme 'W4B4' is not understood: expected W<bits>A<bits>"),
+        ("W4B4", [], "scheme 'W4B4' is not understood: expected W<bits>[s]A<bits>"),
         ("W1A4", [], "weights cannot have 1 bits"),
         ("W16A16", [], "quantizes nothing"),
         ("W4A4", ["--epochs", "-3"], "epochs -3"),
@@ -285,7 +285,34 @@ def test_ctrl_c_is_130(capsys, monkeypatch, folder):
 
     monkeypatch.setattr(cli.info, "run", interrupted)
     assert main(["info", folder]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert capsys.readouterr().err == "omniquant: interrupted\n"
+    monkeypatch.setattr(cli.quantize, "run", interrupted)
+    assert main(["quantize", folder, "--scheme", "W4A4", "--output", "out"]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; finished blocks are kept, go on with --resume\n")
+
+
+def test_what_a_target_will_not_hold_is_told_at_the_start(capsys, quantize, tmp_path):
+    _, err = succeeds(capsys, *quantize("--target", "huggingface", method="rtn"))
+    assert "huggingface has no place for all of W4A4: exporting will need --weights-only" in err
+    out, _ = succeeds(capsys, "info", str(tmp_path / "out"))
+    assert "rtn (target huggingface)" in out
+    more = {"method": "rtn", "scheme": "W4A16", "output": tmp_path / "weights"}
+    _, err = succeeds(capsys, *quantize("--target", "huggingface", **more))
+    assert "weights-only" not in err
+
+
+def test_fewer_windows_than_asked_for_and_what_auto_chose_are_told(capsys, quantize):
+    _, err = succeeds(capsys, *quantize("--samples", "99", method="auto", scheme="W3A16"))
+    assert "the data hold 4 windows, 99 were asked for" in err
+    assert "W3A16 omniquant (rounding learned, start search" in err
+
+
+def test_a_result_without_its_manifest_is_told(capsys, quantize, tmp_path):
+    succeeds(capsys, *quantize(method="rtn"))
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert "a result of omniquant quantize, but has no manifest.json" in fails(
+        capsys, "info", str(tmp_path / "out")
+    )
 
 
 def test_out_of_memory_is_told(capsys, monkeypatch):

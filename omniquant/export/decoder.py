@@ -25,6 +25,11 @@ from omniquant.runtime.matrix import Matrix
 Node = Any  # a name in ONNX, an output in OpenVINO
 Values = npt.NDArray[Any]
 
+# For the cards.
+DESCRIPTION = """\
+Inputs: input_ids, attention_mask, position_ids, past_key_values.i.key and .value. Outputs, by their names:
+logits, and present.i.key and .value, which are the next call's past_key_values."""
+
 _LOWEST = float(np.finfo(np.float32).min)
 
 

@@ -19,7 +19,7 @@ from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.export.bits import nibbles
 from omniquant.export.card import model_card
 from omniquant.export.content import U8, Content, Linear
-from omniquant.export.decoder import Node, Values, build
+from omniquant.export.decoder import DESCRIPTION, Node, Values, build
 from omniquant.export.huggingface import write_common
 from omniquant.runtime.matrix import HALF, Matrix
 
@@ -27,14 +27,25 @@ FILE_NAME = "model.onnx"
 _OPSET, _IR = 21, 10
 _INLINE_BYTES = 1 << 30  # protobuf holds 2 GiB; larger models keep their weights in a second file
 
-_LOAD = """\
+_LOAD = (
+    """\
 ```python
+import numpy as np
 import onnxruntime
+from tokenizers import Tokenizer
 
 session = onnxruntime.InferenceSession("model.onnx")
+ids = np.array([Tokenizer.from_file("tokenizer.json").encode("Return the").ids])
+feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.size)[None]}
+for entry in session.get_inputs():
+    if entry.name.startswith("past"):  # no keys and values yet
+        feed[entry.name] = np.zeros((1, entry.shape[1], 0, entry.shape[3]), np.float32)
+(logits,) = session.run(["logits"], feed)  # [1, tokens, vocabulary]
 ```
 
-Inputs: input_ids, attention_mask, position_ids, past_key_values.i.key and .value (empty to begin with)."""
+"""
+    + DESCRIPTION
+)
 
 _NAMES = {
     "add": "Add", "multiply": "Mul", "divide": "Div", "matmul": "MatMul", "where": "Where", "sqrt": "Sqrt",

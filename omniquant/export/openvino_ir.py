@@ -15,20 +15,32 @@ from omniquant.checkpoint.atomic import atomic_write_bytes
 from omniquant.export.bits import nibbles
 from omniquant.export.card import model_card
 from omniquant.export.content import U8, Content, Linear
-from omniquant.export.decoder import Node, Values, build
+from omniquant.export.decoder import DESCRIPTION, Node, Values, build
 from omniquant.export.huggingface import write_common
 from omniquant.runtime.matrix import HALF, Matrix
 
 FILE_NAME = "openvino_model.xml"  # as Hugging Face's readers look for it
 
-_LOAD = """\
+_LOAD = (
+    """\
 ```python
+import numpy as np
 import openvino
+from tokenizers import Tokenizer
 
 model = openvino.Core().compile_model("openvino_model.xml", "CPU")
+ids = np.array([Tokenizer.from_file("tokenizer.json").encode("Return the").ids])
+feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.size)[None]}
+for port in model.inputs:
+    if port.any_name.startswith("past"):  # no keys and values yet
+        _, heads, _, head_dim = port.partial_shape
+        feed[port.any_name] = np.zeros((1, heads.get_length(), 0, head_dim.get_length()), np.float32)
+logits = model(feed)["logits"]  # [1, tokens, vocabulary]
 ```
 
-Inputs: input_ids, attention_mask, position_ids, past_key_values.i.key and .value (empty to begin with)."""
+"""
+    + DESCRIPTION
+)
 
 _NAMES = {
     "add": "add", "multiply": "multiply", "divide": "divide", "sqrt": "sqrt", "where": "select",

@@ -39,6 +39,17 @@ def test_logits(format, variant, scheme, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_the_code_on_the_card_runs(format, tmp_path, monkeypatch):
+    result = embedded_result("W4A16g32")
+    session_of(result, format, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    names = {}
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code, names)
+    assert difference(names["logits"], our_logits(result, names["ids"])) < 1e-5
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_online_maps_run_in_graphs(format, tmp_path):
     result = embedded_result("W4A16g32", "affinequant", norm_map="online")
     session = session_of(result, format, tmp_path / "out")

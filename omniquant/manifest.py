@@ -109,9 +109,12 @@ class Header:
                 f"model {self.model['name']} ({self.model['fingerprint'][:12]}), not {other.model['name']} "
                 f"({other.model['fingerprint'][:12]})"
             )
-        for name in ("samples", "seqlen", "tokens_sha256"):
+        for name in ("samples", "seqlen"):
             if self.calibration[name] != other.calibration[name]:
                 return f"calibration {name} {self.calibration[name]}, not {other.calibration[name]}"
+        one_sum, two_sum = (header.calibration["tokens_sha256"] for header in (self, other))
+        if one_sum != two_sum:
+            return f"other calibration data (tokens of sha256 {one_sum[:12]}, not {two_sum[:12]})"
         return None
 
 

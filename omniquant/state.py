@@ -185,7 +185,7 @@ class StateDirectory:
             return False
         problem = self.problem(self.manifest.blocks[index].file)
         if problem is not None:
-            say(f"{problem}: computed again")
+            say(f"{problem}; the block is computed again")
         return problem is None
 
     def put(self, index: int, state: BlockState, report: BlockReport) -> None:

@@ -124,7 +124,7 @@ def plot_opening(result: CalibrationResult, snapshots: MapSnapshots, head: int =
         colours = {"vmin": -limit, "vmax": limit, "cmap": "RdBu"}
         maps_drawn = _draw_matrix(axes[1, column], matrices[epoch], f"map after epoch {epoch + 1}", colours)
     figure.colorbar(masks, ax=axes[0, -1], label="factor of an entry")
-    figure.colorbar(maps_drawn, ax=axes[1, -1], label="entry; the diagonal, near 1, is beyond")
+    figure.colorbar(maps_drawn, ax=axes[1, -1], label="entry (diagonal: near 1)")
     axes[0, 0].set_ylabel("row")
     axes[1, 0].set_ylabel("row")
     axes[1, 0].set_xlabel("column")

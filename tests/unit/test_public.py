@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,16 @@ def test_importing_is_cheap_and_leaves_the_environment_alone():
     )
     assert in_a_new_process(code) == "True []"
     assert in_a_new_process(code, OMP_WAIT_POLICY="active") == "True []"
+
+
+def test_a_checkout_without_its_core_says_so(tmp_path: Path) -> None:
+    here = Path(omniquant.__file__).parent
+    shutil.copytree(
+        here, tmp_path / "omniquant", ignore=shutil.ignore_patterns("*.so", "model", "__pycache__")
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import omniquant"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "ImportError: omniquant's C core is not built in this folder"
+    )

@@ -46,6 +46,13 @@ static oq_code run_panel(const void *product, oq_panel panel)
     return oq_gemm_serial(&part);
 }
 
+/* Of a panel of few rows too: its sums must be those of the whole. */
+static oq_code run_panel_on_avx2(const void *product, oq_panel panel)
+{
+    const oq_gemm_args part = part_of(product, panel);
+    return oq_sgemm_avx2(&part);
+}
+
 static oq_code run_panel_in_parts(const void *product, oq_panel panel)
 {
     const oq_gemm_args part = part_of(product, panel);
@@ -56,7 +63,8 @@ oq_code oq_gemm(oq_context *context, const oq_gemm_args *args)
 {
     if (context->in_parts && oq_sgemm_amx_can(args))
         return oq_over_threads(context, args->m, args->n, args->k, run_panel_in_parts, args);
-    if (oq_sgemm_avx2_pays(args)) return oq_over_threads(context, args->m, args->n, args->k, run_panel, args);
+    if (oq_sgemm_avx2_pays(args))
+        return oq_over_threads(context, args->m, args->n, args->k, run_panel_on_avx2, args);
     return oq_over_panels(context, args->m, args->n, args->k, run_panel, args);
 }
 

@@ -61,7 +61,7 @@ def test_shapes_cut_into_panels(shape: tuple[int, int, int], ta: bool, tb: bool,
         (1, 576, 1536),
         (100, 128, 100),
         (100, 100, 128),  # the last panel has four rows
-    ],  # fmt: skip
+    ],
 )
 def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], ta: bool, tb: bool) -> None:
     a, b = operands(np.random.default_rng(3), *shape, ta, tb)

@@ -40,7 +40,7 @@ def named(model: str) -> tuple[str, str]:
 
 
 def ask(setting: Setting, name: str, place: str) -> tuple[TaskResult, ...]:
-    """Return a model's answers, those kept before where there are some."""
+    """Return a model's answers (which were right, by acc), those kept before where there are some."""
     kept = None if setting.answers is None else setting.answers / f"{name}.npz"
     if kept is not None and kept.exists():
         with np.load(kept) as file:
@@ -51,7 +51,7 @@ def ask(setting: Setting, name: str, place: str) -> tuple[TaskResult, ...]:
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         np.savez(kept, **{result.task: result.right for result in found.results})
-    return found.results
+    return tuple(TaskResult(result.task, result.right, None) for result in found.results)
 
 
 def row(name: str, found: ZeroShot) -> str:

@@ -39,6 +39,8 @@ def test_a_row_a_model_against_the_first_and_answers_kept(tmp_path: Path, result
             omniquant.QuantizedModel.load(result), "piqa", tmp_path, limit=4, threads=1
         )
         np.testing.assert_array_equal(kept["piqa"], expected["piqa"].right)
+    (tmp_path / "answers" / "two bits.npz").unlink()
+    assert list(table(setting, models)) == lines  # some kept, some asked for
     np.savez(tmp_path / "answers" / "two bits.npz", piqa=np.array([True] * 4))
     assert "| two bits | 100.0 | 100.0 ± 0.0 | +50.0 (" in list(table(setting, models))[3]
 

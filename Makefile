@@ -1,5 +1,5 @@
 # Two commands, each doing all of its own set-up in .venv; both need a C compiler and Python >= 3.11.
-#   make demo    quantize the embedded model by every method and print the table
+#   make demo    quantize the embedded model by four methods and print the table
 #   make test    build with the double-precision twin, lint, type-check, run all tests
 .DELETE_ON_ERROR:
 .PHONY: demo test lint clean

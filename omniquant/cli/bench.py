@@ -80,7 +80,8 @@ def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int]:
         if given:
             raise ConfigError(f"--{given[0].replace('_', '-')} describes a shape, MODEL already has one")
         model = load_model(arguments.model)
-        seqlen = arguments.seqlen or min(_SEQLEN, model.max_positions)
+        most = min(_SEQLEN, model.max_positions)
+        seqlen = most if arguments.seqlen is None else arguments.seqlen
         model.check_seqlen(seqlen)
         return model.spec, arguments.layers or model.num_layers, seqlen
     sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]

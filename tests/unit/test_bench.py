@@ -116,6 +116,8 @@ def test_windows_are_no_longer_than_the_model_takes(capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out)["seqlen"] == 256
     assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--seqlen", "512"]) == 2
     assert "omniquant-tiny takes 1 to 256" in capsys.readouterr().err
+    assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--seqlen", "0"]) == 2
+    assert "0 tokens in a sequence" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

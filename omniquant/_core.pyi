@@ -123,8 +123,8 @@ def token_nll(
     Logits get a bias [V] and become cap tanh(logit / cap); 0: they stay.
     """
 
-def judges(samples: int, tokens: int) -> int:
-    """How many of `samples` windows of `tokens` tell a block's loss: those of 8,192 tokens, 8 to 32."""
+def judges(samples: int, tokens: int) -> list[int]:
+    """Which of `samples` windows of `tokens` tell a block's loss: 8,192 tokens, 8 to 32 windows, evenly."""
 
 def calibrate_block(
     spec: Mapping[str, Any],

@@ -133,7 +133,7 @@ def bench(
     forward = block.forward_milliseconds(workers, in_parts=chosen.products == "bfloat16")
     products = step_products(spec, config, chosen, seqlen)
     other = _OTHER_PASSES + chosen.aug_loss + (chosen.look_ahead > 0)
-    passes = samples * other + _LOSSES * _core.judges(samples, seqlen)
+    passes = samples * other + _LOSSES * len(_core.judges(samples, seqlen))
     a_block = samples * chosen.epochs * step + passes * forward
     return BenchResult(
         ms_per_step=step,

@@ -170,10 +170,9 @@ def _check_target(
     """Refuse a scheme that the options' target cannot hold, and say so where it holds its weights alone."""
     if options.target != "any":
         # Imported late: only who names a format needs their table.
-        from omniquant.export.table import refuse_target, weights_alone
+        from omniquant.export.table import refuse_target
 
-        refuse_target(scheme, options, model)
-        if weights_alone(scheme, options, model):
+        if refuse_target(scheme, options, model):
             say(f"{options.target} has no place for all of {scheme}: exporting will need --weights-only")
 
 
@@ -217,9 +216,7 @@ def _read(windows: I32, model: Model, options: CalibrationOptions) -> I32:
     """Return the windows that have a part in the result: of plain rounding those that tell its losses."""
     if options.method != "rtn" or options.sinks == "out" or model.spec.num_experts:
         return windows
-    count = len(windows)
-    judges = _core.judges(count, windows.shape[1])
-    return windows[[i * count // judges for i in range(judges)]]
+    return windows[_core.judges(*windows.shape)]
 
 
 def _header(model: Model, windows: I32, scheme: QuantConfig, options: CalibrationOptions) -> Header:

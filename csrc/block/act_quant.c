@@ -86,9 +86,8 @@ oq_code oq_kv_quant_forward(oq_context *context, const oq_block_run *run, oq_qua
                             oq_real *x_hat, oq_range *ranges)
 {
     if (!oq_is_quantized(quantizer)) return OQ_OK;
-    for (int64_t i = 0; i < (run->lengths ? run->texts : 1); i++) {
-        const text_rows rows =
-            rows_of(run, run->shared ? run->shared[i] : 0, run->lengths ? run->lengths[i] : run->tokens);
+    for (int64_t i = 0; i < oq_texts(run); i++) {
+        const text_rows rows = rows_of(run, oq_text_shared(run, i), oq_text_length(run, i));
         const int64_t count = rows.sinks * rows.width;
         memcpy(x_hat, x, sizeof *x * (size_t)count);
         OQ_TRY(oq_act_quant_forward(context, quantizer, NULL, x + count, x_hat + count, ranges + rows.sinks,

@@ -147,6 +147,14 @@ typedef struct {
     bool maps;              /* keep what enters the Kronecker maps, for weights that have some */
 } oq_block_run;
 
+/* The texts of a window: one, or as many as there are lengths. */
+static inline int64_t oq_texts(const oq_block_run *run) { return run->lengths ? run->texts : 1; }
+static inline int64_t oq_text_length(const oq_block_run *run, int64_t i)
+{
+    return run->lengths ? run->lengths[i] : run->tokens;
+}
+static inline int64_t oq_text_shared(const oq_block_run *run, int64_t i) { return run->shared ? run->shared[i] : 0; }
+
 /* What the forward pass keeps for the backward pass.  A quantized twin is the very same pointer where its
  * quantizer is off; the input of a linear has the forms its products take. */
 typedef struct {

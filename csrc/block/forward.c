@@ -151,11 +151,10 @@ static oq_code attend_text(oq_context *context, const oq_block_run *run, const t
 /* attended [T, n d]: every text of the window by itself. */
 static oq_code attend(oq_context *context, const oq_block_run *run, oq_saved *s)
 {
-    const int64_t texts = run->lengths ? run->texts : 1;
     text t = {0};
-    for (int64_t i = 0; i < texts; i++) {
-        t.length = run->lengths ? run->lengths[i] : run->tokens;
-        t.shared = run->shared ? run->shared[i] : 0;
+    for (int64_t i = 0; i < oq_texts(run); i++) {
+        t.length = oq_text_length(run, i);
+        t.shared = oq_text_shared(run, i);
         if (!t.shared) t.root = t.at;
         OQ_TRY(attend_text(context, run, &t, s));
         t.at += t.length;
@@ -240,7 +239,7 @@ static oq_code check_lengths(oq_context *context, const oq_block_run *run)
     int64_t sum = 0, root = 0;
     if (run->shared && !run->lengths) return oq_fail(context, OQ_INVALID_ARGUMENT, "shared: needs lengths");
     for (int64_t i = 0; run->lengths && i < run->texts; i++) {
-        const int64_t length = run->lengths[i], shared = run->shared ? run->shared[i] : 0;
+        const int64_t length = run->lengths[i], shared = oq_text_shared(run, i);
         if (length < 1)
             return oq_fail(context, OQ_INVALID_ARGUMENT, "lengths: %d at %lld, a text has at least one token",
                            (int)length, (long long)i);

@@ -185,13 +185,15 @@ oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, do
 
 int64_t oq_judges(int64_t samples, int64_t tokens)
 {
-    const int64_t enough = (8192 + tokens - 1) / tokens;
+    const int64_t enough = oq_pieces(8192, tokens);
     return oq_least(samples, enough < 8 ? 8 : oq_least(enough, 32));
 }
 
 void oq_session_judge_few(oq_session *s) { s->judges = oq_judges(s->data->samples, s->data->tokens); }
 
-static int64_t judge(const oq_session *s, int64_t i) { return i * s->data->samples / s->judges; }
+int64_t oq_judge(int64_t samples, int64_t judges, int64_t i) { return i * samples / judges; }
+
+static int64_t judge(const oq_session *s, int64_t i) { return oq_judge(s->data->samples, s->judges, i); }
 
 oq_code oq_session_loss(oq_context *context, oq_session *s, double *loss)
 {

@@ -38,6 +38,8 @@ void oq_session_drop(const oq_session *session, int64_t window);
 /* How many of the windows tell one iterate from another: as many as make 8,192 tokens, at least 8 and at most 32.
  * More would take as long as a short training itself. */
 int64_t oq_judges(int64_t samples, int64_t tokens);
+/* The i-th of them, evenly among all. */
+int64_t oq_judge(int64_t samples, int64_t judges, int64_t i);
 /* Let so many windows tell the loss. */
 void oq_session_judge_few(oq_session *session);
 /* Mean loss over the windows that tell it, under the transformed weights as they are. */

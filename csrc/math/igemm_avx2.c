@@ -107,30 +107,34 @@ INLINE void pack_kind(int32_t *to, const int width, int64_t valid, const uint8_t
     {                                                                                                             \
         pack_kind(to, width, valid, x, ld, k->length, k->words, kind);                                            \
     }
+typedef void pack_sliver(int32_t *to, int64_t valid, const uint8_t *x, int64_t ld, const stretch *k);
 PACK(pack_rows_of_bytes, ROWS, BYTES)
 PACK(pack_rows_of_pairs, ROWS, UNSIGNED_PAIRS)
 PACK(pack_lanes_of_bytes, LANES, BYTES)
 PACK(pack_lanes_of_pairs, LANES, SIGNED_PAIRS)
 
+/* `count` rows of x, `width` a sliver, over a stretch of k. */
+static void pack_slivers(const job *j, const oq_block_place *at, pack_sliver *pack, int64_t width, const uint8_t *x,
+                         int64_t ld, int64_t count, int32_t *to)
+{
+    const stretch k = stretch_of(j, at);
+    for (int64_t i = 0; i < count; i += width) pack(to + i * k.words, count - i, x + i * ld + at->k0, ld, &k);
+}
+
 static void pack_a(void *user, const oq_block_place *at)
 {
     const job *j = user;
     const oq_igemm_args *g = j->product;
-    const stretch k = stretch_of(j, at);
-    for (int64_t i = 0; i < at->rows; i += ROWS)
-        (k.steps ? pack_rows_of_bytes : pack_rows_of_pairs)(
-            j->packed->a + i * k.words, at->rows - i, g->a + (at->row + i) * g->lda + at->k0, g->lda, &k);
+    pack_slivers(j, at, j->steps ? pack_rows_of_bytes : pack_rows_of_pairs, ROWS, g->a + at->row * g->lda, g->lda,
+                 at->rows, j->packed->a);
 }
 
 static void pack_b(void *user, const oq_block_place *at)
 {
     const job *j = user;
     const oq_igemm_args *g = j->product;
-    const stretch k = stretch_of(j, at);
-    for (int64_t i = 0; i < at->columns; i += LANES)
-        (k.steps ? pack_lanes_of_bytes : pack_lanes_of_pairs)(
-            j->packed->b + i * k.words, at->columns - i,
-            (const uint8_t *)g->b + (at->column + i) * g->ldb + at->k0, g->ldb, &k);
+    pack_slivers(j, at, j->steps ? pack_lanes_of_bytes : pack_lanes_of_pairs, LANES,
+                 (const uint8_t *)g->b + at->column * g->ldb, g->ldb, at->columns, j->packed->b);
 }
 
 /* ---- the tile ---------------------------------------------------------------- */

@@ -298,13 +298,19 @@ static PyObject *judges(PyObject *module, PyObject *args)
     (void)module;
     long long samples, tokens;
     if (!PyArg_ParseTuple(args, "LL:judges", &samples, &tokens)) return NULL;
-    return PyLong_FromLongLong(oq_judges(samples, tokens < 1 ? 1 : tokens));
+    const int64_t count = oq_judges(samples, tokens < 1 ? 1 : tokens);
+    PyObject *windows = PyList_New((Py_ssize_t)count);
+    for (int64_t i = 0; windows && i < count; i++) {
+        PyObject *window = PyLong_FromLongLong(oq_judge(samples, count, i));
+        if (!window || PyList_SetItem(windows, (Py_ssize_t)i, window) < 0) Py_CLEAR(windows);
+    }
+    return windows;
 }
 
 PyMethodDef oq_block_methods[] = {
     OQ_METHOD(block_forward, "One transformer block."),
     OQ_METHOD(calibrate_block, "Train, check and fold one block."),
-    {"judges", judges, METH_VARARGS, "How many windows tell the loss of a block."},
+    {"judges", judges, METH_VARARGS, "The windows that tell the loss of a block."},
     OQ_METHOD(fold_block, "Fold given learnables into one block."),
     OQ_METHOD(block_loss, "The loss the training descends, and its gradient."),
 #ifdef OQ_DOUBLE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -143,15 +143,18 @@ def refuse(wish: may.Wish) -> None:
         check(wish)
 
 
-def weights_alone(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> bool:
-    """Tell whether the target of a calibration takes its weights, but not its activations."""
+def refuse_target(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> bool:
+    """Raise UnsupportedError if the target of a calibration could not hold its result, before it begins.
+
+    Returns
+    -------
+    bool
+        Whether the target takes the weights, but not the activations.
+    """
+    wish = may.Wish.of(model, options.target, "", scheme, options, weights_only=True)
+    refuse(wish)
     try:
-        refuse(may.Wish.of(model, options.target, "", scheme, options))
+        refuse(replace(wish, weights_only=False))
     except UnsupportedError:
         return True
     return False
-
-
-def refuse_target(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> None:
-    """Raise UnsupportedError if the target of a calibration could not hold its result, before it begins."""
-    refuse(may.Wish.of(model, options.target, "", scheme, options, weights_only=True))

@@ -61,8 +61,8 @@ def test_the_result_is_never_worse_than_its_start_or_rounding(best_iterate: bool
 def test_losses_are_those_of_few_windows_evenly_where_there_are_more() -> None:
     case = quantized(0, samples=40, epochs=1, lr_lwc=0.0, lr_let=0.0, lr_rounding=0.0)
     result = case.calibrate()
-    assert _core.judges(40, case.x_fp.shape[1]) == 32
     judges = [i * 40 // 32 for i in range(32)]
+    assert _core.judges(40, case.x_fp.shape[1]) == judges
     few = replace(case, x_fp=case.x_fp[judges], x_q=case.x_q[judges], targets=case.targets[judges])
     if case.aug_targets is not None:
         few = replace(few, aug_targets=case.aug_targets[judges])
@@ -76,7 +76,7 @@ def test_losses_are_those_of_few_windows_evenly_where_there_are_more() -> None:
     [(128, 256, 32), (128, 300, 28), (64, 512, 16), (64, 2048, 8), (5, 2048, 5), (3, 16, 3), (64, 1, 32)],
 )
 def test_as_many_windows_as_make_8192_tokens_judge(samples: int, tokens: int, expected: int) -> None:
-    assert _core.judges(samples, tokens) == expected
+    assert len(_core.judges(samples, tokens)) == expected
 
 
 def test_targets_are_given_as_they_are_computed() -> None:

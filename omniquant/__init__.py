@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from omniquant.evaluate import perplexity
+    from omniquant.fidelity import Divergence, divergence
     from omniquant.functional import (
         affine_backward,
         affine_forward,
@@ -69,6 +70,8 @@ _HOMES = {
     "calibration_windows": "data",
     "evaluation_windows": "data",
     "perplexity": "evaluate",
+    "Divergence": "fidelity",
+    "divergence": "fidelity",
     "affine_backward": "functional",
     "affine_forward": "functional",
     "dequantize": "functional",
@@ -119,6 +122,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "Divergence",
     "LinearResult",
     "MapSnapshots",
     "Model",
@@ -139,6 +143,7 @@ __all__ = [
     "calibration_windows",
     "check_model_adapter",
     "dequantize",
+    "divergence",
     "dominance_margins",
     "evaluation_windows",
     "fake_quantize",

@@ -123,6 +123,19 @@ def token_nll(
     Logits get a bias [V] and become cap tanh(logit / cap); 0: they stay.
     """
 
+def divergence(
+    reference: npt.ArrayLike,
+    logits: npt.ArrayLike,
+    targets: npt.ArrayLike,
+    *,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Compare logits [M, V] with a reference's.
+
+    Returns [M] each: sum_v P_v log(P_v / Q_v) with P the reference's, nats of the targets [M] under the
+    reference and under the logits, and 1 where the likeliest token is the same.
+    """
+
 def judges(samples: int, tokens: int) -> list[int]:
     """Which of `samples` windows of `tokens` tell a block's loss: 8,192 tokens, 8 to 32 windows, evenly."""
 

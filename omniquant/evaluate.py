@@ -22,10 +22,9 @@ from omniquant.forward import (
     I32,
     ForwardModel,
     Head,
-    activation_of,
     as_windows,
     chunks,
-    run_block,
+    run_blocks,
 )
 from omniquant.threads import resolve_threads
 
@@ -137,11 +136,7 @@ def _window_losses(
     model: ForwardModel, windows: I32, threads: int, progress: Callable[[int], None]
 ) -> npt.NDArray[np.float64]:
     """Return the mean cross entropy of each window [N]."""
-    x = model.embed(windows)
-    for index in range(model.num_layers):
-        activation = activation_of(model, index)
-        x = run_block(model, index, model.block(index), x, activation=activation, threads=threads)
-        progress(index + 1)
+    x = run_blocks(model, windows, threads=threads, progress=progress)
     head = Head(model)
     losses = np.empty(len(windows))
     for part in chunks(*windows.shape):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -196,6 +196,22 @@ def run_block(
     return out
 
 
+def run_blocks(
+    model: ForwardModel, windows: I32, *, threads: int = 1, progress: Callable[[int], None] | None = None
+) -> F32:
+    """Return the hidden states [N, T, H] behind the last block of windows [N, T].
+
+    Activations are rounded where the model rounds them; `progress` is called with the blocks done.
+    """
+    x = model.embed(windows)
+    for index in range(model.num_layers):
+        activation = activation_of(model, index)
+        x = run_block(model, index, model.block(index), x, activation=activation, threads=threads)
+        if progress is not None:
+            progress(index + 1)
+    return x
+
+
 def packs(lengths: Sequence[int], shared: Sequence[int] | None = None) -> Iterator[slice]:
     """Yield slices of consecutive texts of about 2,048 tokens together.
 
@@ -289,9 +305,5 @@ class Head:
 
 def float_logits(model: ForwardModel, tokens: npt.ArrayLike, *, threads: int = 1) -> F32:
     """Return logits [N, T, V] of windows [N, T], with activations rounded where the model rounds them."""
-    windows = as_windows(tokens, model.vocab_size)
-    x = model.embed(windows)
-    for layer in range(model.num_layers):
-        activation = activation_of(model, layer)
-        x = run_block(model, layer, model.block(layer), x, activation=activation, threads=threads)
+    x = run_blocks(model, as_windows(tokens, model.vocab_size), threads=threads)
     return model.ends().logits(x, model.lm_head(), threads=threads)

@@ -16,7 +16,7 @@ typedef struct {
     int64_t vocabulary;
 } job;
 
-OQ_VECTORIZED double oq_row_nll(const oq_real *row, int64_t n, int32_t target)
+OQ_VECTORIZED double oq_row_log_sum(const oq_real *row, int64_t n)
 {
     oq_real tops[LANES], top;
     for (int l = 0; l < LANES; l++) tops[l] = row[0];
@@ -32,11 +32,15 @@ OQ_VECTORIZED double oq_row_nll(const oq_real *row, int64_t n, int32_t target)
         for (int l = 0; l < lanes; l++) sums[l] += (double)oq_exp(row[i + l] - top);
     }
     for (int l = 0; l < LANES; l++) sum += sums[l];
-    return log(sum) + (double)top - (double)row[target];
+    return log(sum) + (double)top;
 }
 
-/* The first of the largest. */
-static int32_t row_best(const oq_real *row, int64_t n)
+double oq_row_nll(const oq_real *row, int64_t n, int32_t target)
+{
+    return oq_row_log_sum(row, n) - (double)row[target];
+}
+
+int32_t oq_row_best(const oq_real *row, int64_t n)
 {
     int64_t best = 0;
     for (int64_t i = 1; i < n; i++)
@@ -50,7 +54,17 @@ static void one_row(void *user, int64_t item, int worker)
     const oq_real *row = j->logits + item * j->vocabulary;
     (void)worker;
     j->nll[item] = oq_row_nll(row, j->vocabulary, j->targets[item]);
-    j->best[item] = row_best(row, j->vocabulary);
+    j->best[item] = oq_row_best(row, j->vocabulary);
+}
+
+oq_code oq_check_targets(oq_context *context, const int32_t *targets, int64_t tokens, int64_t vocabulary)
+{
+    for (int64_t t = 0; t < tokens; t++)
+        if (targets[t] < 0 || targets[t] >= vocabulary)
+            return oq_fail(context, OQ_INVALID_ARGUMENT,
+                           "token %d at position %lld is outside the vocabulary of %lld", (int)targets[t],
+                           (long long)t, (long long)vocabulary);
+    return OQ_OK;
 }
 
 oq_code oq_cross_entropy(oq_context *context, const oq_logits *head, const oq_real *hidden, const int32_t *targets,
@@ -59,11 +73,7 @@ oq_code oq_cross_entropy(oq_context *context, const oq_logits *head, const oq_re
     const int64_t width = head->width, vocabulary = head->vocabulary;
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_real *logits;
-    for (int64_t t = 0; t < tokens; t++)
-        if (targets[t] < 0 || targets[t] >= vocabulary)
-            return oq_fail(context, OQ_INVALID_ARGUMENT,
-                           "token %d at position %lld is outside the vocabulary of %lld", (int)targets[t],
-                           (long long)t, (long long)vocabulary);
+    OQ_TRY(oq_check_targets(context, targets, tokens, vocabulary));
     OQ_NEW(context, logits, (tokens < CHUNK ? tokens : CHUNK) * vocabulary);
     for (int64_t begin = 0; begin < tokens; begin += CHUNK) {
         const int64_t rows = tokens - begin < CHUNK ? tokens - begin : CHUNK;

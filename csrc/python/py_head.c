@@ -1,7 +1,8 @@
-/* The head of a language model. */
+/* The head of a language model, and how far two models' next tokens are from each other. */
 #include <string.h>
 
 #include "block/head.h"
+#include "math/divergence.h"
 #include "python/function.h"
 #include "python/topics.h"
 
@@ -10,6 +11,8 @@ struct values {
     oq_head head;
     double *nll;
     int32_t *best;
+    oq_two_logits two;
+    oq_divergence divergence;
 };
 
 static const char *const norms[] = {"rms", "layer", NULL};
@@ -36,9 +39,29 @@ static oq_code token_nll_run(oq_call *call, values *v)
     return oq_token_nll(&call->context, &v->head, v->nll, v->best);
 }
 
+static const oq_argument divergence_arguments[] = {
+    OQ_FIELD("reference", values, two.reference, .shape = "MV"),
+    OQ_FIELD("logits", values, two.logits, .shape = "MV"),
+    OQ_FIELD("targets", values, two.targets, .shape = "M"),
+    OQ_THREADS,
+    OQ_FIELD("kl", values, divergence.kl, .shape = "M", .flags = OQ_MADE),
+    OQ_FIELD("reference_nll", values, divergence.reference_nll, .shape = "M", .flags = OQ_MADE),
+    OQ_FIELD("nll", values, divergence.nll, .shape = "M", .flags = OQ_MADE),
+    OQ_FIELD("same", values, divergence.same, .shape = "M", .flags = OQ_MADE),
+};
+
+static oq_code divergence_run(oq_call *call, values *v)
+{
+    v->two.rows = oq_size(call, 'M');
+    v->two.vocabulary = oq_size(call, 'V');
+    return oq_diverge(&call->context, &v->two, &v->divergence);
+}
+
 OQ_FUNCTION(token_nll);
+OQ_FUNCTION(divergence);
 
 PyMethodDef oq_head_methods[] = {
     OQ_METHOD(token_nll, "Negative log-likelihood of given next tokens, and the likeliest ones."),
+    OQ_METHOD(divergence, "Kullback-Leibler divergence of logits from a reference's, nats, likeliest tokens."),
     {NULL, NULL, 0, NULL},
 };

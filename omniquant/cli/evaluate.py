@@ -7,21 +7,32 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omniquant.cli.common import Commands, add_run_options, check_data, command, emit, open_any
 from omniquant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omniquant.evaluate import Evaluation
+    from omniquant.fidelity import Divergence
+    from omniquant.forward import I32
+    from omniquant.models.model import Model
+    from omniquant.quantized import QuantizedModel
+
+Progress = Callable[[int, int], None]
 
 _EXAMPLES = """\
   omniquant evaluate MODEL --data text.txt --seqlen 256       full precision, to compare with
   omniquant evaluate DIR --data text.txt --seqlen 256         the result of omniquant quantize
   omniquant evaluate DIR --data tokens.npy --max-tokens 24576 --json
   omniquant evaluate DIR --data text.txt --runtime integer    on packed integers
+  omniquant evaluate DIR --data text.txt --against MODEL      and how far its predictions are from MODEL's
   omniquant evaluate DIR --tasks piqa,boolq --task-data FOLDER --against MODEL    zero-shot, paired
 
 Perplexity: windows that do not overlap, exp of the mean cross entropy of each window's T - 1 predictions; no
 beginning-of-sequence token. Results are evaluated fake-quantized: weights dequantized from their codes,
 activations rounded on the way, all in float32; with --runtime integer on packed integers, as generate runs.
+With --against the Kullback-Leibler divergence of its predictions from MODEL's too, in nats a token.
 
 Tasks: multiple choice by log-likelihood, worded, tokenized and scored as lm-eval does, without examples.
 FOLDER holds TASK.jsonl of each: query, choices, gold (winogrande: context_options, continuation, gold), or
@@ -48,11 +59,13 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--runtime", choices=("fake", "integer"), default="fake", help="how a result is run, default fake"
     )
+    parser.add_argument(
+        "--against", metavar="MODEL", help="compare with its predictions, or with its answers"
+    )
     group = parser.add_argument_group("zero-shot tasks, instead of perplexity")
     group.add_argument("--tasks", metavar="LIST", help="piqa, arc_easy, arc_challenge, boolq, winogrande")
     group.add_argument("--task-data", metavar="FOLDER", help="TASK.jsonl of each; else the datasets library")
     group.add_argument("--limit", type=int, metavar="N", help="the first N questions of each task")
-    group.add_argument("--against", metavar="MODEL", help="compare with its answers to the same questions")
     add_run_options(parser)
 
 
@@ -71,7 +84,7 @@ def _check_choice(arguments: argparse.Namespace) -> None:
         if arguments.data is not None or arguments.max_tokens is not None:
             raise ConfigError("--tasks: perplexity and tasks are two runs, leave --data and --max-tokens out")
         return
-    for option in ("task_data", "limit", "against"):
+    for option in ("task_data", "limit"):
         if getattr(arguments, option) is not None:
             raise ConfigError(f"--{option.replace('_', '-')} needs --tasks")
 
@@ -109,38 +122,71 @@ def _zero_shot(arguments: argparse.Namespace) -> None:
 
 
 def _perplexity(arguments: argparse.Namespace) -> None:
-    """Measure perplexity."""
+    """Measure perplexity and, against another model, divergence."""
     from omniquant.data import evaluation_windows
-    from omniquant.evaluate import evaluate
-    from omniquant.models.model import Model
-    from omniquant.quantized import QuantizedModel
-    from omniquant.runtime.perplexity import evaluate_on
+    from omniquant.fidelity import divergence
     from omniquant.threads import resolve_threads
 
     threads = resolve_threads(arguments.threads)
     model = open_any(arguments.model)
     check_data(arguments.data, model.name)
+    facts, title = _facts(model, arguments.runtime)
+    against = None if arguments.against is None else open_any(arguments.against)
     # Tokenizer, vocabulary and longest sequence are all that is asked of it.
-    windows = evaluation_windows(arguments.data, cast(Model, model), arguments.seqlen, arguments.max_tokens)
+    windows = evaluation_windows(arguments.data, cast("Model", model), arguments.seqlen, arguments.max_tokens)
     with _progress(arguments) as progress:
-        if isinstance(model, QuantizedModel):
-            found = evaluate_on(model, windows, runtime=arguments.runtime, threads=threads, progress=progress)
-        else:
-            found = evaluate(model, windows, threads=threads, progress=progress)
-    data: dict[str, Any] = {**found.to_dict(), "model": model.name, "scheme": None, "method": None}
-    what = _precision(model)
+        if against is None:
+            found = _evaluate(model, windows, arguments.runtime, threads, progress)
+            emit(arguments, found.to_dict() | facts, f"{title}: {_told(found)}")
+            return
+        far = divergence(
+            model, against, windows, runtime=arguments.runtime, threads=threads, progress=progress
+        )
+    data = far.to_dict() | facts | {"against": arguments.against}
+    emit(arguments, data, f"{title}: {_told(far.evaluation)}\n{_told_against(far, against)}")
+
+
+def _facts(model: Model | QuantizedModel, runtime: str) -> tuple[dict[str, Any], str]:
+    """Return what JSON says of a model, and a title for people."""
+    from omniquant.quantized import QuantizedModel
+
+    facts: dict[str, Any] = {"model": model.name, "scheme": None, "method": None, "fake_quantized": False}
     if isinstance(model, QuantizedModel):
-        data |= {"scheme": str(model.scheme), "method": model.options.method, "runtime": arguments.runtime}
-        how = "fake-quantized" if arguments.runtime == "fake" else "on integers"
-        what = f"{model.scheme} {model.options.method}, {how}"
-    elif arguments.runtime == "integer":
+        fake = runtime == "fake"
+        facts |= {"scheme": str(model.scheme), "method": model.options.method, "runtime": runtime}
+        facts["fake_quantized"] = fake
+        how = "fake-quantized" if fake else "on integers"
+        return facts, f"{model.name} ({model.scheme} {model.options.method}, {how})"
+    if runtime == "integer":
         raise ConfigError(f"--runtime integer: {model.name} is no result of omniquant quantize")
-    data["fake_quantized"] = data.get("runtime") == "fake"
-    text = (
-        f"{model.name} ({what}): perplexity {found.perplexity:.4f} on {found.tokens} tokens "
+    return facts, f"{model.name} ({_precision(model)})"
+
+
+def _evaluate(
+    model: Model | QuantizedModel, windows: I32, runtime: Any, threads: int, progress: Progress | None
+) -> Evaluation:
+    from omniquant.evaluate import evaluate
+    from omniquant.quantized import QuantizedModel
+    from omniquant.runtime.perplexity import evaluate_on
+
+    if isinstance(model, QuantizedModel):
+        return evaluate_on(model, windows, runtime=runtime, threads=threads, progress=progress)
+    return evaluate(model, windows, threads=threads, progress=progress)
+
+
+def _told(found: Evaluation) -> str:
+    return (
+        f"perplexity {found.perplexity:.4f} on {found.tokens} tokens "
         f"({found.windows} windows of {found.seqlen}), {found.seconds:.1f} s"
     )
-    emit(arguments, data, text)
+
+
+def _told_against(far: Divergence, against: Model | QuantizedModel) -> str:
+    return (
+        f"against {_facts(against, 'fake')[1]}: perplexity {far.reference_perplexity:.4f}\n"
+        f"KL divergence {far.kl:.4f} ± {far.kl_stderr:.4f} nats a token, 99th percentile {far.kl_99:.2f}; "
+        f"the same likeliest token {far.same_top:.1%}"
+    )
 
 
 def _precision(model: object) -> str:
@@ -150,7 +196,7 @@ def _precision(model: object) -> str:
 
 
 @contextmanager
-def _progress(arguments: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
+def _progress(arguments: argparse.Namespace) -> Iterator[Progress | None]:
     """Show a bar over blocks on a terminal, nothing elsewhere."""
     if arguments.quiet or not sys.stderr.isatty():
         yield None

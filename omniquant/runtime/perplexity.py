@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,21 @@ class Evaluable(ForwardModel, Protocol):
         """Return it packed."""
 
 
+def check_runtime(runtime: Runtime) -> Runtime:
+    """Return it; ConfigError if it is neither."""
+    if runtime not in ("integer", "fake"):
+        raise ConfigError(f"runtime is {runtime!r}, expected 'integer' or 'fake'")
+    return runtime
+
+
+def engine_of(model: ForwardModel) -> Engine:
+    """Return a model packed; ConfigError if it is not quantized."""
+    make = getattr(model, "engine", None)
+    if make is None:
+        raise ConfigError(f"runtime 'integer': {model.name} is not quantized")
+    return cast(Engine, make())
+
+
 def evaluate_on(
     model: Evaluable,
     tokens: npt.ArrayLike,
@@ -34,10 +49,8 @@ def evaluate_on(
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure perplexity on packed integers or fake-quantized; ConfigError for any other `runtime`."""
-    if runtime == "fake":
+    if check_runtime(runtime) == "fake":
         return evaluate(model, tokens, seqlen, threads=threads, progress=progress)
-    if runtime != "integer":
-        raise ConfigError(f"runtime is {runtime!r}, expected 'integer' or 'fake'")
     return evaluate_integers(model.engine(), tokens, seqlen, threads=threads, progress=progress)
 
 

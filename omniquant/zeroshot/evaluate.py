@@ -10,10 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from omniquant.errors import ConfigError
 from omniquant.evaluate import Foldable
-from omniquant.runtime.engine import Engine
-from omniquant.runtime.perplexity import Runtime
+from omniquant.runtime.perplexity import Runtime, check_runtime, engine_of
 from omniquant.threads import resolve_threads
 from omniquant.zeroshot.data import known_tasks, read_questions
 from omniquant.zeroshot.likelihood import (
@@ -187,14 +185,9 @@ def _folded(model: ScoringModel | Foldable) -> ScoringModel:
 
 def open_scorer(model: ScoringModel, runtime: Runtime, threads: int, progress: Progress | None) -> Scorer:
     """Return a model with what scores requests on it; ConfigError where `runtime` does not fit."""
-    if runtime == "fake":
+    if check_runtime(runtime) == "fake":
         return model, lambda requests: log_likelihoods(model, requests, threads=threads, progress=progress)
-    if runtime != "integer":
-        raise ConfigError(f"runtime is {runtime!r}, expected 'integer' or 'fake'")
-    make = getattr(model, "engine", None)
-    if make is None:
-        raise ConfigError(f"runtime 'integer': {model.name} is not quantized")
-    engine = cast(Engine, make())
+    engine = engine_of(model)
     return model, lambda requests: log_likelihoods_on_integers(
         engine, requests, model.max_positions, threads=threads, progress=progress
     )

@@ -439,7 +439,6 @@ def test_the_command_line(folder, capsys):
     [
         (["--tasks", "piqa", "--data", "x.txt"], "perplexity and tasks are two runs"),
         (["--limit", "3"], "--limit needs --tasks"),
-        (["--against", "omniquant-tiny"], "--against needs --tasks"),
         (["--tasks", "hellaswag"], "task 'hellaswag' is unknown; known: piqa"),
         (["--tasks", ","], "no task is named"),
         (["--tasks", "piqa,piqa"], "named twice"),

@@ -157,6 +157,9 @@ def step_products(
 ) -> list[Product]:
     """Return the products of a step's linears, y = x W^T, dx = dy W, dW = dy^T x, as the core takes them."""
     backward = "bfloat16" if options.products == "bfloat16" else "float32"
+    # Nothing before the first norm is learned but the norm's own map, a diagonal one by the weights' gradients.
+    by_weights = options.norm_map == "diagonal" and scheme.weight_only and options.input_map == "none"
+    unread = ("q", "k", "v") if by_weights or options.norm_map == "none" else ()
     products = []
     for name, (rows, out, width) in _products_of(spec, tokens):
         exact = options.products != "float32" and scheme.a_bits <= 8 and scheme.groups(width) == 1
@@ -166,8 +169,7 @@ def step_products(
             forward = replace(forward, kind="integer", a_bits=scheme.a_bits, b_bits=scheme.w_bits)
         products.append(forward)
         products.append(Product(backward, out, width, rows, transpose_a=True))
-        # Nothing before the first norm is learned but the norm's own map.
-        if name not in ("q", "k", "v") or options.norm_map != "none":
+        if name not in unread:
             products.append(Product(backward, rows, width, out))
         # The blocks a loss looks through learn nothing: forward, and back to what they read.
         behind = [Product(backward, rows, out, width, transpose_b=True), Product(backward, rows, width, out)]

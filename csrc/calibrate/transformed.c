@@ -4,6 +4,7 @@
 
 #include "block/input_map.h"
 #include "block/rotation.h"
+#include "calibrate/norm_gradient.h"
 #include "calibrate/shift.h"
 #include "math/bf16.h"
 #include "quant/integer_product.h"
@@ -141,8 +142,9 @@ static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
 static oq_code create_norm(oq_context *context, oq_transformed *t, int norm)
 {
     const int site = norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
-    const bool learned = t->map[site].kind != OQ_MAP_NONE;
     const int64_t H = t->spec->hidden;
+    t->by_weights[norm] = oq_norm_learns_by_weights(t, norm);
+    const bool learned = t->map[site].kind != OQ_MAP_NONE && !t->by_weights[norm];
     OQ_NEW(context, t->gain[norm], H);
     if (learned) OQ_NEW(context, t->dgain[norm], H);
     if (!t->original->norm_bias[norm]) return OQ_OK;
@@ -407,7 +409,12 @@ static void norm_backward(oq_transformed *t, const oq_real *theta, oq_real *dthe
 
 oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta)
 {
-    for (int i = 0; i < OQ_INPUT_NORMS; i++) norm_backward(t, theta, dtheta, i);
+    for (int i = 0; i < OQ_INPUT_NORMS; i++) {
+        if (t->by_weights[i])
+            OQ_TRY(oq_norm_backward_by_weights(context, t, dtheta, i));
+        else
+            norm_backward(t, theta, dtheta, i);
+    }
     for (int i = 0; i < OQ_INPUTS; i++)
         for (int k = 0; t->lac[i] && k < 2; k++) oq_part(t->list, t->list->lac[i], dtheta)[k] += t->dlac[i][k];
     for (int i = 0; i < OQ_LINEARS; i++) {

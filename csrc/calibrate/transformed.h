@@ -29,6 +29,7 @@ typedef struct {
     oq_real *gain[OQ_INPUT_NORMS], *norm_bias[OQ_INPUT_NORMS];
     oq_real *dweight[OQ_LINEARS], *dbias[OQ_LINEARS]; /* gradients of W^ and b~; NULL where nothing learns */
     oq_real *dgain[OQ_INPUT_NORMS], *dnorm_bias[OQ_INPUT_NORMS];
+    bool by_weights[OQ_INPUT_NORMS]; /* the norm's map learns from dweight and dbias instead: norm_gradient.h */
     const oq_real *lac[OQ_INPUTS]; /* [2] logits, a part of theta; NULL: activations are not clipped */
     oq_real dlac[OQ_INPUTS][2];
     bool fresh; /* no window has been backward yet: the weights' gradients are not zeroed but overwritten */

@@ -27,6 +27,10 @@ def test_a_step_has_three_products_a_linear() -> None:
     without = sum(p.m * p.n * p.k for p in products("W3A16", "omniquant", "float32", norm_map="none"))
     qkv = (64 + 32 + 32) * 64
     assert work - without == 32 * qkv  # no map before q, k, v: their inputs need no gradient
+    by_weights = sum(p.m * p.n * p.k for p in products("W3A16", "omniquant", "float32"))
+    assert by_weights == without  # a diagonal one learns from the weights' gradients
+    online = sum(p.m * p.n * p.k for p in products("W3A16", "affinequant", "float32", norm_map="online"))
+    assert online == work
 
 
 @pytest.mark.parametrize(

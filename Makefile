@@ -14,8 +14,9 @@ NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 demo: $(VENV)/.demo
 	$(BIN)/omniquant demo
 
+# Most tests run on one thread: a process a core, up to eight, halves the time on two.
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # The embedded model's training alone is written in torch; without its types that cannot be checked.
 TRAINING := omniquant/embedded/(fake_quant|optimization|torch_llama|train)\.py

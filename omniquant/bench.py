@@ -157,7 +157,7 @@ def step_products(
 ) -> list[Product]:
     """Return the products of a step's linears, y = x W^T, dx = dy W, dW = dy^T x, as the core takes them."""
     backward = "bfloat16" if options.products == "bfloat16" else "float32"
-    # Nothing before the first norm is learned but the norm's own map, a diagonal one by the weights' gradients.
+    # Nothing before the first norm is learned but its own map, a diagonal one by the weights' gradients.
     by_weights = options.norm_map == "diagonal" and scheme.weight_only and options.input_map == "none"
     unread = ("q", "k", "v") if by_weights or options.norm_map == "none" else ()
     products = []

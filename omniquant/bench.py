@@ -123,7 +123,7 @@ def bench(
     for name, value in sizes.items():
         if value < 1:
             raise ConfigError(f"{name} is {value}, expected at least 1")
-    chosen = CalibrationOptions.for_method(method, config, **options)
+    chosen = CalibrationOptions.for_method(method, config, samples=samples, **options)
     if not chosen.trains:
         raise ConfigError(f"method {method!r} with {chosen.epochs} epochs takes no steps to time")
     chosen = chosen.with_products(config, _core.runtime_info()["products"])

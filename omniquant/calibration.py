@@ -124,9 +124,9 @@ def calibrate(
         If `output` cannot be written, or holds another calibration.
     """
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
-    chosen = choose_options(method, scheme, model.architecture, options)
-    wishes = Wishes.of(overrides, average_bits, candidate_bits)
     windows = _windows(tokens, model)
+    chosen = choose_options(method, scheme, model.architecture, options, len(windows))
+    wishes = Wishes.of(overrides, average_bits, candidate_bits)
     model = _in_its_basis(model, scheme, chosen)
     if resume and output is None:
         raise ConfigError("resume needs an output directory to go on with")
@@ -193,11 +193,14 @@ def choose_options(
     scheme: QuantConfig,
     architecture: Architecture,
     options: dict[str, Any],
+    samples: int,
 ) -> CalibrationOptions:
-    """Return a method's options for a model, "auto" knowing what its blocks permit; ConfigError."""
+    """Return a method's options, "auto" knowing blocks and windows; ConfigError."""
     if isinstance(method, str):
         online, search = permits_online(architecture), not architecture.spec.num_experts
-        return CalibrationOptions.for_method(method, scheme, online=online, search=search, **options)
+        return CalibrationOptions.for_method(
+            method, scheme, online=online, search=search, samples=samples, **options
+        )
     try:
         return replace(method, **options)
     except TypeError as error:

@@ -282,9 +282,9 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.models.load import load_model
 
     model = load_model(arguments.model)
-    options = choose_options(arguments.method, scheme, model.architecture, given)
     samples = 32 if arguments.samples is None else arguments.samples
     windows = calibration_windows(arguments.data, model, samples, arguments.seqlen)
+    options = choose_options(arguments.method, scheme, model.architecture, given, len(windows))
     if arguments.samples is not None and len(windows) < samples:
         note(arguments, f"the data hold {counted(len(windows), 'window')}, {samples} were asked for")
     budget = (

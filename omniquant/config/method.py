@@ -227,6 +227,7 @@ class CalibrationOptions:
         preset: str = "default",
         online: bool = True,
         search: bool = True,
+        samples: int | None = None,
         **overrides: Any,
     ) -> CalibrationOptions:
         """Return the defaults of `method` for `scheme`, with `overrides` applied.
@@ -242,6 +243,8 @@ class CalibrationOptions:
             Whether "auto" may choose rotations and maps at run time.
         search : bool
             Whether "auto" may choose a searched start, which experts do not have.
+        samples : int, optional
+            Windows of the calibration, of which "auto" makes its epochs; None: few.
         **overrides
             Fields of this class; None means the default. Epochs are always 0 for rtn, smoothquant, gptq
             and awq, which train nothing.
@@ -258,7 +261,7 @@ class CalibrationOptions:
         """
         recipe: dict[str, Any] = {}
         if method == AUTO:
-            method, recipe = recipe_for(scheme, overrides.get("target") or "any", online, search)
+            method, recipe = recipe_for(scheme, overrides.get("target") or "any", online, search, samples)
         if method not in METHODS:
             raise ConfigError(f"method {method!r} is not one of {', '.join((*METHODS, AUTO))}")
         if preset not in PRESETS:

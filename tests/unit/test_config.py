@@ -272,6 +272,23 @@ def test_auto_is_a_recipe_a_scheme(scheme, method, rounding, rotation):
     assert (options.method, options.rounding, options.rotation) == (method, rounding, rotation)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "epochs"),
+    [("W3A16", (3, 3, 2, 1)), ("W2A16g64", (12, 12, 6, 3)), ("W4A4", (6, 6, 3, 2)), ("W6A6", (6, 6, 3, 2))],
+)
+def test_auto_takes_the_fewer_epochs_the_more_windows_there_are(scheme, epochs):
+    config = QuantConfig.parse(scheme)
+
+    def of(samples):
+        return CalibrationOptions.for_method("auto", config, samples=samples).epochs
+
+    assert (of(None), of(64), of(128), of(256)) == epochs
+    assert of(1) == epochs[0]
+    assert of(10**6) == 1
+    assert CalibrationOptions.for_method("auto", config, samples=256, epochs=9).epochs == 9
+    assert CalibrationOptions.for_method("omniquant", config, samples=256).epochs in (20, 40)
+
+
 def test_auto_yields_to_what_is_asked_for_and_to_what_can_be_held():
     config = QuantConfig.parse("W3A16")
     assert CalibrationOptions.for_method("auto", config, epochs=1, rounding="nearest").rounding == "nearest"

@@ -1,6 +1,7 @@
 /* The gradient of a norm's diagonal map from those of the weights behind the norm.
  *
- * h = g~ x^ + b~ is read by linears alone, y = h W^^T. Their gradients are there anyway, dW = dy^T h and db = sum_t dy_t, so
+ * h = g~ x^ + b~ is read by linears alone, y = h W^^T. Their gradients are there anyway, dW = dy^T h and
+ * db = sum_t dy_t, so
  *
  *     sum_t dh_ti h_ti = sum_n W^_ni dW_ni          sum_t dh_ti = sum_n W^_ni db_n
  *

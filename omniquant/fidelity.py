@@ -185,13 +185,16 @@ class _Side:
 def _summary(found: npt.NDArray[np.float64], name: str, started: float) -> Divergence:
     """Sum up [4, N, T - 1]; NotFiniteError names the models."""
     kl, reference_nll, nll, same = found
-    evaluation = Evaluation.from_losses(name, nll.mean(axis=1), kl.shape[1] + 1, started)
+    evaluation, of_reference = (
+        Evaluation.from_losses(name, losses.mean(axis=1), kl.shape[1] + 1, started)
+        for losses in (nll, reference_nll)
+    )
     if not np.isfinite(found).all():
         raise NotFiniteError(f"{name}: the mean divergence of {kl.size} predictions is {kl.mean()}")
     means = kl.mean(axis=1)
     return Divergence(
         evaluation=evaluation,
-        reference_perplexity=math.exp(reference_nll.mean()),
+        reference_perplexity=of_reference.perplexity,
         kl=float(means.mean()),
         kl_stderr=float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan,
         kl_99=float(np.percentile(kl, 99)),

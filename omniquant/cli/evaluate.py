@@ -46,7 +46,7 @@ def add_parser(commands: Commands) -> None:
         commands,
         "evaluate",
         run,
-        usage="MODEL_OR_DIR (--data FILE [--seqlen T] | --tasks LIST [--task-data FOLDER]) [options]",
+        usage="MODEL_OR_DIR (--data FILE | --tasks LIST [--task-data FOLDER]) [--against MODEL] [options]",
         help="measure the perplexity or zero-shot accuracy of a model or result",
         examples=_EXAMPLES,
     )

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,12 +16,14 @@ import numpy.typing as npt
 
 from omniquant.errors import NotFiniteError
 from omniquant.forward import (
-    HIDDEN_BYTES,
     I32,
     ForwardModel,
     Head,
+    Progress,
+    Steps,
     as_windows,
     chunks,
+    passes,
     run_blocks,
 )
 from omniquant.threads import resolve_threads
@@ -35,6 +35,11 @@ class Foldable(Protocol):
 
     def fold(self) -> ForwardModel:
         """Return the quantized model."""
+
+
+def folded(model: ForwardModel | Foldable) -> ForwardModel:
+    """Return a model, of a calibration result the quantized one."""
+    return model.fold() if isinstance(model, Foldable) else model
 
 
 @dataclass(frozen=True)
@@ -108,35 +113,22 @@ def evaluate(
     seqlen: int | None = None,
     *,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure perplexity; see :func:`perplexity`. `progress` is called with (blocks done, blocks)."""
     started = time.monotonic()
-    runnable: ForwardModel = model.fold() if isinstance(model, Foldable) else model
+    runnable = folded(model)
     windows = as_windows(tokens, runnable.vocab_size, seqlen)
-    count, length = windows.shape
-    hidden_bytes = 4 * length * runnable.spec.hidden_size
-    step = max(1, HIDDEN_BYTES // hidden_bytes)
-    parts = [windows[start : start + step] for start in range(0, count, step)]
-    worker = resolve_threads(threads)
-    total = len(parts) * runnable.num_layers
-    losses: list[npt.NDArray[np.float64]] = []
-    for number, part in enumerate(parts):
-        done = number * runnable.num_layers
-        losses.append(_window_losses(runnable, part, worker, partial(_advance, progress, done, total)))
-    return Evaluation.from_losses(runnable.name, np.concatenate(losses), length, started)
+    parts = passes(runnable, windows)
+    workers = resolve_threads(threads)
+    steps = Steps(progress, len(parts) * runnable.num_layers)
+    losses = np.concatenate([_window_losses(runnable, part, workers, steps) for part in parts])
+    return Evaluation.from_losses(runnable.name, losses, windows.shape[1], started)
 
 
-def _advance(progress: Callable[[int, int], None] | None, before: int, total: int, blocks: int) -> None:
-    if progress is not None:
-        progress(before + blocks, total)
-
-
-def _window_losses(
-    model: ForwardModel, windows: I32, threads: int, progress: Callable[[int], None]
-) -> npt.NDArray[np.float64]:
+def _window_losses(model: ForwardModel, windows: I32, threads: int, steps: Steps) -> npt.NDArray[np.float64]:
     """Return the mean cross entropy of each window [N]."""
-    x = run_blocks(model, windows, threads=threads, progress=progress)
+    x = run_blocks(model, windows, threads=threads, steps=steps)
     head = Head(model)
     losses = np.empty(len(windows))
     for part in chunks(*windows.shape):

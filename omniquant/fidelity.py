@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,15 +17,13 @@ import numpy.typing as npt
 
 from omniquant import _core
 from omniquant.errors import ConfigError, NotFiniteError
-from omniquant.evaluate import Evaluation, Foldable
-from omniquant.forward import F32, HIDDEN_BYTES, I32, ForwardModel, as_windows, run_blocks
+from omniquant.evaluate import Evaluation, Foldable, folded
+from omniquant.forward import F32, I32, ForwardModel, Progress, Steps, as_windows, passes, run_blocks
 from omniquant.runtime.perplexity import Runtime, check_runtime, engine_of
 from omniquant.threads import resolve_threads
 
 # Logits held at a time, of each model.
 _LOGIT_BYTES = 1 << 25
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def divergence(
         If a model computes NaN or infinity.
     """
     started = time.monotonic()
-    first, second = _runnable(model), _runnable(reference)
+    first, second = folded(model), folded(reference)
     if first.vocab_size != second.vocab_size:
         raise ConfigError(
             f"{first.name} has {first.vocab_size} tokens, {second.name} {second.vocab_size}: "
@@ -111,29 +109,12 @@ def divergence(
     windows = as_windows(tokens, first.vocab_size, seqlen)
     workers = resolve_threads(threads)
     sides = [_Side(second, windows, "fake", workers), _Side(first, windows, check_runtime(runtime), workers)]
-    count = _Counter(progress, sum(side.steps for side in sides))
+    steps = Steps(progress, sum(side.steps for side in sides))
     found = np.empty((4, len(windows), windows.shape[1] - 1))  # kl, nats of the reference, nats, same
-    for (index, part, theirs), (_, _, ours) in zip(*(side.logits(count) for side in sides), strict=True):
+    for (index, part, theirs), (_, _, ours) in zip(*(side.logits(steps) for side in sides), strict=True):
         targets = windows[index, part.start + 1 : part.stop + 1]
         found[:, index, part] = _core.divergence(theirs, ours, targets, threads=workers)
     return _summary(found, f"{first.name} against {second.name}", started)
-
-
-def _runnable(model: ForwardModel | Foldable) -> ForwardModel:
-    return model.fold() if isinstance(model, Foldable) else model
-
-
-class _Counter:
-    """What both models have run so far."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(self, _: int = 0) -> None:
-        """Count one more step."""
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total)
 
 
 @dataclass(frozen=True)
@@ -150,36 +131,31 @@ class _Side:
         """Blocks times passes through them, or windows on integers."""
         if self.runtime == "integer":
             return len(self.windows)
-        return self.model.num_layers * -(-len(self.windows) // self._together)
+        return self.model.num_layers * len(passes(self.model, self.windows))
 
-    @property
-    def _together(self) -> int:
-        """Windows whose hidden states are in memory at a time."""
-        return max(1, HIDDEN_BYTES // (4 * int(self.windows.shape[1]) * self.model.spec.hidden_size))
-
-    def logits(self, count: _Counter) -> Iterator[tuple[int, slice, F32]]:
+    def logits(self, steps: Steps) -> Iterator[tuple[int, slice, F32]]:
         """Yield window, positions and logits [n, V] of all predictions, a few at a time and in order."""
         length = self.windows.shape[1] - 1
-        step = max(1, _LOGIT_BYTES // (4 * self.model.vocab_size))
-        parts = [slice(start, min(start + step, length)) for start in range(0, length, step)]
-        return self._on_integers(parts, count) if self.runtime == "integer" else self._in_float(parts, count)
+        most = max(1, _LOGIT_BYTES // (4 * self.model.vocab_size))
+        parts = [slice(start, min(start + most, length)) for start in range(0, length, most)]
+        return self._on_integers(parts, steps) if self.runtime == "integer" else self._in_float(parts, steps)
 
-    def _in_float(self, parts: list[slice], count: _Counter) -> Iterator[tuple[int, slice, F32]]:
+    def _in_float(self, parts: list[slice], steps: Steps) -> Iterator[tuple[int, slice, F32]]:
         ends, head = self.model.ends(), self.model.lm_head()
-        for start in range(0, len(self.windows), self._together):
-            some = self.windows[start : start + self._together]
-            hidden = run_blocks(self.model, some, threads=self.threads, progress=count)
-            for index, states in enumerate(hidden, start):
+        index = 0
+        for windows in passes(self.model, self.windows):
+            for states in run_blocks(self.model, windows, threads=self.threads, steps=steps):
                 for part in parts:
                     yield index, part, ends.logits(states[part], head, threads=self.threads)
+                index += 1
 
-    def _on_integers(self, parts: list[slice], count: _Counter) -> Iterator[tuple[int, slice, F32]]:
+    def _on_integers(self, parts: list[slice], steps: Steps) -> Iterator[tuple[int, slice, F32]]:
         decoder = engine_of(self.model).decoder(self.windows.shape[1], self.threads)
         for index, window in enumerate(self.windows):
             decoder.rewind(0)
             for part in parts:
                 yield index, part, decoder.logits(window[part])
-            count()
+            steps()
 
 
 def _summary(found: npt.NDArray[np.float64], name: str, started: float) -> Divergence:

@@ -19,6 +19,7 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 Weights = dict[str, F32]
 Activation = dict[str, int | bool]
+Progress = Callable[[int, int], None]  # done, of how many
 
 # Small enough for Ctrl-C to be answered within a second, large enough to keep the threads busy.
 TOKENS_AT_ONCE = 2048
@@ -64,6 +65,19 @@ class ForwardModel(Protocol):
 
     def rope_tables(self, length: int, layer: int, /) -> tuple[F32, F32]:
         """Return cos and sin [length, r/2] of one block."""
+
+
+class Steps:
+    """Counts what has been run, called once a step, and tells it."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self) -> None:
+        """Count one more."""
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
 def activation_of(model: ForwardModel, index: int) -> Activation | None:
@@ -196,19 +210,23 @@ def run_block(
     return out
 
 
-def run_blocks(
-    model: ForwardModel, windows: I32, *, threads: int = 1, progress: Callable[[int], None] | None = None
-) -> F32:
+def passes(model: ForwardModel, windows: I32) -> list[I32]:
+    """Return windows [N, T] in parts [n, T] whose hidden states fit in memory together."""
+    together = max(1, HIDDEN_BYTES // (4 * int(windows.shape[1]) * model.spec.hidden_size))
+    return [windows[start : start + together] for start in range(0, len(windows), together)]
+
+
+def run_blocks(model: ForwardModel, windows: I32, *, threads: int = 1, steps: Steps | None = None) -> F32:
     """Return the hidden states [N, T, H] behind the last block of windows [N, T].
 
-    Activations are rounded where the model rounds them; `progress` is called with the blocks done.
+    Activations are rounded where the model rounds them; a block is one of `steps`.
     """
     x = model.embed(windows)
     for index in range(model.num_layers):
         activation = activation_of(model, index)
         x = run_block(model, index, model.block(index), x, activation=activation, threads=threads)
-        if progress is not None:
-            progress(index + 1)
+        if steps is not None:
+            steps()
     return x
 
 

@@ -1,9 +1,8 @@
 #include "calibrate/norm_gradient.h"
 
-#include <string.h>
-
 #include "base/parallel.h"
 #include "base/size.h"
+#include "math/bf16.h"
 
 enum { STRIP = 64 }; /* columns at a time */
 
@@ -13,8 +12,6 @@ typedef struct {
     double *with_dw, *with_db; /* [H] sum_n W^_ni dW_ni, sum_n W^_ni db_n; the second may be NULL */
 } job;
 
-static int site_of(int norm) { return norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2; }
-
 static bool reads(const oq_transformed *t, int site, int linear)
 {
     return oq_has_linear(t->spec, linear) && oq_sites_of(t->spec, linear).columns == site;
@@ -22,7 +19,7 @@ static bool reads(const oq_transformed *t, int site, int linear)
 
 bool oq_norm_learns_by_weights(const oq_transformed *t, int norm)
 {
-    const int site = site_of(norm);
+    const int site = oq_site_of_norm(norm);
     const oq_residual residual = t->spec->residual;
     const bool reads_x = norm == OQ_NORM1 || residual == OQ_PARALLEL; /* and not what attention gave */
     const bool has_mlp = norm == OQ_NORM2 || residual == OQ_SHARED;
@@ -37,12 +34,7 @@ bool oq_norm_learns_by_weights(const oq_transformed *t, int norm)
 static const oq_real *columns_of(const oq_forms *forms, const oq_real *w, int64_t at, int64_t count, oq_real *room)
 {
     if (!forms->half) return w + at;
-    for (int64_t i = 0; i < count; i++) {
-        const uint32_t bits = (uint32_t)forms->half[at + i] << 16;
-        float value;
-        memcpy(&value, &bits, sizeof value);
-        room[i] = value;
-    }
+    for (int64_t i = 0; i < count; i++) room[i] = oq_float_of_bf16(forms->half[at + i]);
     return room;
 }
 
@@ -70,7 +62,7 @@ static void one_strip(void *user, int64_t item, int worker)
 
 oq_code oq_norm_backward_by_weights(oq_context *context, oq_transformed *t, oq_real *dtheta, int norm)
 {
-    const int site = site_of(norm);
+    const int site = oq_site_of_norm(norm);
     const int64_t H = t->spec->hidden;
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_map *map = &t->map[site];

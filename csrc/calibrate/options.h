@@ -75,6 +75,8 @@ typedef struct {
     bool inverse;
 } oq_linear_sites;
 oq_linear_sites oq_sites_of(const oq_block_spec *spec, int linear);
+/* The site behind a norm that linears read. */
+static inline int oq_site_of_norm(int norm) { return norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2; }
 /* Whether a linear's weight is quantized. */
 bool oq_quantizes(const oq_options *options, int linear);
 /* The map a site of this block takes: none behind a norm it does not have. */

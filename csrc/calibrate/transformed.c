@@ -141,7 +141,7 @@ static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
 
 static oq_code create_norm(oq_context *context, oq_transformed *t, int norm)
 {
-    const int site = norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
+    const int site = oq_site_of_norm(norm);
     const int64_t H = t->spec->hidden;
     t->by_weights[norm] = oq_norm_learns_by_weights(t, norm);
     const bool learned = t->map[site].kind != OQ_MAP_NONE && !t->by_weights[norm];
@@ -252,7 +252,7 @@ static oq_code bias_forward(oq_context *context, oq_transformed *t, const oq_rea
 /* g~ = g / s and b~ = (b - delta) / s for a diagonal map; an online map leaves g and divides nothing. */
 static void norm_forward(oq_transformed *t, const oq_real *theta, int norm)
 {
-    const int site = norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
+    const int site = oq_site_of_norm(norm);
     const oq_map *map = &t->map[site];
     const oq_real *shift = oq_part_const(t->list, t->list->shift[site], theta);
     for (int64_t i = 0; i < t->spec->hidden; i++) {
@@ -390,7 +390,7 @@ static oq_code bias_backward(oq_context *context, oq_transformed *t, oq_real *dt
 
 static void norm_backward(oq_transformed *t, const oq_real *theta, oq_real *dtheta, int norm)
 {
-    const int site = norm == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
+    const int site = oq_site_of_norm(norm);
     oq_map *map = &t->map[site];
     const oq_real *shift = oq_part_const(t->list, t->list->shift[site], theta);
     oq_real *dshift = oq_part(t->list, t->list->shift[site], dtheta);
@@ -445,7 +445,7 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t)
         weights.norm_bias[i] = t->original->norm_bias[i];
     }
     for (int i = 0; i < OQ_INPUT_NORMS; i++) {
-        const oq_map *map = &t->map[i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2];
+        const oq_map *map = &t->map[oq_site_of_norm(i)];
         weights.gain[i] = t->gain[i];
         weights.norm_bias[i] = t->norm_bias[i];
         weights.map_inverse[i] = map->kind == OQ_MAP_DENSE ? map->inverse : NULL;
@@ -466,7 +466,7 @@ oq_block_gradients oq_transformed_gradients(oq_transformed *t)
         gradients.bias[i] = t->dbias[i];
     }
     for (int i = 0; i < OQ_INPUT_NORMS; i++) {
-        const oq_map *map = &t->map[i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2];
+        const oq_map *map = &t->map[oq_site_of_norm(i)];
         gradients.gain[i] = t->dgain[i];
         gradients.norm_bias[i] = t->dnorm_bias[i];
         gradients.map_inverse[i] = map->kind == OQ_MAP_DENSE ? map->dinverse : NULL;

@@ -16,6 +16,14 @@ static inline uint16_t oq_bf16_of(oq_real x)
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+static inline float oq_float_of_bf16(uint16_t x)
+{
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 /* to [count] = x [count] rounded: on the calling thread, and on all. */
 void oq_bf16_round(const oq_real *restrict x, uint16_t *restrict to, int64_t count);
 void oq_bf16_from_real(const oq_context *context, const oq_real *x, uint16_t *to, int64_t count);

@@ -3,7 +3,6 @@
 #include "base/parallel.h"
 #include "math/cross_entropy.h"
 #include "math/elementary.h"
-#include "math/vector.h"
 
 #define LANES 16
 

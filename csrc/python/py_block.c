@@ -96,7 +96,7 @@ static int make_linear(oq_call *call, values *v, int i)
 
 static int make_norm(oq_call *call, values *v, int i)
 {
-    const int site = i == OQ_NORM1 ? OQ_SITE_NORM1 : OQ_SITE_NORM2;
+    const int site = oq_site_of_norm(i);
     const bool online = i < OQ_INPUT_NORMS && oq_map_at(&v->spec, &v->options, site) == OQ_MAP_DENSE;
     const oq_tensor tensors[] = {
         {"weight", true, OQ_REALS, "i", &v->folded.gain[i]},

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "base/parallel.h"
+#include "math/bf16.h"
 #include "runtime/half.h"
 #include "runtime/lanes_kernels.h"
 
@@ -44,7 +45,7 @@ void oq_dense_row(const oq_dense *w, int64_t index, float *values)
         switch (w->kind) {
         case OQ_DENSE_FLOAT: values[i] = ((const float *)w->values)[at]; break;
         case OQ_DENSE_HALF: values[i] = oq_float_of_half(((const uint16_t *)w->values)[at]); break;
-        case OQ_DENSE_BFLOAT: values[i] = oq_float_of_bfloat(((const uint16_t *)w->values)[at]); break;
+        case OQ_DENSE_BFLOAT: values[i] = oq_float_of_bf16(((const uint16_t *)w->values)[at]); break;
         case OQ_DENSE_BYTES:
         case OQ_DENSE_NIBBLES:
             values[i] = (float)oq_dense_code(w, index, i) *

@@ -1,4 +1,4 @@
-/* Numbers of 16 bits: IEEE half precision and bfloat16, to and from float. */
+/* IEEE half precision, to and from float; bfloat16 is in math/bf16.h. */
 #ifndef OQ_RUNTIME_HALF_H
 #define OQ_RUNTIME_HALF_H
 
@@ -19,8 +19,6 @@ static inline uint32_t oq_bits_of_float(float value)
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
-
-static inline float oq_float_of_bfloat(uint16_t b) { return oq_float_of_bits((uint32_t)b << 16); }
 
 /* Of a finite half: the bits moved to a float's places are too small by 2^112, subnormals included. */
 static inline float oq_float_of_half(uint16_t h)

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "math/bf16.h"
 #include "runtime/half.h"
 
 #define LANES 16
@@ -135,7 +136,7 @@ LANES_INLINE float lanes_sum(lanes a)
     return a.v[0];
 }
 LANES_INLINE lanes lanes_half(const uint16_t *x) { EACH(oq_float_of_half(x[l])); }
-LANES_INLINE lanes lanes_bfloat(const uint16_t *x) { EACH(oq_float_of_bfloat(x[l])); }
+LANES_INLINE lanes lanes_bfloat(const uint16_t *x) { EACH(oq_float_of_bf16(x[l])); }
 LANES_INLINE lanes lanes_bytes(const uint8_t *x) { EACH((float)x[l]); }
 LANES_INLINE lanes lanes_low(const uint8_t *x) { EACH((float)(x[l] & 15)); }
 LANES_INLINE lanes lanes_high(const uint8_t *x) { EACH((float)(x[l] >> 4)); }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,11 +15,9 @@ from omniquant.errors import ConfigError
 if TYPE_CHECKING:
     from omniquant.evaluate import Evaluation
     from omniquant.fidelity import Divergence
-    from omniquant.forward import I32
+    from omniquant.forward import Progress
     from omniquant.models.model import Model
     from omniquant.quantized import QuantizedModel
-
-Progress = Callable[[int, int], None]
 
 _EXAMPLES = """\
   omniquant evaluate MODEL --data text.txt --seqlen 256       full precision, to compare with
@@ -125,6 +123,7 @@ def _perplexity(arguments: argparse.Namespace) -> None:
     """Measure perplexity and, against another model, divergence."""
     from omniquant.data import evaluation_windows
     from omniquant.fidelity import divergence
+    from omniquant.runtime.perplexity import evaluate_on
     from omniquant.threads import resolve_threads
 
     threads = resolve_threads(arguments.threads)
@@ -136,7 +135,7 @@ def _perplexity(arguments: argparse.Namespace) -> None:
     windows = evaluation_windows(arguments.data, cast("Model", model), arguments.seqlen, arguments.max_tokens)
     with _progress(arguments) as progress:
         if against is None:
-            found = _evaluate(model, windows, arguments.runtime, threads, progress)
+            found = evaluate_on(model, windows, runtime=arguments.runtime, threads=threads, progress=progress)
             emit(arguments, found.to_dict() | facts, f"{title}: {_told(found)}")
             return
         far = divergence(
@@ -153,25 +152,13 @@ def _facts(model: Model | QuantizedModel, runtime: str) -> tuple[dict[str, Any],
     facts: dict[str, Any] = {"model": model.name, "scheme": None, "method": None, "fake_quantized": False}
     if isinstance(model, QuantizedModel):
         fake = runtime == "fake"
-        facts |= {"scheme": str(model.scheme), "method": model.options.method, "runtime": runtime}
-        facts["fake_quantized"] = fake
+        facts |= {"scheme": str(model.scheme), "method": model.options.method, "fake_quantized": fake}
+        facts["runtime"] = runtime
         how = "fake-quantized" if fake else "on integers"
         return facts, f"{model.name} ({model.scheme} {model.options.method}, {how})"
     if runtime == "integer":
         raise ConfigError(f"--runtime integer: {model.name} is no result of omniquant quantize")
     return facts, f"{model.name} ({_precision(model)})"
-
-
-def _evaluate(
-    model: Model | QuantizedModel, windows: I32, runtime: Any, threads: int, progress: Progress | None
-) -> Evaluation:
-    from omniquant.evaluate import evaluate
-    from omniquant.quantized import QuantizedModel
-    from omniquant.runtime.perplexity import evaluate_on
-
-    if isinstance(model, QuantizedModel):
-        return evaluate_on(model, windows, runtime=runtime, threads=threads, progress=progress)
-    return evaluate(model, windows, threads=threads, progress=progress)
 
 
 def _told(found: Evaluation) -> str:

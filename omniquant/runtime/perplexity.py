@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from omniquant.errors import ConfigError
 from omniquant.evaluate import Evaluation, evaluate
-from omniquant.forward import ForwardModel, as_windows
+from omniquant.forward import ForwardModel, Progress, as_windows
 from omniquant.runtime.engine import Engine
 
 Runtime = Literal["integer", "fake"]
-
-
-class Evaluable(ForwardModel, Protocol):
-    """A quantized model: both ways of running it."""
-
-    def engine(self) -> Engine:
-        """Return it packed."""
 
 
 def check_runtime(runtime: Runtime) -> Runtime:
@@ -40,18 +32,18 @@ def engine_of(model: ForwardModel) -> Engine:
 
 
 def evaluate_on(
-    model: Evaluable,
+    model: ForwardModel,
     tokens: npt.ArrayLike,
     seqlen: int | None = None,
     *,
     runtime: Runtime = "integer",
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure perplexity on packed integers or fake-quantized; ConfigError for any other `runtime`."""
+    """Measure perplexity on packed integers or in float; ConfigError where `runtime` does not fit."""
     if check_runtime(runtime) == "fake":
         return evaluate(model, tokens, seqlen, threads=threads, progress=progress)
-    return evaluate_integers(model.engine(), tokens, seqlen, threads=threads, progress=progress)
+    return evaluate_integers(engine_of(model), tokens, seqlen, threads=threads, progress=progress)
 
 
 def evaluate_integers(
@@ -60,7 +52,7 @@ def evaluate_integers(
     seqlen: int | None = None,
     *,
     threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure perplexity as :func:`omniquant.evaluate.evaluate` does, on packed integers.
 

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from omniquant.evaluate import Foldable
+from omniquant.evaluate import Foldable, folded
+from omniquant.forward import Progress
 from omniquant.runtime.perplexity import Runtime, check_runtime, engine_of
 from omniquant.threads import resolve_threads
 from omniquant.zeroshot.data import known_tasks, read_questions
 from omniquant.zeroshot.likelihood import (
-    Progress,
     Request,
     Score,
     ScoringModel,
@@ -180,7 +180,7 @@ Scorer = tuple[ScoringModel, Callable[[list[Request]], list[Score]]]
 
 
 def _folded(model: ScoringModel | Foldable) -> ScoringModel:
-    return cast(ScoringModel, model.fold()) if isinstance(model, Foldable) else model
+    return cast(ScoringModel, folded(model))
 
 
 def open_scorer(model: ScoringModel, runtime: Runtime, threads: int, progress: Progress | None) -> Scorer:

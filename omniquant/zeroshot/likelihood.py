@@ -7,7 +7,7 @@ texts run one by one, and what a text begins with is kept for the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -15,12 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.errors import DataError, NotFiniteError
-from omniquant.forward import F32, HIDDEN_BYTES, I32, ForwardModel, Head, activation_of, packs, run_texts
+from omniquant.forward import (
+    F32,
+    HIDDEN_BYTES,
+    I32,
+    ForwardModel,
+    Head,
+    Progress,
+    Steps,
+    activation_of,
+    packs,
+    run_texts,
+)
 from omniquant.runtime.engine import Engine
 from omniquant.runtime.prompt import TextModel, text_tokens
 from omniquant.zeroshot.beginnings import Text, Tokens, common_length, share_beginnings
-
-Progress = Callable[[int, int], None]  # done, of how many
 
 
 class ScoringModel(ForwardModel, TextModel, Protocol):
@@ -120,9 +129,9 @@ def log_likelihoods(
     parts = list(_parts(share_beginnings(on_text), 4 * model.spec.hidden_size))
     head = Head(model)
     scores: list[Score | None] = [None] * len(spans)
-    for number, part in enumerate(parts):
-        advance = _advance(progress, number * model.num_layers, len(parts) * model.num_layers)
-        hidden = _run(model, part, threads, advance)
+    steps = Steps(progress, len(parts) * model.num_layers)
+    for part in parts:
+        hidden = _run(model, part, threads, steps)
         asked, rows = [], []
         for text, of_text in zip(part, _text_rows(part), strict=True):
             for index in on_text[text.tokens]:
@@ -133,14 +142,6 @@ def log_likelihoods(
         for index, score in zip(asked, found, strict=True):
             scores[index] = score
     return _finite(scores, model.name)
-
-
-def _advance(progress: Progress | None, before: int, total: int) -> Callable[[int], None]:
-    def advance(blocks: int) -> None:
-        if progress is not None:
-            progress(before + blocks, total)
-
-    return advance
 
 
 def _parts(texts: list[Text], token_bytes: int) -> Iterator[list[Text]]:
@@ -157,7 +158,7 @@ def _parts(texts: list[Text], token_bytes: int) -> Iterator[list[Text]]:
         yield part
 
 
-def _run(model: ScoringModel, texts: list[Text], threads: int, advance: Callable[[int], None]) -> F32:
+def _run(model: ScoringModel, texts: list[Text], threads: int, steps: Steps) -> F32:
     """Return the hidden states [tokens, H] of all texts' own tokens behind the last block."""
     lengths = np.array([len(text.own) for text in texts], np.int32)
     shared = np.array([text.shared for text in texts], np.int32)
@@ -166,7 +167,7 @@ def _run(model: ScoringModel, texts: list[Text], threads: int, advance: Callable
     for index in range(model.num_layers):
         weights, activation = model.block(index), activation_of(model, index)
         x = run_texts(model, index, weights, x, lengths, shared, activation=activation, threads=threads)
-        advance(index + 1)
+        steps()
     return x
 
 

@@ -10,7 +10,7 @@ from numpy_llama import window_losses
 from small_run import VOCAB, small_model, small_tokens
 
 import omniquant
-from omniquant import evaluate as evaluate_module
+from omniquant import forward
 from omniquant.errors import DataError, NotFiniteError
 from omniquant.evaluate import evaluate
 from omniquant.forward import as_windows, chunks
@@ -53,7 +53,7 @@ def test_activations_are_rounded_too(model):
 def test_more_windows_than_memory_go_in_parts(model, monkeypatch):
     tokens = small_tokens(7, 8)
     whole = evaluate(model, tokens, threads=1)
-    monkeypatch.setattr(evaluate_module, "HIDDEN_BYTES", 2 * 4 * 8 * model.spec.hidden_size)
+    monkeypatch.setattr(forward, "HIDDEN_BYTES", 2 * 4 * 8 * model.spec.hidden_size)
     calls = []
     parts = evaluate(model, tokens, progress=lambda done, total: calls.append((done, total)))
     assert parts.nll == pytest.approx(whole.nll, rel=1e-6)

@@ -10,7 +10,7 @@ import pytest
 from small_run import small_folder, small_tokens
 
 import omniquant
-from omniquant import _core, fidelity
+from omniquant import _core, fidelity, forward
 from omniquant.cli import main
 from omniquant.errors import ConfigError, DataError, NotFiniteError
 from omniquant.forward import float_logits
@@ -88,7 +88,7 @@ def test_parts_and_threads_change_nothing(model, result, monkeypatch):
     tokens = small_tokens(5, 16)
     whole = omniquant.divergence(result, model, tokens, threads=1)
     monkeypatch.setattr(fidelity, "_LOGIT_BYTES", 4 * 5 * model.vocab_size)
-    monkeypatch.setattr(fidelity, "HIDDEN_BYTES", 4 * 16 * model.spec.hidden_size * 2)
+    monkeypatch.setattr(forward, "HIDDEN_BYTES", 4 * 16 * model.spec.hidden_size * 2)
     calls = []
     parts = omniquant.divergence(
         result, model, tokens, threads=2, progress=lambda done, total: calls.append((done, total))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from omniquant.checkpoint.fields import Fields
 from omniquant.config import QuantConfig
 from omniquant.config.scheme import FLOAT_BITS
 from omniquant.errors import ConfigError
-from omniquant.forward import I32, ForwardModel
+from omniquant.forward import I32, ForwardModel, Progress
 from omniquant.mixed.knapsack import choose_bits
 from omniquant.mixed.sensitivity import measure
 from omniquant.models.spec import quantized_shapes
@@ -85,7 +85,7 @@ def allocate(
     *,
     known: Allocation | None = None,
     threads: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[QuantConfig, Allocation]:
     """Measure every linear and return the scheme with the best bits for each, within a budget.
 

@@ -16,7 +16,7 @@ The perturbed streams of all blocks travel together, so every block is read once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from omniquant import _core
 from omniquant.checkpoint.finite import check_finite
 from omniquant.config import QuantConfig
-from omniquant.forward import F32, I32, ForwardModel, Weights, run_block
+from omniquant.forward import F32, I32, ForwardModel, Progress, Steps, Weights, run_block
 from omniquant.models.spec import quantized_shapes
 
 _TOKENS = 1024  # measured on so many at most: whole windows, the first ones
@@ -60,7 +60,7 @@ def measure(
     reference: int,
     *,
     threads: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Sensitivity:
     """Measure every linear at every number of bits.
 
@@ -89,6 +89,7 @@ def measure(
     perturbed: list[F32] = []  # one stream a block so far
     local = np.empty((model.num_layers, len(shapes), len(bits)))
     whole = np.empty(model.num_layers)
+    steps = Steps(progress, model.num_layers)
     for index in range(model.num_layers):
         weights = model.block(index)
         for name, values in weights.items():
@@ -102,8 +103,7 @@ def measure(
         whole[index], moved = error(dict.fromkeys(shapes, reference))
         perturbed.append(moved)
         full = y
-        if progress is not None:
-            progress(index + 1, model.num_layers)
+        steps()
     divergence = _divergences(model, full, perturbed, threads)
     factor = np.divide(divergence, whole, out=np.zeros_like(whole), where=whole > 0)
     costs = (local * factor[:, None, None]).reshape(-1, len(bits))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from omniquant.errors import ConfigError
 from omniquant.evaluate import Evaluation, evaluate
-from omniquant.forward import ForwardModel, Progress, as_windows
+from omniquant.forward import ForwardModel, Progress, Steps, as_windows
 from omniquant.runtime.engine import Engine
 
 Runtime = Literal["integer", "fake"]
@@ -63,9 +63,9 @@ def evaluate_integers(
     count, length = windows.shape
     decoder = engine.decoder(length, threads)
     losses = np.empty(count)
+    steps = Steps(progress, count)
     for index, window in enumerate(windows):
         decoder.rewind(0)
         losses[index] = decoder.nll(window).mean()
-        if progress is not None:
-            progress(index + 1, count)
+        steps()
     return Evaluation.from_losses(engine.name, losses, length, started)

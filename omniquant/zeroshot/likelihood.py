@@ -209,15 +209,15 @@ def log_likelihoods_on_integers(
     decoder = engine.decoder(max((len(span.tokens) for span in spans), default=1), threads)
     held: Tokens = ()  # tokens in the cache: what the next text shares with them is not read again
     scores: list[Score | None] = []
-    for index, span in enumerate(spans):
+    steps = Steps(progress, len(spans))
+    for span in spans:
         shared = min(common_length(held, span.tokens), span.start)
         decoder.rewind(shared)
         if shared < span.start:
             decoder.fill(np.array(span.tokens[shared : span.start], np.int32))
         scores.append(_score_logits(decoder.logits(np.array(span.tokens[span.start :], np.int32)), span))
         held = span.tokens
-        if progress is not None:
-            progress(index + 1, len(spans))
+        steps()
     return _finite(scores, engine.name)
 
 

@@ -16,12 +16,14 @@ from omniquant.forward import F32, Weights
 from omniquant.memory import peak_rss_mib
 from omniquant.models.experts import EXPERT, stored_shapes
 from omniquant.models.rope import Rope, rope_tables
+from omniquant.models.rotated import Rotation
 from omniquant.models.spec import BlockSpec
 from omniquant.threads import resolve_threads
 
 _WINDOWS = 2
 _OTHER_PASSES = 2  # over all windows beside the training: the full-precision stream, the quantized one
 _LOSSES = 3  # of rounding, start and end
+_PASSES_TO_BEGIN = 3  # of those over a window before the first step: the full-precision stream, two losses
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,17 @@ class BenchResult:
         Median milliseconds of an optimiser step of one window, forward and backward.
     gemm_ms_alone : float
         The products of the linears of such a step, run bare at the same kinds.
+    ms_to_begin : float
+        Milliseconds of a block on two windows until its first step is done: passes, statistics, a search.
     ms_per_forward : float
         Milliseconds of a forward pass of one window, its floats in parts where products are of bfloat16.
+    ms_per_gram : float
+        Milliseconds of one window's Gram matrices, which a searched start reads; 0 without one.
     precision : str
         The kind of products: float32, integer or bfloat16 (see CalibrationOptions.products).
     projected_seconds : float
-        The whole model: layers x (samples x epochs steps and the passes around them).
+        The whole model: layers x (what comes before the first step, samples x epochs steps, the passes around
+        them).
     scheme, method : str
     layers, samples, seqlen, epochs : int
         Of the calibration that is projected.
@@ -67,7 +74,9 @@ class BenchResult:
 
     ms_per_step: float
     gemm_ms_alone: float
+    ms_to_begin: float
     ms_per_forward: float
+    ms_per_gram: float
     precision: str
     projected_seconds: float
     scheme: str
@@ -90,6 +99,7 @@ def bench(
     layers: int = 32,
     steps: int = 5,
     threads: int | None = None,
+    online: bool = True,
     **options: Any,
 ) -> BenchResult:
     """Time calibration steps of one block of random weights and project them to a model.
@@ -99,13 +109,15 @@ def bench(
     spec : BlockSpec
         The block's shape; its values are random, which costs what real ones cost.
     scheme : QuantConfig or str
-    method : {"omniquant", "affinequant"}
+    method : {"omniquant", "affinequant", "auto"}
     seqlen, samples, layers : int
         Of the calibration to project to.
     steps : int
         Steps to time, after one to warm up.
     threads : int, optional
         None: all processors this process may use.
+    online : bool
+        Whether the model's blocks permit rotations and maps at run time, which "auto" then may choose.
     **options
         Other fields of :class:`CalibrationOptions`, such as epochs.
 
@@ -123,22 +135,35 @@ def bench(
     for name, value in sizes.items():
         if value < 1:
             raise ConfigError(f"{name} is {value}, expected at least 1")
-    chosen = CalibrationOptions.for_method(method, config, samples=samples, **options)
+    chosen = CalibrationOptions.for_method(
+        method, config, online=online, search=not spec.num_experts, samples=samples, **options
+    )
     if not chosen.trains:
         raise ConfigError(f"method {method!r} with {chosen.epochs} epochs takes no steps to time")
     chosen = chosen.with_products(config, _core.runtime_info()["products"])
     workers = resolve_threads(threads)
+    rotation = Rotation.of(chosen, config)
+    spec = spec if rotation is None else rotation.spec(spec)
     block = _Block(spec, seqlen)
-    step = block.step_milliseconds(config, chosen, steps, workers)
+    begin, step = block.step_milliseconds(config, chosen, steps, workers)
     forward = block.forward_milliseconds(workers, in_parts=chosen.products == "bfloat16")
     products = step_products(spec, config, chosen, seqlen)
+    gram = sum(p.milliseconds(workers, 3) for p in gram_products(spec, chosen, seqlen)) / 2  # half of each
     other = _OTHER_PASSES + chosen.aug_loss + (chosen.look_ahead > 0)
     passes = samples * other + _LOSSES * len(_core.judges(samples, seqlen))
-    a_block = samples * chosen.epochs * step + passes * forward
+    begun = min(_WINDOWS, samples)
+    a_block = (
+        begin
+        + (samples * chosen.epochs - 1) * step
+        + (passes - _PASSES_TO_BEGIN * begun) * forward
+        + (samples - begun) * gram
+    )
     return BenchResult(
         ms_per_step=step,
         gemm_ms_alone=sum(product.milliseconds(workers, repeats=max(3, steps)) for product in products),
+        ms_to_begin=begin,
         ms_per_forward=forward,
+        ms_per_gram=gram,
         precision=chosen.products,
         projected_seconds=layers * a_block / 1e3,
         scheme=str(config),
@@ -150,6 +175,15 @@ def bench(
         threads=workers,
         peak_rss_mib=peak_rss_mib(),
     )
+
+
+def gram_products(spec: BlockSpec, options: CalibrationOptions, tokens: int) -> list[Product]:
+    """Return X^T X of every input of a block's linears: what a searched start reads, half of each."""
+    if options.start != "search":
+        return []
+    shapes = linear_shapes(spec)
+    widths = [shapes[name][1] for name in ("q", "o", "up", "down") if name in shapes]
+    return [Product("float32", width, width, tokens, transpose_a=True) for width in widths]
 
 
 def step_products(
@@ -217,13 +251,13 @@ class _Block:
 
     def step_milliseconds(
         self, scheme: QuantConfig, options: CalibrationOptions, steps: int, threads: int
-    ) -> float:
-        """Return the median time of a step of one window, after one to warm up."""
+    ) -> tuple[float, float]:
+        """Return the time until the first step of one window is done, and the median one of the others."""
         targets = self._forward(threads)
         followers = [(self.spec.to_core(), self.weights, *self.rope)] * options.look_ahead
-        stamps: list[float] = []
         epochs = -(-(steps + 2) // _WINDOWS)
         short = replace(options, epochs=epochs, batch_size=1)
+        stamps = [time.perf_counter()]
         _core.calibrate_block(
             self.spec.to_core(),
             self.weights,
@@ -238,7 +272,8 @@ class _Block:
             followers=followers or None,
             threads=threads,
         )
-        return 1e3 * float(np.median(np.diff(stamps)[-steps:]))
+        begin, *others = 1e3 * np.diff(stamps)
+        return float(begin), float(np.median(others[-steps:]))
 
     def _forward(self, threads: int, *, in_parts: bool = False) -> F32:
         out: F32 = _core.block_forward(

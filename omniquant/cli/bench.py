@@ -8,13 +8,16 @@ from dataclasses import asdict
 from omniquant.bench import BenchResult, bench
 from omniquant.cli.common import Commands, add_run_options, command, emit
 from omniquant.config.method import CHOICES
+from omniquant.config.recipe import AUTO
 from omniquant.describe import counted
 from omniquant.errors import ConfigError
 from omniquant.models.load import load_model
 from omniquant.models.spec import BlockSpec
+from omniquant.permits import permits_online
 
 _EXAMPLES = """\
   omniquant bench MODEL --scheme W4A4 --method affinequant --seqlen 512 --samples 128 --epochs 20
+  omniquant bench MODEL --scheme W3A16g64 --method auto --samples 64
   omniquant bench --hidden 2048 --ffn 5632 --heads 32 --kv-heads 4 --layers 22 --scheme W3A16
 
 A few steps of one block of random weights are timed, and its products by themselves; nothing is read but the
@@ -41,7 +44,8 @@ def add_parser(commands: Commands) -> None:
     shape.add_argument("--layers", type=int, metavar="N", help="blocks of the model; default 32")
     group = parser.add_argument_group("calibration")
     group.add_argument("--scheme", required=True)
-    group.add_argument("--method", choices=("omniquant", "affinequant"), default="omniquant")
+    group.add_argument("--method", choices=("omniquant", "affinequant", AUTO), default="omniquant")
+    group.add_argument("--target", choices=CHOICES["target"], help="the format auto's recipe is to fit")
     group.add_argument("--seqlen", type=int, help="tokens a window; default 512, or as many as MODEL takes")
     group.add_argument("--samples", type=int, default=128, help="windows; default 128")
     group.add_argument("--epochs", type=int, help="default: the method's")
@@ -54,7 +58,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and report."""
-    spec, layers, seqlen = _shape(arguments)
+    spec, layers, seqlen, online = _shape(arguments)
     result = bench(
         spec,
         arguments.scheme,
@@ -64,6 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
         layers=layers,
         steps=arguments.steps,
         threads=arguments.threads,
+        online=online,
+        target=arguments.target,
         epochs=arguments.epochs,
         norm_map=arguments.norm_map,
         products=arguments.products,
@@ -72,8 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
     emit(arguments, asdict(result), _text(result))
 
 
-def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int]:
-    """Return a block's spec, the number of blocks and the tokens of a window."""
+def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int, bool]:
+    """Return a block's spec, the number of blocks, a window's tokens, whether online maps are permitted."""
     sizes = {name: getattr(arguments, name) for name in _SIZES}
     given = [name for name, value in sizes.items() if value is not None]
     if arguments.model is not None:
@@ -83,7 +89,7 @@ def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int]:
         most = min(_SEQLEN, model.max_positions)
         seqlen = most if arguments.seqlen is None else arguments.seqlen
         model.check_seqlen(seqlen)
-        return model.spec, arguments.layers or model.num_layers, seqlen
+        return model.spec, arguments.layers or model.num_layers, seqlen, permits_online(model.architecture)
     sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
     for name, value in sizes.items():
         if value is None or value < 1:
@@ -93,7 +99,7 @@ def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int]:
     head_dim = sizes["hidden"] // sizes["heads"]
     spec = BlockSpec(sizes["hidden"], sizes["ffn"], sizes["heads"], sizes["kv_heads"], head_dim)
     layers = 32 if arguments.layers is None else arguments.layers
-    return spec, layers, _SEQLEN if arguments.seqlen is None else arguments.seqlen
+    return spec, layers, _SEQLEN if arguments.seqlen is None else arguments.seqlen, True
 
 
 def _text(result: BenchResult) -> str:

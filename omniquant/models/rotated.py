@@ -85,10 +85,11 @@ class Rotation:
                 "rotation: what norms or a table of positions add to the residual stream cannot be turned; "
                 "nearest: rotation none"
             )
-        other = original.other and replace(original.other, spec=self._spec(original.other.spec))
-        return replace(original, spec=self._spec(original.spec), other=other, tied_embeddings=False)
+        other = original.other and replace(original.other, spec=self.spec(original.other.spec))
+        return replace(original, spec=self.spec(original.spec), other=other, tied_embeddings=False)
 
-    def _spec(self, spec: BlockSpec) -> BlockSpec:
+    def spec(self, spec: BlockSpec) -> BlockSpec:
+        """Return a block's spec with the online operators."""
         return replace(spec, rotate_qk=self.qk, rotate_heads=self.online, rotate_down=self.online)
 
 

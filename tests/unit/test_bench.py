@@ -69,11 +69,41 @@ def test_products_that_do_not_exist_are_refused(m: int, kind: str, message: str)
 @pytest.mark.parametrize("method", ["omniquant", "affinequant"])
 def test_the_projection_adds_up(method: str) -> None:
     one = bench(SPEC, "W4A4", method, seqlen=16, samples=8, layers=1, steps=2, threads=1, epochs=3)
-    passes = 8 * (3 * one.ms_per_step + 6 * one.ms_per_forward) / 1e3
-    assert one.projected_seconds == pytest.approx(passes)
+    # Of the 24 steps the first, and of the 48 other passes three of each of two windows, are in what begins.
+    parts = one.ms_to_begin + 23 * one.ms_per_step + (48 - 6) * one.ms_per_forward
+    assert one.projected_seconds == pytest.approx(parts / 1e3)
+    assert one.ms_to_begin > one.ms_per_step > 0
+    assert one.ms_per_gram == 0
     assert one.gemm_ms_alone > 0
     assert one.peak_rss_mib > 0
     assert one.precision == _core.runtime_info()["products"]
+
+
+def test_a_searched_start_is_projected_too() -> None:
+    one = bench(SPEC, "W3A16", "auto", seqlen=16, samples=8, layers=1, steps=2, threads=1)
+    assert one.epochs == 3
+    parts = one.ms_to_begin + 23 * one.ms_per_step + (40 - 6) * one.ms_per_forward + 6 * one.ms_per_gram
+    assert one.projected_seconds == pytest.approx(parts / 1e3)
+    assert one.ms_per_gram > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "rotated"),
+    [("auto", {}, True), ("auto", {"online": False}, False), ("auto", {"target": "gguf"}, False)],
+)
+def test_auto_rotates_what_permits_it(
+    method: str, options: dict[str, object], rotated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    inner = _core.calibrate_block
+
+    def calibrate_block(spec: dict[str, object], *arguments: object, **named: object) -> object:
+        seen.append(spec)
+        return inner(spec, *arguments, **named)
+
+    monkeypatch.setattr(_core, "calibrate_block", calibrate_block)
+    bench(SPEC, "W4A4", method, seqlen=16, samples=2, layers=1, steps=1, threads=1, **options)  # type: ignore[arg-type]
+    assert bool(seen[0].get("rotate_down")) is rotated
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from omniquant.progress import Callback, MapSnapshots
     from omniquant.quantized import CalibrationResult, QuantizedModel
     from omniquant.report import BlockReport
+    from omniquant.tuning.record import Tuning
+    from omniquant.tuning.tune import tune
     from omniquant.zeroshot import ZeroShot, zero_shot
 
 _onednn.load()
@@ -99,6 +101,8 @@ _HOMES = {
     "CalibrationResult": "quantized",
     "QuantizedModel": "quantized",
     "BlockReport": "report",
+    "tune": "tuning.tune",
+    "Tuning": "tuning.record",
     "ZeroShot": "zeroshot",
     "zero_shot": "zeroshot",
     "BackendError": "errors",
@@ -133,6 +137,7 @@ __all__ = [
     "QuantizedModel",
     "ScratchError",
     "SingularError",
+    "Tuning",
     "UnsupportedError",
     "ZeroShot",
     "__version__",
@@ -159,6 +164,7 @@ __all__ = [
     "perplexity",
     "project_dominant",
     "quantize",
+    "tune",
     "unpack",
     "varah_bound",
     "zero_shot",

@@ -105,6 +105,25 @@ def block_forward(
     (0) a text begins with; its length counts its own.
     """
 
+def block_backward(
+    spec: Mapping[str, Any],
+    weights: Mapping[str, npt.ArrayLike],
+    x: npt.ArrayLike,
+    dy: npt.ArrayLike,
+    cos: npt.ArrayLike,
+    sin: npt.ArrayLike,
+    *,
+    activation: Mapping[str, int | bool] | None = None,
+    bfloat16: bool = False,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
+    """Return the gradients of x [T, H] and of {"q.weight": [n d, H], ...} from dy [T, H].
+
+    The forward pass is made again for it.
+
+    bfloat16: products of the linears take operands rounded to it.
+    """
+
 def token_nll(
     hidden: npt.ArrayLike,
     norm: str,
@@ -121,6 +140,26 @@ def token_nll(
     """Nats of targets [M] after hidden states [M, H], lm_head [V, H], and the likeliest tokens [M].
 
     Logits get a bias [V] and become cap tanh(logit / cap); 0: they stay.
+    """
+
+def head_divergence(
+    hidden: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    norm: str,
+    norm_eps: float,
+    norm_weight: npt.ArrayLike,
+    lm_head: npt.ArrayLike,
+    reference_norm_weight: npt.ArrayLike,
+    reference_lm_head: npt.ArrayLike,
+    *,
+    norm_bias: npt.ArrayLike | None = None,
+    lm_head_bias: npt.ArrayLike | None = None,
+    logit_cap: float = 0,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """Divergence [M] of the next tokens behind hidden [M, H] from those behind a reference's, nats.
+
+    Both go through a norm and a head [V, H] of their own. Beside it its mean's gradient [M, H] by hidden.
     """
 
 def divergence(
@@ -254,6 +293,16 @@ def dequantize(
     threads: int = 1,
 ) -> npt.NDArray[np.float32]:
     """(q - z) h, the very bits fake_quantize gives."""
+
+def dequantize_backward(
+    codes: npt.ArrayLike,
+    zero_points: npt.ArrayLike,
+    dout: npt.ArrayLike,
+    *,
+    group_size: int = 0,
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Return the gradient of the scales [..., G]: sum (q - z) dout over each group."""
 
 def pack(codes: npt.ArrayLike, bits: int) -> npt.NDArray[np.uint8]:
     """Codes [..., K] of 1 to 8 bits -> [..., ceil(K bits / 8)]."""

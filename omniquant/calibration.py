@@ -127,7 +127,7 @@ def calibrate(
     windows = _windows(tokens, model)
     chosen = choose_options(method, scheme, model.architecture, options, len(windows))
     wishes = Wishes.of(overrides, average_bits, candidate_bits)
-    model = _in_its_basis(model, scheme, chosen)
+    model = in_its_basis(model, scheme, chosen)
     if resume and output is None:
         raise ConfigError("resume needs an output directory to go on with")
     place = _Place(parse_bytes("memory", memory), Path(scratch or output or tempfile.gettempdir()))
@@ -154,7 +154,7 @@ def calibrate(
         return run.in_directory(_open(Path(output), header, model, resume, run.say))
 
 
-def _in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions) -> Model:
+def in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions) -> Model:
     """Return the model as the options calibrate it: rotated, its ends rounded, where they ask for it."""
     rotation = Rotation.of(options, scheme)
     if rotation is not None:

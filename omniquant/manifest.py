@@ -22,6 +22,7 @@ from omniquant.config.scheme import LINEARS
 from omniquant.errors import CheckpointError, ConfigError
 from omniquant.mixed.allocation import Allocation
 from omniquant.report import BlockReport
+from omniquant.tuning.record import Tuning
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "omniquant-result"
@@ -79,6 +80,7 @@ class Header:
     model: dict[str, Any]  # name, source, fingerprint, num_layers, vocab_size, spec
     calibration: dict[str, Any]  # samples, seqlen, tokens_sha256
     allocation: Allocation | None = None  # what the bits were chosen by
+    tuning: Tuning | None = None  # how the scales were tuned afterwards
 
     @property
     def num_layers(self) -> int:
@@ -152,6 +154,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "scheme": header.scheme.text,
             **_mixed(header),
+            **({} if header.tuning is None else {"tuning": header.tuning.to_dict()}),
             "options": header.options.to_dict(),
             "model": header.model,
             "calibration": header.calibration,
@@ -230,7 +233,9 @@ def _read_header(fields_: Fields) -> Header:
     for name in (*dict(scheme.overrides), *(allocation.costs if allocation else ())):
         if not _LINEAR.fullmatch(name) or int(name.split(".")[1]) >= model.integer("num_layers"):
             raise CheckpointError(f"{fields_.where}: {shown(name)} is no linear of the model")
-    return Header(scheme, options, dict(model.values), dict(calibration.values), allocation)
+    tuned = fields_.section("tuning")
+    tuning = None if tuned is None else Tuning.from_fields(tuned)
+    return Header(scheme, options, dict(model.values), dict(calibration.values), allocation, tuning)
 
 
 def _mixed(header: Header) -> dict[str, Any]:

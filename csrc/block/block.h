@@ -174,6 +174,8 @@ typedef struct {
     struct oq_saved_experts *experts; /* in place of gate to u_ranges */
 } oq_saved;
 
+/* Whether some input passes a Kronecker map: what a run has to know. */
+bool oq_has_maps(const oq_block_weights *weights);
 /* Allocate what a run keeps from the context's arena. */
 oq_code oq_saved_create(oq_context *context, const oq_block_run *run, oq_saved *saved);
 /* y [T, H] = block(x [T, H]); y may be x. */

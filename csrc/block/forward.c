@@ -254,7 +254,7 @@ static oq_code check_lengths(oq_context *context, const oq_block_run *run)
                    (long long)run->texts, (long long)sum, (long long)run->tokens);
 }
 
-static bool has_maps(const oq_block_weights *weights)
+bool oq_has_maps(const oq_block_weights *weights)
 {
     for (int i = 0; i < OQ_INPUTS; i++)
         if (weights->left[i]) return true;
@@ -267,7 +267,7 @@ oq_code oq_block_forward_windows(oq_context *context, const oq_block_run *run, c
     const int64_t window = run->tokens * run->spec->hidden;
     oq_block_run own = *run;
     oq_saved saved;
-    own.maps = has_maps(weights);
+    own.maps = oq_has_maps(weights);
     OQ_TRY(check_lengths(context, run));
     OQ_TRY(oq_saved_create(context, &own, &saved));
     for (int64_t i = 0; i < samples; i++) {

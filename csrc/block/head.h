@@ -1,4 +1,5 @@
-/* Where a language model ends: the last norm, the head, and the negative log-likelihood of a next token. */
+/* Where a language model ends: the last norm, the head, the negative log-likelihood of a next token, and how far its
+ * predictions are from another model's. */
 #ifndef OQ_BLOCK_HEAD_H
 #define OQ_BLOCK_HEAD_H
 
@@ -14,10 +15,14 @@ typedef struct {
     const oq_real *head;        /* [V, H] */
     const oq_real *head_bias;   /* [V] or NULL */
     double logit_cap;           /* 0: none */
-    const int32_t *targets;     /* [M] */
+    const int32_t *targets;     /* [M]; of the likelihood alone */
 } oq_head;
 
 /* nll [M] of the targets, in nats, and the likeliest token best [M]. */
 oq_code oq_token_nll(oq_context *context, const oq_head *head, double *nll, int32_t *best);
+/* kl [M] = sum_v P_v log(P_v / Q_v), nats, P the reference's next tokens and Q the head's; dhidden [M, H] = the
+ * gradient of their mean by head->hidden.  Both have as many rows, and one vocabulary. */
+oq_code oq_head_divergence(oq_context *context, const oq_head *head, const oq_head *reference, double *kl,
+                           oq_real *dhidden);
 
 #endif

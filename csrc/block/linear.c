@@ -63,6 +63,17 @@ oq_code oq_input_create(oq_context *context, const oq_block_run *run, int64_t ro
     return OQ_OK;
 }
 
+oq_code oq_weights_to_bf16(oq_context *context, const oq_block_spec *spec, oq_block_weights *weights)
+{
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(spec, i);
+        if (!oq_has_linear(spec, i) || oq_is_router(i)) continue;
+        OQ_NEW(context, weights->forms[i].half, shape.out * shape.in);
+        oq_bf16_from_real(context, weights->weight[i], weights->forms[i].half, shape.out * shape.in);
+    }
+    return OQ_OK;
+}
+
 #define AT(pointer, offset) ((pointer) ? (pointer) + (offset) : NULL)
 
 oq_code oq_rows_forward(oq_context *context, const oq_block_weights *weights, oq_linear_rows rows, const oq_forms *x,

@@ -19,6 +19,9 @@ oq_code oq_forms_create(oq_context *context, const oq_block_run *run, int64_t ro
 oq_code oq_input_create(oq_context *context, const oq_block_run *run, int64_t rows, int64_t width, oq_real **x,
                         oq_forms *forms, oq_range **ranges);
 
+/* Give the weights of every linear but routers their bfloat16 forms, in the arena: for weights that stand still. */
+oq_code oq_weights_to_bf16(oq_context *context, const oq_block_spec *spec, oq_block_weights *weights);
+
 /* y [T, out] = x W^T + b, x [T, in]. */
 oq_code oq_block_linear_forward(oq_context *context, const oq_block_run *run, const oq_block_weights *weights,
                                 int which, const oq_forms *x, oq_real *y);

@@ -1,19 +1,7 @@
 #include "calibrate/followers.h"
 
-#include "math/bf16.h"
+#include "block/linear.h"
 #include "math/vector.h"
-
-/* Rounded once: they do not change. */
-static oq_code round_weights(oq_context *context, const oq_block_spec *spec, oq_block_weights *weights)
-{
-    for (int i = 0; i < OQ_LINEARS; i++) {
-        const oq_linear_shape shape = oq_shape_of(spec, i);
-        if (!oq_has_linear(spec, i) || oq_is_router(i)) continue;
-        OQ_NEW(context, weights->forms[i].half, shape.out * shape.in);
-        oq_bf16_from_real(context, weights->weight[i], weights->forms[i].half, shape.out * shape.in);
-    }
-    return OQ_OK;
-}
 
 oq_code oq_ahead_create(oq_context *context, oq_ahead *ahead, const oq_followers *followers, int64_t tokens,
                         bool bf16)
@@ -23,7 +11,7 @@ oq_code oq_ahead_create(oq_context *context, oq_ahead *ahead, const oq_followers
     ahead->followers = followers;
     for (int64_t i = 0; i < followers->count; i++) {
         ahead->weights[i] = followers->weights[i];
-        if (bf16) OQ_TRY(round_weights(context, &followers->spec[i], &ahead->weights[i]));
+        if (bf16) OQ_TRY(oq_weights_to_bf16(context, &followers->spec[i], &ahead->weights[i]));
         ahead->run[i] = (oq_block_run){.spec = &followers->spec[i],
                                        .quantizers = &oq_in_float,
                                        .rope = followers->rope[i],

@@ -24,6 +24,25 @@ OQ_VECTORIZED static double mean_gap(const oq_real *p, const oq_real *q, double 
     return sum;
 }
 
+OQ_VECTORIZED static void gap_backward(const oq_real *p, oq_real *q, double log_sum_p, double log_sum_q, int64_t n,
+                                       oq_real share, double cap)
+{
+    const oq_real top_p = (oq_real)log_sum_p, top_q = (oq_real)log_sum_q;
+    const oq_real inverse = cap ? (oq_real)(1 / cap) : 0;
+    for (int64_t i = 0; i < n; i++) {
+        const oq_real slope = 1 - q[i] * inverse * q[i] * inverse;
+        q[i] = share * slope * (oq_exp(q[i] - top_q) - oq_exp(p[i] - top_p));
+    }
+}
+
+double oq_row_divergence_backward(const oq_real *p, oq_real *q, int64_t n, oq_real share, double cap)
+{
+    const double log_sum_p = oq_row_log_sum(p, n), log_sum_q = oq_row_log_sum(q, n);
+    const double kl = mean_gap(p, q, log_sum_p, n) - log_sum_p + log_sum_q;
+    gap_backward(p, q, log_sum_p, log_sum_q, n, share, cap);
+    return kl;
+}
+
 static void one_row(void *user, int64_t item, int worker)
 {
     const job *j = user;

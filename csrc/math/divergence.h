@@ -18,6 +18,9 @@ typedef struct {
     int32_t *same;
 } oq_divergence;
 
+/* kl of one row [n], p the reference's logits; q becomes share times its gradient by what q was before it was capped
+ * (cap 0: it was not), share (Q - P) (1 - (q / cap)^2). */
+double oq_row_divergence_backward(const oq_real *p, oq_real *q, int64_t n, oq_real share, double cap);
 oq_code oq_diverge(oq_context *context, const oq_two_logits *of, const oq_divergence *to);
 
 #endif

@@ -1,6 +1,7 @@
-/* One transformer block: forward, calibrated, folded, and the loss of its learnables. */
+/* One transformer block: forward and backward, calibrated, folded, and the loss of its learnables. */
 #include <string.h>
 
+#include "block/linear.h"
 #include "calibrate/error_feedback.h"
 #include "calibrate/session.h"
 #include "python/block_args.h"
@@ -17,14 +18,16 @@ struct values {
     oq_rope rope;
     oq_activation_quantizers activation;
     oq_options options;
-    const oq_real *x, *x_fp, *x_q, *targets, *aug_targets, *goals;
+    const oq_real *x, *dy, *x_fp, *x_q, *targets, *aug_targets, *goals;
     const int32_t *lengths, *shared;
     int64_t epoch;
     oq_learnables list;
-    oq_real *y, *theta, *dtheta;
+    oq_real *y, *dx, *theta, *dtheta;
+    oq_block_gradients gradients;
+    PyObject *weight_gradients; /* owned by the call */
     double loss, *trace;
     int32_t *expert_tokens;
-    bool mapped, in_parts;
+    bool mapped, in_parts, bfloat16;
     PyObject *folded_tensors; /* owned by the call */
     oq_folded folded;
     oq_calibration_result result;
@@ -183,6 +186,63 @@ static oq_code block_forward_run(oq_call *call, values *v)
 
 OQ_FUNCTION(block_forward);
 
+/* ---- block_backward -------------------------------------------------------- */
+
+static int make_gradients(oq_call *call, values *v)
+{
+    v->weight_gradients = oq_new_dict(call);
+    int failed = !v->weight_gradients;
+    for (int i = 0; !failed && i < OQ_LINEARS; i++) {
+        if (!oq_has_linear(&v->spec, i) || oq_is_router(i)) continue;
+        const oq_linear_shape shape = oq_shape_of(&v->spec, i);
+        const oq_tensor weight = {"weight", true, OQ_REALS, "oi", &v->gradients.weight[i]};
+        call->size['o'] = shape.out;
+        call->size['i'] = shape.in;
+        failed = oq_put_tensors(call, v->weight_gradients, oq_linear_names[i], &weight, 1) < 0;
+    }
+    return failed ? -1 : 0;
+}
+
+static const oq_argument block_backward_arguments[] = {
+    BLOCK,
+    OQ_ARRAY(x, "TH"),
+    OQ_ARRAY(dy, "TH"),
+    ROPE,
+    OQ_STRUCT(activation, oq_activation_fields, .flags = OQ_KEYWORD),
+    OQ_SCALAR(bfloat16, .flags = OQ_KEYWORD),
+    OQ_THREADS,
+    OQ_RESULT(dx, "TH"),
+    OQ_DERIVED(make_gradients),
+};
+
+/* What the forward pass kept is made again: a model's blocks would not all fit. */
+static oq_code block_backward_run(oq_call *call, values *v)
+{
+    oq_context *context = &call->context;
+    const oq_block_run run = {.spec = &v->spec,
+                              .quantizers = &v->activation,
+                              .rope = v->rope,
+                              .tokens = oq_size(call, 'T'),
+                              .bf16 = v->bfloat16,
+                              .maps = oq_has_maps(&v->tensors)};
+    oq_saved saved;
+    oq_real *y;
+    if (run.bf16) OQ_TRY(oq_weights_to_bf16(context, &v->spec, &v->tensors));
+    OQ_TRY(oq_saved_create(context, &run, &saved));
+    OQ_NEW(context, y, run.tokens * v->spec.hidden);
+    OQ_TRY(oq_block_forward(context, &run, &v->tensors, v->x, &saved, y));
+    v->gradients.fresh = true;
+    v->gradients.x = v->dx;
+    return oq_block_backward(context, &run, &v->tensors, &saved, v->dy, &v->gradients);
+}
+
+static PyObject *input_and_weight_gradients(oq_call *call, values *v)
+{
+    return Py_BuildValue("OO", oq_made_array(call, "dx"), v->weight_gradients);
+}
+
+OQ_FUNCTION_WITH(block_backward, input_and_weight_gradients);
+
 /* ---- calibrate_block ------------------------------------------------------- */
 
 static const oq_argument calibrate_block_arguments[] = {
@@ -309,6 +369,7 @@ static PyObject *judges(PyObject *module, PyObject *args)
 
 PyMethodDef oq_block_methods[] = {
     OQ_METHOD(block_forward, "One transformer block."),
+    OQ_METHOD(block_backward, "The gradients of its input and of its linears' weights."),
     OQ_METHOD(calibrate_block, "Train, check and fold one block."),
     {"judges", judges, METH_VARARGS, "The windows that tell the loss of a block."},
     OQ_METHOD(fold_block, "Fold given learnables into one block."),

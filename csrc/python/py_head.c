@@ -1,4 +1,4 @@
-/* The head of a language model, and how far two models' next tokens are from each other. */
+/* The head of a language model, and how far two models' next tokens are from each other, with its gradient. */
 #include <string.h>
 
 #include "block/head.h"
@@ -13,6 +13,9 @@ struct values {
     int32_t *best;
     oq_two_logits two;
     oq_divergence divergence;
+    oq_head reference;
+    double *kl;
+    oq_real *dhidden;
 };
 
 static const char *const norms[] = {"rms", "layer", NULL};
@@ -57,11 +60,44 @@ static oq_code divergence_run(oq_call *call, values *v)
     return oq_diverge(&call->context, &v->two, &v->divergence);
 }
 
+static const oq_argument head_divergence_arguments[] = {
+    OQ_FIELD("hidden", values, head.hidden, .shape = "MH"),
+    OQ_FIELD("reference", values, reference.hidden, .shape = "MH"),
+    OQ_FIELD("norm", values, head.norm, .choices = norms),
+    OQ_FIELD("norm_eps", values, head.norm_eps),
+    OQ_FIELD("norm_weight", values, head.gain, .shape = "H"),
+    OQ_FIELD("lm_head", values, head.head, .shape = "VH"),
+    OQ_FIELD("reference_norm_weight", values, reference.gain, .shape = "H"),
+    OQ_FIELD("reference_lm_head", values, reference.head, .shape = "VH"),
+    OQ_FIELD("norm_bias", values, head.bias, .shape = "H", .flags = OQ_NULLABLE | OQ_KEYWORD),
+    OQ_FIELD("lm_head_bias", values, head.head_bias, .shape = "V", .flags = OQ_NULLABLE | OQ_KEYWORD),
+    OQ_FIELD("logit_cap", values, head.logit_cap, .flags = OQ_KEYWORD, .range = "[0, inf)"),
+    OQ_THREADS,
+    OQ_RESULT(kl, "M"),
+    OQ_RESULT(dhidden, "MH"),
+};
+
+/* Both ends are of one architecture: a rotated one differs in its gain and its matrix. */
+static oq_code head_divergence_run(oq_call *call, values *v)
+{
+    const oq_real *hidden = v->reference.hidden, *gain = v->reference.gain, *matrix = v->reference.head;
+    v->head.rows = oq_size(call, 'M');
+    v->head.width = oq_size(call, 'H');
+    v->head.vocabulary = oq_size(call, 'V');
+    v->reference = v->head;
+    v->reference.hidden = hidden;
+    v->reference.gain = gain;
+    v->reference.head = matrix;
+    return oq_head_divergence(&call->context, &v->head, &v->reference, v->kl, v->dhidden);
+}
+
 OQ_FUNCTION(token_nll);
+OQ_FUNCTION(head_divergence);
 OQ_FUNCTION(divergence);
 
 PyMethodDef oq_head_methods[] = {
     OQ_METHOD(token_nll, "Negative log-likelihood of given next tokens, and the likeliest ones."),
+    OQ_METHOD(head_divergence, "Kullback-Leibler divergence behind two heads, nats, and its mean's gradient."),
     OQ_METHOD(divergence, "Kullback-Leibler divergence of logits from a reference's, nats, likeliest tokens."),
     {NULL, NULL, 0, NULL},
 };

@@ -97,7 +97,7 @@ static oq_code fake_quantize_backward_run(oq_call *call, values *v)
                                      (oq_clip_gradients){.max_logit = v->dmax_logit, .min_logit = v->dmin_logit});
 }
 
-/* ---- quantize, dequantize -------------------------------------------------- */
+/* ---- quantize, dequantize, its gradient -------------------------------------------------- */
 
 static const oq_argument quantize_arguments[] = {
     OQ_ARRAY(x, "*k"),           QUANTIZER, OQ_THREADS, OQ_RESULT(code, "*k"), OQ_RESULT(scale, "*g"),
@@ -125,6 +125,18 @@ static oq_code dequantize_run(oq_call *call, values *v)
     oq_groups groups = groups_of(call, v);
     groups.quantizer.bits = 8; /* codes of any grid */
     return oq_dequantize(&call->context, &groups, v->codes, v->scales, v->zero_points, v->out);
+}
+
+static const oq_argument dequantize_backward_arguments[] = {
+    OQ_ARRAY(codes, "*k"), OQ_ARRAY(zero_points, "*g"), OQ_ARRAY(dout, "*k"), GROUP_SIZE,
+    OQ_THREADS,            OQ_RESULT(scale, "*g"),
+};
+
+static oq_code dequantize_backward_run(oq_call *call, values *v)
+{
+    oq_groups groups = groups_of(call, v);
+    groups.quantizer.bits = 8; /* codes of any grid */
+    return oq_dequantize_backward(&call->context, &groups, v->codes, v->zero_points, v->dout, v->scale);
 }
 
 /* ---- pack, unpack ---------------------------------------------------------- */
@@ -170,6 +182,7 @@ OQ_FUNCTION(fake_quantize);
 OQ_FUNCTION(fake_quantize_backward);
 OQ_FUNCTION(quantize);
 OQ_FUNCTION(dequantize);
+OQ_FUNCTION(dequantize_backward);
 OQ_FUNCTION(pack);
 OQ_FUNCTION(unpack);
 
@@ -178,6 +191,7 @@ PyMethodDef oq_quant_methods[] = {
     OQ_METHOD(fake_quantize_backward, "Straight-through gradients of fake_quantize."),
     OQ_METHOD(quantize, "Codes, scales and zero points."),
     OQ_METHOD(dequantize, "(q - z) h."),
+    OQ_METHOD(dequantize_backward, "The gradient of its scales."),
     OQ_METHOD(pack, "Codes as a little-endian bit stream a row."),
     OQ_METHOD(unpack, "The codes of a bit stream."),
     {NULL, NULL, 0, NULL},

@@ -223,6 +223,30 @@ OQ_VECTORIZED static void dequantize_rows(const job *j, span at)
         }
 }
 
+/* sum_i (q_i - z) dout_i, lanes apart so that it does not depend on the ISA. */
+OQ_INLINE oq_real step_gradient(const uint8_t *codes, int zero, const oq_real *dout, int64_t n)
+{
+    oq_real sums[OQ_GROUP_LANES] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + OQ_GROUP_LANES <= n; i += OQ_GROUP_LANES)
+        for (int j = 0; j < OQ_GROUP_LANES; j++) sums[j] += (oq_real)((int)codes[i + j] - zero) * dout[i + j];
+    for (int j = 0; j < n - i; j++) sums[j] += (oq_real)((int)codes[i + j] - zero) * dout[i + j];
+    for (int j = 0; j < OQ_GROUP_LANES; j++) sum += sums[j];
+    return sum;
+}
+
+OQ_VECTORIZED static void dequantize_rows_backward(const job *j, span at)
+{
+    const oq_groups *g = j->groups;
+    const int64_t per_row = oq_groups_per_row(g);
+    for (int64_t row = at.begin; row < at.end; row++)
+        for (int64_t k = 0; k < per_row; k++) {
+            const int64_t begin = k * g->group, offset = row * g->width + begin;
+            j->scale_out[row * per_row + k] = step_gradient(j->codes_in + offset, j->zero_in[row * per_row + k],
+                                                            j->dout + offset, group_length(g, begin));
+        }
+}
+
 /* ---- matrices ----------------------------------------------------------- */
 
 typedef struct {
@@ -323,4 +347,12 @@ oq_code oq_dequantize(oq_context *context, const oq_groups *groups, const uint8_
     OQ_TRY(check_groups(context, groups));
     job j = {.groups = groups, .codes_in = codes, .scale_in = scale, .zero_in = zero_point, .out = out};
     return over_rows(context, &j, dequantize_rows);
+}
+
+oq_code oq_dequantize_backward(oq_context *context, const oq_groups *groups, const uint8_t *codes,
+                               const uint8_t *zero_point, const oq_real *dout, oq_real *dscale)
+{
+    OQ_TRY(check_groups(context, groups));
+    job j = {.groups = groups, .codes_in = codes, .zero_in = zero_point, .dout = dout, .scale_out = dscale};
+    return over_rows(context, &j, dequantize_rows_backward);
 }

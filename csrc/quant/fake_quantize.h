@@ -60,5 +60,8 @@ oq_code oq_quantize(oq_context *context, const oq_groups *groups, oq_clip clip, 
 /* out = (q - z) h, the very bits oq_fake_quantize_forward gives. */
 oq_code oq_dequantize(oq_context *context, const oq_groups *groups, const uint8_t *codes, const oq_real *scale,
                       const uint8_t *zero_point, oq_real *out);
+/* dscale [rows, groups] of dout [rows, width], the codes as they are: dh = sum (q - z) dout. */
+oq_code oq_dequantize_backward(oq_context *context, const oq_groups *groups, const uint8_t *codes,
+                               const uint8_t *zero_point, const oq_real *dout, oq_real *dscale);
 
 #endif

@@ -1,7 +1,7 @@
-"""The command line: ``omniquant quantize | export | evaluate | generate | info | bench | demo``.
+"""The command line: ``omniquant quantize | tune | export | evaluate | generate | info | bench | demo``.
 
 Exit status: 0 done, 2 bad input (one line on standard error says what and where), 130 interrupted (quantize
-keeps finished blocks). With ``--json`` standard output carries one JSON object and nothing else.
+and tune keep what is finished). With ``--json`` standard output carries one JSON object and nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from omniquant._version import __version__
-from omniquant.cli import bench, demo, evaluate, export, generate, info, quantize
+from omniquant.cli import bench, demo, evaluate, export, generate, info, quantize, tune
 from omniquant.errors import OmniQuantError
 
 DONE, BAD_INPUT, BROKEN_PIPE, INTERRUPTED = 0, 2, 141, 130
@@ -22,6 +22,7 @@ examples:
   omniquant demo                                 quantize the model inside this package, four methods
   omniquant info MODEL                           what a model, a .gguf file or a result is made of
   omniquant quantize MODEL --scheme W4A4 --method affinequant --data TEXT --output DIR
+  omniquant tune DIR --model MODEL --data TEXT --output TUNED   train its scales end to end
   omniquant export DIR --format gguf --output PATH   a folder that another engine loads
   omniquant bench MODEL --scheme W4A4            what that will cost on this machine
   omniquant evaluate DIR --data TEXT             perplexity of the result, or of any model
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"omniquant {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (quantize, export, evaluate, generate, info, bench, demo):
+    for command in (quantize, tune, export, evaluate, generate, info, bench, demo):
         command.add_parser(commands)
     return parser
 
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return DONE
     except KeyboardInterrupt:
-        # Only quantize has an option --resume, and keeps anything.
-        kept = "; finished blocks are kept, go on with --resume" if hasattr(options, "resume") else ""
+        # Only what has an option --resume keeps anything.
+        kept = "; what is finished is kept, go on with --resume" if hasattr(options, "resume") else ""
         print(f"omniquant: interrupted{kept}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:

@@ -6,7 +6,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from omniquant.manifest import MANIFEST_NAME
 from omniquant.models.load import EMBEDDED_NAME
 
 if TYPE_CHECKING:
+    from omniquant.forward import Progress
     from omniquant.models.model import Model
     from omniquant.quantized import QuantizedModel
 
@@ -97,3 +99,20 @@ def check_data(data: str | None, name: str) -> None:
     """Raise DataError when there is neither a file nor a model that brings its own text."""
     if data is None and name != EMBEDDED_NAME:
         raise DataError(f"--data is needed: only {EMBEDDED_NAME} brings text of its own")
+
+
+@contextmanager
+def shown_progress(arguments: argparse.Namespace, unit: str) -> Iterator[Progress | None]:
+    """Show a bar on a terminal, nothing elsewhere."""
+    if arguments.quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, leave=False, file=sys.stderr) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update

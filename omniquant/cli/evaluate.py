@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from omniquant.cli.common import Commands, add_run_options, check_data, command, emit, open_any
+from omniquant.cli.common import (
+    Commands,
+    add_run_options,
+    check_data,
+    command,
+    emit,
+    open_any,
+    shown_progress,
+)
 from omniquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from omniquant.evaluate import Evaluation
     from omniquant.fidelity import Divergence
-    from omniquant.forward import Progress
     from omniquant.models.model import Model
     from omniquant.quantized import QuantizedModel
 
@@ -97,7 +101,7 @@ def _zero_shot(arguments: argparse.Namespace) -> None:
     known_tasks(arguments.tasks)  # before a model is read
     model = open_any(arguments.model)
     against = None if arguments.against is None else open_any(arguments.against)
-    with _progress(arguments) as progress:
+    with shown_progress(arguments, "block") as progress:
         found = zero_shot(
             model,
             arguments.tasks,
@@ -133,7 +137,7 @@ def _perplexity(arguments: argparse.Namespace) -> None:
     against = None if arguments.against is None else open_any(arguments.against)
     # Tokenizer, vocabulary and longest sequence are all that is asked of it.
     windows = evaluation_windows(arguments.data, cast("Model", model), arguments.seqlen, arguments.max_tokens)
-    with _progress(arguments) as progress:
+    with shown_progress(arguments, "block") as progress:
         if against is None:
             found = evaluate_on(model, windows, runtime=arguments.runtime, threads=threads, progress=progress)
             emit(arguments, found.to_dict() | facts, f"{title}: {_told(found)}")
@@ -180,20 +184,3 @@ def _precision(model: object) -> str:
     """Return "full precision", or what a file held that was rounded before we read it."""
     source = str(getattr(model, "source", ""))
     return source if re.search(r"\bQ\d", source) else "full precision"  # GGUF's names of such types
-
-
-@contextmanager
-def _progress(arguments: argparse.Namespace) -> Iterator[Progress | None]:
-    """Show a bar over blocks on a terminal, nothing elsewhere."""
-    if arguments.quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(unit="block", leave=False, file=sys.stderr) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update

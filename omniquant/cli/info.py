@@ -112,7 +112,7 @@ def _result(folder: Path) -> dict[str, Any]:
     from omniquant.quantized import CalibrationResult
 
     result = CalibrationResult.load(folder)
-    outer = result.architecture
+    outer, tuning = result.architecture, result.header.tuning
     maps = describe_maps(result.options, outer.spec)
     per_block = sum(entry.multiply_adds for entry in maps)
     return {
@@ -129,6 +129,7 @@ def _result(folder: Path) -> dict[str, Any]:
         "average_bits": result.header.budget,
         **_architecture(outer),
         "calibration": result.header.calibration,
+        "tuning": None if tuning is None else tuning.to_dict() | {"text": str(tuning)},
         "options": result.options.to_dict(),
         "choices": described_choices(result.options),
         "files": [{"file": path.name, "bytes": path.stat().st_size} for path in sorted(folder.iterdir())],
@@ -198,6 +199,8 @@ def _result_lines(data: dict[str, Any]) -> list[str]:
         f"{data['steps']} steps in {data['seconds']:.1f} s on "
         f"{data['calibration']['samples']} windows of {data['calibration']['seqlen']} tokens",
     ]
+    if data["tuning"] is not None:
+        lines.append(f"tuned     {data['tuning']['text']}")
     if len({entry["scheme"] for entry in data["linears"].values()}) > 1:
         lines += _bits_lines(data["linears"])
     lines += [f"map       {entry['text']}" for entry in data["maps"]] or ["map       none"]

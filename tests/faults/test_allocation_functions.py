@@ -68,6 +68,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     ),
     "quantize": lambda: _core.quantize(X, bits=4),
     "dequantize": lambda: _core.dequantize(CODES, LOGITS, CODES[:, :3], group_size=8),
+    "dequantize_backward": lambda: _core.dequantize_backward(CODES, CODES[:, :3], X, group_size=8),
     "pack": lambda: _core.pack(CODES, 3),
     "unpack": lambda: _core.unpack(CODES, 8, 24),
     "let_forward": lambda: _core.let_forward(X, W, S, S, W[:, 0]),
@@ -80,6 +81,10 @@ CALLS: dict[str, Callable[[], Any]] = {
     "calibrate_linear": lambda: _core.calibrate_linear(W, X, W[:, 0], LINEAR),
     "linear_loss": lambda: _core.linear_loss(W, X, W[:, 0], LINEAR, LEARNABLES),
     "block_forward": lambda: BLOCK.forward(_core, BLOCK.weights, BLOCK.x_fp),
+    "block_backward": lambda: _core.block_backward(
+        BLOCK.spec, BLOCK.weights, BLOCK.x_fp[0], BLOCK.x_q[0], BLOCK.cos, BLOCK.sin
+    ),
+    "head_divergence": lambda: _core.head_divergence(X, X[::-1], "rms", 1e-5, S, W, S, W[::-1]),
     "block_loss": lambda: BLOCK.loss(_core),
     "fold_block": lambda: BLOCK.fold(_core),
     "calibrate_block": BLOCK.calibrate,

@@ -288,7 +288,7 @@ def test_ctrl_c_is_130(capsys, monkeypatch, folder):
     assert capsys.readouterr().err == "omniquant: interrupted\n"
     monkeypatch.setattr(cli.quantize, "run", interrupted)
     assert main(["quantize", folder, "--scheme", "W4A4", "--output", "out"]) == 130
-    assert capsys.readouterr().err.endswith("interrupted; finished blocks are kept, go on with --resume\n")
+    assert capsys.readouterr().err.endswith("interrupted; what is finished is kept, go on with --resume\n")
 
 
 def test_what_a_target_will_not_hold_is_told_at_the_start(capsys, quantize, tmp_path):

@@ -1,0 +1,103 @@
+"""The steps h of all quantized weights as one vector of logarithms, and Adam to train it.
+
+h = representable(h_0 exp(theta)),   dtheta = h dh          a factor, so that no step turns negative
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from omniquant.config.target import representable
+from omniquant.forward import F32
+
+_BETAS = (0.9, 0.95)
+_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The scales of one linear.
+
+    Parameters
+    ----------
+    block : int
+    linear : str
+    scale : ndarray of float32 [out, groups]
+        As calibration left them.
+    bits : int
+        Significant ones a scale may have; 0: all.
+    """
+
+    block: int
+    linear: str
+    scale: F32
+    bits: int
+
+
+class Scales:
+    """All scales of a model.
+
+    Parameters
+    ----------
+    entries : iterable of Entry
+
+    Attributes
+    ----------
+    theta : ndarray of float32 [total]
+        Zero at first: the scales as they are.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._places: dict[tuple[int, str], tuple[slice, Entry]] = {}
+        total = 0
+        for entry in entries:
+            place = slice(total, total + entry.scale.size)
+            self._places[entry.block, entry.linear] = (place, entry)
+            total = place.stop
+        self.theta: F32 = np.zeros(total, np.float32)
+
+    def linears(self, block: int) -> list[str]:
+        """Return the names of a block's quantized linears."""
+        return [linear for index, linear in self._places if index == block]
+
+    def get(self, block: int, linear: str) -> F32:
+        """Return the scales of one linear [out, groups] at theta."""
+        place, entry = self._places[block, linear]
+        return representable(entry.scale * np.exp(self.theta[place]).reshape(entry.scale.shape), entry.bits)
+
+    def add_gradient(self, dtheta: F32, block: int, linear: str, dscale: F32) -> None:
+        """Add one linear's part to dtheta [total], from dscale [out, groups]."""
+        place, _ = self._places[block, linear]
+        dtheta[place] += (dscale * self.get(block, linear)).ravel()
+
+
+class Adam:
+    """Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1).
+
+    Attributes
+    ----------
+    mean, square : ndarray of float32 [total]
+        Its moments.
+    steps : int
+        Taken so far.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.mean: F32 = np.zeros(total, np.float32)
+        self.square: F32 = np.zeros(total, np.float32)
+        self.steps = 0
+
+    def step(self, theta: F32, gradient: F32, rate: float) -> None:
+        """Move theta [total] in place."""
+        self.steps += 1
+        corrections = [np.float32(1 - beta**self.steps) for beta in _BETAS]
+        for moment, beta, value in zip(
+            (self.mean, self.square), _BETAS, (gradient, gradient**2), strict=True
+        ):
+            moment *= np.float32(beta)
+            moment += np.float32(1 - beta) * value
+        spread = np.sqrt(self.square / corrections[1]) + np.float32(_EPSILON)
+        theta -= np.float32(rate) * (self.mean / corrections[0]) / spread

@@ -1,0 +1,139 @@
+"""A quantized model whose scales are trained: forward through all blocks, and the way back to the scales."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from omniquant import _core
+from omniquant.blockfile import BlockState, dequantized
+from omniquant.config.target import scale_bits
+from omniquant.errors import NotFiniteError
+from omniquant.forward import F32, I32, ForwardModel, Weights, activation_of, rope_or_empty
+from omniquant.quantized import QuantizedModel
+from omniquant.tuning.scales import Entry, Scales
+
+
+class Ending:
+    """What the two models end with, and the divergence behind it."""
+
+    def __init__(self, student: QuantizedModel, reference: ForwardModel, threads: int) -> None:
+        self._spec, self._threads = student.spec, threads
+        self._ends, self._head = student.ends(), student.lm_head()
+        self._gain, self._reference_head = reference.ends().final_norm["weight"], reference.lm_head()
+
+    def divergence(self, hidden: F32, reference: F32) -> tuple[float, F32]:
+        """Return the mean divergence of hidden states [T, H] from the reference's, nats, and its gradient."""
+        kl, gradient = _core.head_divergence(
+            hidden,
+            reference,
+            self._spec.norm,
+            self._spec.norm_eps,
+            self._ends.final_norm["weight"],
+            self._head,
+            self._gain,
+            self._reference_head,
+            norm_bias=self._ends.final_norm.get("bias"),
+            lm_head_bias=self._ends.lm_head_bias,
+            logit_cap=self._ends.logit_cap,
+            threads=self._threads,
+        )
+        return float(kl.mean()), gradient
+
+
+class Student:
+    """The quantized model with the scales of the moment.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+    reference : ForwardModel
+        The model in full precision.
+    threads : int
+
+    Attributes
+    ----------
+    scales : Scales
+    """
+
+    def __init__(self, model: QuantizedModel, reference: ForwardModel, threads: int) -> None:
+        self._model, self._threads = model, threads
+        self._states = [model.state(index) for index in range(model.num_layers)]
+        self._ending = Ending(model, reference, threads)
+        self._bfloat16 = _core.runtime_info()["products"] == "bfloat16"
+        self.scales = Scales(self._entries())
+
+    def _entries(self) -> list[Entry]:
+        target = self._model.options.target
+        return [
+            Entry(index, name, state.folded[f"{name}.scale"], scale_bits(target, linear.symmetric))
+            for index, state in enumerate(self._states)
+            for name, linear in self._model.scheme.block(index).items()
+            if linear.quantized and f"{name}.scale" in state.folded
+        ]
+
+    def state(self, index: int) -> BlockState:
+        """Return a block with the scales of the moment."""
+        state = self._states[index]
+        scales = {f"{name}.scale": self.scales.get(index, name) for name in self.scales.linears(index)}
+        return replace(state, folded=state.folded | scales)
+
+    def _weights(self, index: int) -> Weights:
+        return dequantized(self.state(index).folded, self._model.scheme.block(index))
+
+    def forward(self, window: I32) -> list[F32]:
+        """Return the hidden states [T, H] before every block of one window [T], and behind the last."""
+        states = [self._model.embed(window)]
+        cos_sin = [rope_or_empty(self._model, len(window), index) for index in range(self._model.num_layers)]
+        for index, rope in enumerate(cos_sin):
+            y = _core.block_forward(
+                self._model.spec_of(index).to_core(),
+                self._weights(index),
+                states[-1][None],
+                *rope,
+                activation=activation_of(self._model, index),
+                in_parts=self._bfloat16,
+                threads=self._threads,
+            )
+            states.append(y[0])
+        return states
+
+    def divergence(self, window: I32, reference: F32) -> float:
+        """Return the mean divergence of one window [T] from the reference's hidden states [T, H]."""
+        return self._ending.divergence(self.forward(window)[-1], reference)[0]
+
+    def gradients(self, window: I32, reference: F32) -> tuple[float, F32]:
+        """Return the same and its gradient by scales.theta [total]."""
+        states = self.forward(window)
+        kl, d = self._ending.divergence(states.pop(), reference)
+        dtheta = np.zeros_like(self.scales.theta)
+        for index in reversed(range(self._model.num_layers)):
+            d = self._back_through(index, states.pop(), d, dtheta)
+        if not (np.isfinite(kl) and np.isfinite(dtheta).all()):
+            raise NotFiniteError(f"{self._model.name}: the divergence is {kl}, or its gradient is not finite")
+        return kl, dtheta
+
+    def _back_through(self, index: int, x: F32, dy: F32, dtheta: F32) -> F32:
+        """Return the gradient of a block's input [T, H]; that of its scales is added to dtheta."""
+        dx, dweights = _core.block_backward(
+            self._model.spec_of(index).to_core(),
+            self._weights(index),
+            x,
+            dy,
+            *rope_or_empty(self._model, len(x), index),
+            activation=activation_of(self._model, index),
+            bfloat16=self._bfloat16,
+            threads=self._threads,
+        )
+        scheme, folded = self._model.scheme.block(index), self._states[index].folded
+        for name in self.scales.linears(index):
+            dscale = _core.dequantize_backward(
+                folded[f"{name}.codes"],
+                folded[f"{name}.zero_point"],
+                dweights[f"{name}.weight"],
+                group_size=scheme[name].group_size or 0,
+                threads=self._threads,
+            )
+            self.scales.add_gradient(dtheta, index, name, dscale)
+        return dx

@@ -1,0 +1,227 @@
+"""Tuning end to end: all scales of a quantized model learn together how to predict as the model did.
+
+Calibration rebuilds block after block, each as if those behind it did not matter. Here the codes and zero
+points stay, and every scale learns from the Kullback-Leibler divergence of the model's next tokens from those
+of full precision: the second phase of EfficientQAT (E2E-QP, arXiv 2407.11062, section 3.3), whose loss is
+that of the text. The result's format stays, and so does what it costs to run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from omniquant.calibration import in_its_basis
+from omniquant.errors import ConfigError, DataError
+from omniquant.forward import F32, I32, Progress, Steps, as_windows, run_blocks
+from omniquant.manifest import Header
+from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
+from omniquant.models.model import Model
+from omniquant.quantized import CalibrationResult
+from omniquant.state import MemoryStore
+from omniquant.streams import StreamPool
+from omniquant.threads import resolve_threads
+from omniquant.tuning.interrupted import Interrupted
+from omniquant.tuning.record import Tuning
+from omniquant.tuning.scales import Adam
+from omniquant.tuning.student import Student
+
+_LEAST = 4  # windows
+_ONE_OF = 8  # windows is a judge
+_MOST_JUDGES = 8
+_WARM_UP = 8  # steps
+_KEPT_EVERY = 16  # steps
+_NOTHING = 1e-12  # nats: rounding may leave a divergence below zero
+
+
+def tune(
+    result: CalibrationResult,
+    model: Model,
+    tokens: npt.ArrayLike,
+    *,
+    epochs: int = 1,
+    lr: float = 3e-3,
+    seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    threads: int | None = None,
+    memory: int | str = DEFAULT_MEMORY,
+    progress: Progress | None = None,
+) -> CalibrationResult:
+    """Train the scales of a quantized model end to end (EfficientQAT's E2E-QP, arXiv 2407.11062).
+
+    Parameters
+    ----------
+    result : CalibrationResult
+        Complete, of any scheme and method that rounds weights. It is not changed.
+    model : Model
+        What it was made from.
+    tokens : array_like of int [N, T]
+        Windows, at least four. One of eight, eight at most, is not learned from but tells whether it helped:
+        if not, the scales stay as they were.
+    epochs : int
+        Times through the windows, a step for each.
+    lr : float
+        Adam's rate for the scales' logarithms, along a cosine to zero.
+    seed : int
+        Decides the order of windows.
+    output : path, optional
+        A new directory for the tuned result. On the way, how far it got is kept every 16 steps in a file
+        beside it, DIR.tuning. None: the result stays in memory.
+    resume : bool
+        Go on from DIR.tuning where it is; the result is bit-identical to that of an uninterrupted run.
+    threads : int, optional
+        None: all processors this process may use. The result does not depend on it.
+    memory : int or str
+        What the model's last hidden states of all windows may take in memory; beyond it they lie in a file.
+    progress : callable, optional
+        Called with (steps done, steps): blocks of the model, windows of the result.
+
+    Returns
+    -------
+    CalibrationResult
+        ``header.tuning`` tells how it was tuned, and the divergence on the judges before and after.
+
+    Raises
+    ------
+    ConfigError
+        If the result is of another model or rounds no weights, or a number makes no sense.
+    DataError
+        If there are fewer than four windows, or they lie outside the vocabulary.
+    CheckpointError
+        If the output cannot be written or holds something, or DIR.tuning is of another run.
+    NotFiniteError
+        If the divergence is NaN or infinite.
+    """
+    _check_numbers(epochs, lr, seed)
+    quantized = result.fold()
+    basis = in_its_basis(model, result.scheme, result.options)
+    if basis.fingerprint() != result.header.model["fingerprint"]:
+        raise ConfigError(f"{result!r} was made from {result.header.model['name']}, not from {model.name}")
+    if not result.scheme.quantizes_weights:
+        raise ConfigError(f"scheme {result.scheme} rounds no weights, so there are no scales to tune")
+    windows = as_windows(tokens, model.vocab_size)
+    model.check_seqlen(windows.shape[1])
+    wish = _Wish(windows, epochs, lr, seed)
+    place = None if output is None else Path(output)
+    if place is not None and place.exists() and any(place.iterdir()):
+        raise ConfigError(f"{place}: is not empty, choose another")
+    kept = Interrupted.open(place, _identity(result.header, wish), resume=resume)
+    workers = resolve_threads(threads)
+    steps = Steps(progress, model.num_layers + wish.steps + 2 * len(wish.judges))
+    scratch = Path(tempfile.gettempdir()) if place is None else place.parent
+    shape = (*windows.shape, model.spec.hidden_size)
+    with StreamPool(shape, 1, parse_bytes("memory", memory), scratch, lambda line: None) as pool:
+        reference = pool.take()
+        reference.write(slice(0, len(windows)), run_blocks(model, windows, threads=workers, steps=steps))
+        run = _Run(Student(quantized, model, workers), reference.array, wish, kept, steps)
+        tuning = run.whole()
+    header = replace(result.header, tuning=tuning)
+    store = MemoryStore()
+    for report in result.blocks:
+        store.put(report.index, run.student.state(report.index), report)
+    tuned = CalibrationResult(header, store, basis, result.seconds, max(result.peak_rss_mib, peak_rss_mib()))
+    if place is None:
+        return tuned
+    tuned.save(place)
+    kept.forget()
+    return CalibrationResult.load(place)
+
+
+def _check_numbers(epochs: int, lr: float, seed: int) -> None:
+    if not 1 <= epochs <= 1_000_000:
+        raise ConfigError(f"epochs is {epochs}, expected 1 to 1000000")
+    if not 0 < lr <= 1:
+        raise ConfigError(f"lr is {lr}, expected more than 0, at most 1")
+    if not 0 <= seed < 2**31:
+        raise ConfigError(f"seed is {seed}, expected 0 to 2^31 - 1")
+
+
+class _Wish:
+    """What was asked for: the windows, which of them judge, and the order of the others."""
+
+    def __init__(self, windows: I32, epochs: int, lr: float, seed: int) -> None:
+        count = len(windows)
+        if count < _LEAST:
+            raise DataError(f"{count} windows, tuning needs at least {_LEAST}: some learn, some judge")
+        judges = min(_MOST_JUDGES, -(-count // _ONE_OF))
+        self.windows, self.epochs, self.lr, self.seed = windows, epochs, lr, seed
+        self.judges = [i * count // judges for i in range(judges)]
+        self._learners = np.setdiff1d(np.arange(count), self.judges)
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return self.epochs * len(self._learners)
+
+    def window(self, step: int) -> int:
+        """Return which window a step learns from."""
+        epoch, place = divmod(step, len(self._learners))
+        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(self._learners)
+        return int(order[place])
+
+    def rate(self, step: int) -> float:
+        """Return Adam's rate: up over eight steps, then along a cosine."""
+        return self.lr * min(1, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    @property
+    def digest(self) -> str:
+        """The windows' sha256."""
+        shape = repr(self.windows.shape).encode()
+        return hashlib.sha256(shape + self.windows.astype("<i4").tobytes()).hexdigest()
+
+
+def _identity(header: Header, wish: _Wish) -> str:
+    """Return what two runs have in common that compute the same."""
+    facts = [header.model["fingerprint"], header.scheme.text, header.options.to_dict(), header.calibration]
+    facts += [wish.epochs, wish.lr, wish.seed, wish.digest]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class _Run:
+    """One call of :func:`tune`."""
+
+    student: Student
+    reference: F32  # [N, T, H]
+    wish: _Wish
+    kept: Interrupted
+    steps: Steps
+
+    def whole(self) -> Tuning:
+        """Train, judge, and leave the student at the better of its two ends."""
+        wish, scales = self.wish, self.student.scales
+        adam = Adam(scales.theta.size)
+        before = self.kept.restore(scales, adam)
+        for _ in range(adam.steps):
+            self.steps()
+        before = self._judge() if before is None else before
+        for step in range(adam.steps, wish.steps):
+            window = wish.window(step)
+            _, dtheta = self.student.gradients(wish.windows[window], self.reference[window])
+            adam.step(scales.theta, dtheta, wish.rate(step))
+            self.steps()
+            if adam.steps % _KEPT_EVERY == 0:
+                self.kept.keep(scales, adam, before)
+        after = self._judge()
+        if not after < before:
+            scales.theta[:] = 0
+        samples, seqlen = wish.windows.shape
+        return Tuning(
+            wish.epochs, wish.lr, wish.seed, samples, seqlen, len(wish.judges), wish.digest, before, after
+        )
+
+    def _judge(self) -> float:
+        found = []
+        for index in self.wish.judges:
+            found.append(self.student.divergence(self.wish.windows[index], self.reference[index]))
+            self.steps()
+        return max(float(np.mean(found)), _NOTHING)

@@ -261,7 +261,8 @@ class CalibrationOptions:
         """
         recipe: dict[str, Any] = {}
         if method == AUTO:
-            method, recipe = recipe_for(scheme, overrides.get("target") or "any", online, search, samples)
+            target, epochs = overrides.get("target") or "any", overrides.get("epochs")
+            method, recipe = recipe_for(scheme, target, online, search, samples, epochs)
         if method not in METHODS:
             raise ConfigError(f"method {method!r} is not one of {', '.join((*METHODS, AUTO))}")
         if preset not in PRESETS:

@@ -289,6 +289,18 @@ def test_auto_takes_the_fewer_epochs_the_more_windows_there_are(scheme, epochs):
     assert CalibrationOptions.for_method("omniquant", config, samples=256).epochs in (20, 40)
 
 
+@pytest.mark.parametrize(("scheme", "rates"), [("W3A16", (1, 1, 1.63)), ("W2A16g64", (3, 3, 4.24))])
+def test_auto_moves_offsets_farther_in_more_steps(scheme, rates):
+    config = QuantConfig.parse(scheme)
+
+    def of(**wishes):
+        return CalibrationOptions.for_method("auto", config, **wishes).lr_rounding
+
+    assert (of(), of(samples=32), of(samples=128)) == rates
+    assert of(samples=32, epochs=2000) > 10 * rates[0]
+    assert of(samples=128, lr_rounding=0.5) == 0.5
+
+
 def test_auto_yields_to_what_is_asked_for_and_to_what_can_be_held():
     config = QuantConfig.parse("W3A16")
     assert CalibrationOptions.for_method("auto", config, epochs=1, rounding="nearest").rounding == "nearest"

@@ -105,6 +105,19 @@ def test_gradients_agree_with_differences(model, scheme, options):
     assert (sides[0] - sides[1]) / (2 * step) == pytest.approx((gradient * direction).sum(), rel=0.02)
 
 
+@pytest.mark.parametrize("options", [{"rotation": "online"}, {"embedding_bits": 8, "head_bits": 8}])
+def test_a_view_of_the_model_is_tuned_and_stored(model, tmp_path, options):
+    result = calibrated(model, output=tmp_path / "result", **options)
+    tuned = tune(result, model, small_tokens(32, 16), output=tmp_path / "tuned", threads=1)
+    assert tuned.header.tuning.helped
+    unseen = small_tokens(40, 16, seed=9)
+    before, after = (omniquant.divergence(r, model, unseen).kl for r in (result, tuned))
+    assert after < before
+    outer = {name for name in contents(tmp_path / "result") if not name.startswith(("block", "manifest"))}
+    for name in outer:
+        assert contents(tmp_path / "tuned")[name] == contents(tmp_path / "result")[name]
+
+
 def test_where_it_does_not_help_scales_stay(model, result):
     tuned = tune(result, model, WINDOWS, lr=1.0, epochs=3, threads=1)
     assert not tuned.header.tuning.helped

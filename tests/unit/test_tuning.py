@@ -37,6 +37,13 @@ def calibrated(model, scheme="W3A16g8", **options):
 
 
 @pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("wide")
+    write_llama_folder(path, hidden=32, heads=4, kv_heads=2, ffn=64, vocab=VOCAB, seed=7)
+    return omniquant.load_model(path)
+
+
+@pytest.fixture(scope="module")
 def result(model):
     return calibrated(model)
 
@@ -106,12 +113,12 @@ def test_gradients_agree_with_differences(model, scheme, options):
 
 
 @pytest.mark.parametrize("options", [{"rotation": "online"}, {"embedding_bits": 8, "head_bits": 8}])
-def test_a_view_of_the_model_is_tuned_and_stored(model, tmp_path, options):
-    result = calibrated(model, output=tmp_path / "result", **options)
-    tuned = tune(result, model, small_tokens(32, 16), output=tmp_path / "tuned", threads=1)
+def test_a_view_of_the_model_is_tuned_and_stored(wide, tmp_path, options):
+    result = calibrated(wide, output=tmp_path / "result", **options)
+    tuned = tune(result, wide, small_tokens(32, 16), output=tmp_path / "tuned", threads=1)
     assert tuned.header.tuning.helped
     unseen = small_tokens(40, 16, seed=9)
-    before, after = (omniquant.divergence(r, model, unseen).kl for r in (result, tuned))
+    before, after = (omniquant.divergence(r, wide, unseen).kl for r in (result, tuned))
     assert after < before
     outer = {name for name in contents(tmp_path / "result") if not name.startswith(("block", "manifest"))}
     for name in outer:
@@ -175,11 +182,9 @@ def test_a_damaged_interrupted_run_is_refused(model, directory, tmp_path):
         tune(result, model, WINDOWS, output=tmp_path / "out", resume=True)
 
 
-def test_scales_are_what_the_target_holds(tmp_path):
-    path = write_llama_folder(tmp_path / "wide", hidden=32, heads=4, kv_heads=2, ffn=64, vocab=VOCAB, seed=7)
-    model = omniquant.load_model(path)
-    result = calibrated(model, "W4A16g32", target="gguf")
-    tuned = tune(result, model, small_tokens(128, 16), epochs=2, lr=1e-3, threads=1)
+def test_scales_are_what_the_target_holds(wide):
+    result = calibrated(wide, "W4A16g32", target="gguf")
+    tuned = tune(result, wide, small_tokens(128, 16), epochs=2, lr=1e-3, threads=1)
     assert tuned.header.tuning.helped
     scale = tuned.state(0).folded["up.scale"]
     assert not np.array_equal(scale, result.state(0).folded["up.scale"])

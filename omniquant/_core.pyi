@@ -155,11 +155,13 @@ def head_divergence(
     norm_bias: npt.ArrayLike | None = None,
     lm_head_bias: npt.ArrayLike | None = None,
     logit_cap: float = 0,
+    in_parts: bool = False,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
     """Divergence [M] of the next tokens behind hidden [M, H] from those behind a reference's, nats.
 
     Both go through a norm and a head [V, H] of their own. Beside it its mean's gradient [M, H] by hidden.
+    in_parts: as of :func:`block_forward`.
     """
 
 def divergence(

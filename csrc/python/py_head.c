@@ -16,6 +16,7 @@ struct values {
     oq_head reference;
     double *kl;
     oq_real *dhidden;
+    bool in_parts;
 };
 
 static const char *const norms[] = {"rms", "layer", NULL};
@@ -72,6 +73,7 @@ static const oq_argument head_divergence_arguments[] = {
     OQ_FIELD("norm_bias", values, head.bias, .shape = "H", .flags = OQ_NULLABLE | OQ_KEYWORD),
     OQ_FIELD("lm_head_bias", values, head.head_bias, .shape = "V", .flags = OQ_NULLABLE | OQ_KEYWORD),
     OQ_FIELD("logit_cap", values, head.logit_cap, .flags = OQ_KEYWORD, .range = "[0, inf)"),
+    OQ_SCALAR(in_parts, .flags = OQ_KEYWORD),
     OQ_THREADS,
     OQ_RESULT(kl, "M"),
     OQ_RESULT(dhidden, "MH"),
@@ -88,6 +90,7 @@ static oq_code head_divergence_run(oq_call *call, values *v)
     v->reference.hidden = hidden;
     v->reference.gain = gain;
     v->reference.head = matrix;
+    call->context.in_parts = v->in_parts;
     return oq_head_divergence(&call->context, &v->head, &v->reference, v->kl, v->dhidden);
 }
 

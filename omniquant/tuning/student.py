@@ -20,6 +20,7 @@ class Ending:
 
     def __init__(self, student: QuantizedModel, reference: ForwardModel, threads: int) -> None:
         self._spec, self._threads = student.spec, threads
+        self._in_parts = _core.runtime_info()["products"] == "bfloat16"
         self._ends, self._head = student.ends(), student.lm_head()
         self._gain, self._reference_head = reference.ends().final_norm["weight"], reference.lm_head()
 
@@ -37,6 +38,7 @@ class Ending:
             norm_bias=self._ends.final_norm.get("bias"),
             lm_head_bias=self._ends.lm_head_bias,
             logit_cap=self._ends.logit_cap,
+            in_parts=self._in_parts,
             threads=self._threads,
         )
         return float(kl.mean()), gradient

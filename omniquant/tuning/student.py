@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -74,6 +75,15 @@ class Student:
             for name, linear in self._model.scheme.block(index).items()
             if linear.quantized and f"{name}.scale" in state.folded
         ]
+
+    def digest(self) -> str:
+        """Return the sha256 of all blocks as calibration left them."""
+        found = hashlib.sha256()
+        for state in self._states:
+            for name, values in sorted(state.folded.items()):
+                found.update(f"{name} {values.shape}".encode())
+                found.update(np.ascontiguousarray(values).data)
+        return found.hexdigest()
 
     def state(self, index: int) -> BlockState:
         """Return a block with the scales of the moment."""

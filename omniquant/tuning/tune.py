@@ -21,8 +21,7 @@ import numpy.typing as npt
 
 from omniquant.calibration import in_its_basis
 from omniquant.errors import ConfigError, DataError
-from omniquant.forward import F32, I32, Progress, Steps, as_windows, run_blocks
-from omniquant.manifest import Header
+from omniquant.forward import F32, I32, Progress, Steps, as_windows, passes, run_blocks
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
 from omniquant.models.model import Model
 from omniquant.quantized import CalibrationResult
@@ -104,8 +103,12 @@ def tune(
     _check_numbers(epochs, lr, seed)
     quantized = result.fold()
     basis = in_its_basis(model, result.scheme, result.options)
-    if basis.fingerprint() != result.header.model["fingerprint"]:
-        raise ConfigError(f"{result!r} was made from {result.header.model['name']}, not from {model.name}")
+    made, given = str(result.header.model["fingerprint"]), basis.fingerprint()
+    if made != given:
+        raise ConfigError(
+            f"the result was made from {result.header.model['name']} ({made[:12]}), "
+            f"not from {model.name} ({given[:12]})"
+        )
     if not result.scheme.quantizes_weights:
         raise ConfigError(f"scheme {result.scheme} rounds no weights, so there are no scales to tune")
     windows = as_windows(tokens, model.vocab_size)
@@ -114,20 +117,24 @@ def tune(
     place = None if output is None else Path(output)
     if place is not None and place.exists() and any(place.iterdir()):
         raise ConfigError(f"{place}: is not empty, choose another")
-    kept = Interrupted.open(place, _identity(result.header, wish), resume=resume)
     workers = resolve_threads(threads)
-    steps = Steps(progress, model.num_layers + wish.steps + 2 * len(wish.judges))
+    student = Student(quantized, model, workers)
+    kept = Interrupted.open(place, wish.identity(student.digest()), resume=resume)
+    parts = passes(model, windows)
+    steps = Steps(progress, len(parts) * model.num_layers + wish.steps + 2 * len(wish.judges))
     scratch = Path(tempfile.gettempdir()) if place is None else place.parent
     shape = (*windows.shape, model.spec.hidden_size)
     with StreamPool(shape, 1, parse_bytes("memory", memory), scratch, lambda line: None) as pool:
-        reference = pool.take()
-        reference.write(slice(0, len(windows)), run_blocks(model, windows, threads=workers, steps=steps))
-        run = _Run(Student(quantized, model, workers), reference.array, wish, kept, steps)
-        tuning = run.whole()
+        reference, done = pool.take(), 0
+        for part in parts:
+            hidden = run_blocks(model, part, threads=workers, steps=steps)
+            reference.write(slice(done, done + len(part)), hidden)
+            done += len(part)
+        tuning = _Run(student, reference.array, wish, kept, steps).whole()
     header = replace(result.header, tuning=tuning)
     store = MemoryStore()
     for report in result.blocks:
-        store.put(report.index, run.student.state(report.index), report)
+        store.put(report.index, student.state(report.index), report)
     tuned = CalibrationResult(header, store, basis, result.seconds, max(result.peak_rss_mib, peak_rss_mib()))
     if place is None:
         return tuned
@@ -178,12 +185,10 @@ class _Wish:
         shape = repr(self.windows.shape).encode()
         return hashlib.sha256(shape + self.windows.astype("<i4").tobytes()).hexdigest()
 
-
-def _identity(header: Header, wish: _Wish) -> str:
-    """Return what two runs have in common that compute the same."""
-    facts = [header.model["fingerprint"], header.scheme.text, header.options.to_dict(), header.calibration]
-    facts += [wish.epochs, wish.lr, wish.seed, wish.digest]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    def identity(self, digest: str) -> str:
+        """Return what two runs have in common that compute the same, from a result of that digest."""
+        facts = [digest, self.epochs, self.lr, self.seed, self.digest]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @dataclass

@@ -4,8 +4,8 @@
 
 A model is whatever `omniquant evaluate` takes, NAME=MODEL where the table should call it otherwise. A row a
 model, in Markdown, printed as soon as it is known: acc of every task, their mean, its difference to the first
-model with the 95 % interval of paired answers. With --answers the answers are kept, a file a model, and not
-asked for again.
+model with the 95 % interval of paired answers, and flips, the share of answers that turned right or wrong.
+With --answers the answers are kept, a file a model, and not asked for again.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def row(name: str, found: ZeroShot) -> str:
     shares = "".join(f" {100 * result.right.mean():.1f} |" for result in found.results)
     line = f"| {name} |{shares} {100 * mean['value']:.1f} ± {100 * mean['stderr']:.1f} |"
     if found.against is None:
-        return f"{line} |"
-    paired = values["against"]["mean_acc"]
+        return f"{line} | |"
+    paired, flips = values["against"]["mean_acc"], values["against"]["mean_flips"]
     low, high = (100 * end for end in paired["interval"])
-    return f"{line} {100 * paired['value']:+.1f} ({low:+.1f} to {high:+.1f}) |"
+    return f"{line} {100 * paired['value']:+.1f} ({low:+.1f} to {high:+.1f}) | {100 * flips:.1f} |"
 
 
 def table(setting: Setting, models: Sequence[str]) -> Iterator[str]:
@@ -75,8 +75,8 @@ def table(setting: Setting, models: Sequence[str]) -> Iterator[str]:
         results = ask(setting, name, place)
         if number == 0:
             heads = "".join(f" {result.task} ({len(result.right)}) |" for result in results)
-            yield f"| acc |{heads} mean | difference, 95 % |"
-            yield "|---" * (len(results) + 3) + "|"
+            yield f"| acc |{heads} mean | difference, 95 % | flips |"
+            yield "|---" * (len(results) + 4) + "|"
         yield row(name, ZeroShot(results, first, 0.0))
         first = first or results
 

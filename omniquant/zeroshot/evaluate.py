@@ -113,6 +113,7 @@ class ZeroShot:
                     for task, metrics in found.items()
                 },
                 "mean_acc": mean_of([d.value for d in of_acc], [d.stderr for d in of_acc]),
+                "mean_flips": float(np.mean([d.flips for d in of_acc])),
             }
         return values
 

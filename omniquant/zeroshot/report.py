@@ -23,6 +23,8 @@ def table(found: ZeroShot) -> str:
         paired = found.to_dict()["against"]["mean_acc"]
         low, high = (100 * end for end in paired["interval"])
         lines[-1] += f"{'':<16}{100 * paired['value']:>+8.2f}  {low:+.1f} to {high:+.1f}"
+        flips = found.to_dict()["against"]["mean_flips"]
+        lines.append(f"{100 * flips:.1f} % of the answers turned right or wrong (gained and lost)")
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -58,6 +58,9 @@ class Difference:
         95 % interval, value plus and minus 1.96 stderr.
     gained, lost : int
         Questions the first alone has right, and the second alone.
+    flips : float
+        The share of both among all (arXiv 2407.09141): how often an answer turned right or wrong, which equal
+        accuracies do not tell.
     p_value : float
         Two-sided exact McNemar test: how likely the split of those is if neither model is better.
     """
@@ -68,6 +71,7 @@ class Difference:
     high: float
     gained: int
     lost: int
+    flips: float
     p_value: float
 
     @classmethod
@@ -76,8 +80,8 @@ class Difference:
         paired = first.astype(np.float64) - second.astype(np.float64)
         value, stderr = float(paired.mean()), _stderr(paired)
         gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
-        reach = _Z * stderr
-        return cls(value, stderr, value - reach, value + reach, gained, lost, mcnemar(gained, lost))
+        reach, flips = _Z * stderr, (gained + lost) / len(paired)
+        return cls(value, stderr, value - reach, value + reach, gained, lost, flips, mcnemar(gained, lost))
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, ready for JSON."""
@@ -87,6 +91,7 @@ class Difference:
             "interval": [self.low, self.high],
             "gained": self.gained,
             "lost": self.lost,
+            "flips": self.flips,
             "p_value": self.p_value,
         }
 

@@ -359,6 +359,7 @@ def test_differences_are_paired():
     second = np.array([True, False, False, True, False, False])
     found = Difference.of(first, second)
     assert (found.gained, found.lost) == (3, 1)
+    assert found.flips == 4 / len(first)
     paired = np.array([0, 1, 1, -1, 1, 0])
     assert found.value == pytest.approx(paired.mean())
     assert found.stderr == pytest.approx(paired.std(ddof=1) / math.sqrt(6))

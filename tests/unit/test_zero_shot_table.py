@@ -29,10 +29,10 @@ def test_a_row_a_model_against_the_first_and_answers_kept(tmp_path: Path, result
     setting = Setting(("piqa",), str(tmp_path), limit=4, answers=tmp_path / "answers")
     models = ["omniquant-tiny", f"two bits={result}"]
     lines = list(table(setting, models))
-    assert lines[0] == "| acc | piqa (4) | mean | difference, 95 % |"
-    assert lines[1].count("---") == 4
+    assert lines[0] == "| acc | piqa (4) | mean | difference, 95 % | flips |"
+    assert lines[1].count("---") == 5
     # The question is one, its right answer by turns: whatever a model says is right half the time.
-    assert lines[2] == "| omniquant-tiny | 50.0 | 50.0 ± 28.9 | |"
+    assert lines[2] == "| omniquant-tiny | 50.0 | 50.0 ± 28.9 | | |"
     assert lines[3].startswith("| two bits | 50.0 | 50.0 ± 28.9 | +0.0 (")
     with np.load(tmp_path / "answers" / "two bits.npz") as kept:
         expected = omniquant.zero_shot(
@@ -42,7 +42,9 @@ def test_a_row_a_model_against_the_first_and_answers_kept(tmp_path: Path, result
     (tmp_path / "answers" / "two bits.npz").unlink()
     assert list(table(setting, models)) == lines  # some kept, some asked for
     np.savez(tmp_path / "answers" / "two bits.npz", piqa=np.array([True] * 4))
-    assert "| two bits | 100.0 | 100.0 ± 0.0 | +50.0 (" in list(table(setting, models))[3]
+    last = list(table(setting, models))[3]
+    assert "| two bits | 100.0 | 100.0 ± 0.0 | +50.0 (" in last
+    assert last.endswith("| 50.0 |")
 
 
 def test_a_model_is_called_by_its_name_or_its_last_part() -> None:

@@ -24,6 +24,11 @@ OQ_VECTORIZED static double mean_gap(const oq_real *p, const oq_real *q, double 
     return sum;
 }
 
+static double divergence(const oq_real *p, const oq_real *q, double log_sum_p, double log_sum_q, int64_t n)
+{
+    return mean_gap(p, q, log_sum_p, n) - log_sum_p + log_sum_q;
+}
+
 OQ_VECTORIZED static void gap_backward(const oq_real *p, oq_real *q, double log_sum_p, double log_sum_q, int64_t n,
                                        oq_real share, double cap)
 {
@@ -38,7 +43,7 @@ OQ_VECTORIZED static void gap_backward(const oq_real *p, oq_real *q, double log_
 double oq_row_divergence_backward(const oq_real *p, oq_real *q, int64_t n, oq_real share, double cap)
 {
     const double log_sum_p = oq_row_log_sum(p, n), log_sum_q = oq_row_log_sum(q, n);
-    const double kl = mean_gap(p, q, log_sum_p, n) - log_sum_p + log_sum_q;
+    const double kl = divergence(p, q, log_sum_p, log_sum_q, n);
     gap_backward(p, q, log_sum_p, log_sum_q, n, share, cap);
     return kl;
 }
@@ -51,7 +56,7 @@ static void one_row(void *user, int64_t item, int worker)
     const double log_sum_p = oq_row_log_sum(p, n), log_sum_q = oq_row_log_sum(q, n);
     const int32_t target = j->of->targets[item];
     (void)worker;
-    j->to->kl[item] = mean_gap(p, q, log_sum_p, n) - log_sum_p + log_sum_q;
+    j->to->kl[item] = divergence(p, q, log_sum_p, log_sum_q, n);
     j->to->reference_nll[item] = log_sum_p - (double)p[target];
     j->to->nll[item] = log_sum_q - (double)q[target];
     j->to->same[item] = oq_row_best(p, n) == oq_row_best(q, n);

@@ -2,8 +2,8 @@
 
 Calibration rebuilds block after block, each as if those behind it did not matter. Here the codes and zero
 points stay, and every scale learns from the Kullback-Leibler divergence of the model's next tokens from those
-of full precision: the second phase of EfficientQAT (E2E-QP, arXiv 2407.11062, section 3.3), whose loss is
-that of the text. The result's format stays, and so does what it costs to run.
+of full precision: the second phase of EfficientQAT (E2E-QP, arXiv 2407.11062), whose loss is that of the
+text. The result's format stays, and so does what it costs to run.
 """
 
 from __future__ import annotations

@@ -44,7 +44,10 @@ def add_parser(commands: Commands) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=int, default=1, help="times through the windows, default 1")
     group.add_argument(
-        "--lr", type=float, default=3e-3, metavar="RATE", help="of the scales' logarithms, default 0.003"
+        "--lr",
+        type=float,
+        metavar="RATE",
+        help="of the scales' logarithms, default 0.003; weights alone, 4 bits and more: 0.001",
     )
     group.add_argument("--seed", type=int, default=0, help="decides the order of windows, default 0")
     parser.add_argument("--memory", metavar="SIZE", help="of the windows' hidden states; default 4GiB")

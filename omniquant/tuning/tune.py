@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant.calibration import in_its_basis
+from omniquant.config import QuantConfig
 from omniquant.errors import ConfigError, DataError
 from omniquant.forward import F32, I32, Progress, Steps, as_windows, passes, run_blocks
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
@@ -47,7 +48,7 @@ def tune(
     tokens: npt.ArrayLike,
     *,
     epochs: int = 1,
-    lr: float = 3e-3,
+    lr: float | None = None,
     seed: int = 0,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -68,8 +69,9 @@ def tune(
         if not, the scales stay as they were.
     epochs : int
         Times through the windows, a step for each.
-    lr : float
-        Adam's rate for the scales' logarithms, along a cosine to zero.
+    lr : float, optional
+        Adam's rate for the scales' logarithms, along a cosine to zero. None: 0.003, or 0.001 where weights
+        alone are rounded, to 4 bits and more: the smaller the error, the sooner steps are noise.
     seed : int
         Decides the order of windows.
     output : path, optional
@@ -100,7 +102,8 @@ def tune(
     NotFiniteError
         If the divergence is NaN or infinite.
     """
-    _check_numbers(epochs, lr, seed)
+    rate = _usual_rate(result.scheme) if lr is None else lr
+    _check_numbers(epochs, rate, seed)
     quantized = result.fold()
     basis = in_its_basis(model, result.scheme, result.options)
     made, given = str(result.header.model["fingerprint"]), basis.fingerprint()
@@ -113,7 +116,7 @@ def tune(
         raise ConfigError(f"scheme {result.scheme} rounds no weights, so there are no scales to tune")
     windows = as_windows(tokens, model.vocab_size)
     model.check_seqlen(windows.shape[1])
-    wish = _Wish(windows, epochs, lr, seed)
+    wish = _Wish(windows, epochs, rate, seed)
     place = None if output is None else Path(output)
     if place is not None and place.exists() and any(place.iterdir()):
         raise ConfigError(f"{place}: is not empty, choose another")
@@ -141,6 +144,10 @@ def tune(
     tuned.save(place)
     kept.forget()
     return CalibrationResult.load(place)
+
+
+def _usual_rate(scheme: QuantConfig) -> float:
+    return 1e-3 if scheme.weight_only and scheme.w_bits >= 4 else 3e-3
 
 
 def _check_numbers(epochs: int, lr: float, seed: int) -> None:

@@ -229,6 +229,12 @@ def test_scales_are_factors_of_what_they_were():
     assert scales.linears(1) == ["q"]
 
 
+@pytest.mark.parametrize(("scheme", "lr"), [("W3A16g8", 3e-3), ("W4A16g8", 1e-3), ("W4A8", 3e-3)])
+def test_the_rate_is_lower_where_little_is_wrong(model, scheme, lr):
+    assert tune(calibrated(model, scheme), model, WINDOWS, threads=1).header.tuning.lr == lr
+    assert tune(calibrated(model, scheme), model, WINDOWS, lr=0.02, threads=1).header.tuning.lr == 0.02
+
+
 def test_what_makes_no_sense_is_refused(model, result, tmp_path):
     for options, message in (
         ({"epochs": 0}, "epochs is 0"),

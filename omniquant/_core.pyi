@@ -306,6 +306,9 @@ def dequantize_backward(
 ) -> npt.NDArray[np.float32]:
     """Return the gradient of the scales [..., G]: sum (q - z) dout over each group."""
 
+def round_scales(scales: npt.ArrayLike, scale_bits: int) -> npt.NDArray[np.float32]:
+    """Return scales as a format holds them that has so many significant bits for each; 0: as they are."""
+
 def pack(codes: npt.ArrayLike, bits: int) -> npt.NDArray[np.uint8]:
     """Codes [..., K] of 1 to 8 bits -> [..., ceil(K bits / 8)]."""
 

@@ -124,7 +124,7 @@ def calibrate(
         If `output` cannot be written, or holds another calibration.
     """
     scheme = QuantConfig.parse(config) if isinstance(config, str) else config
-    windows = _windows(tokens, model)
+    windows = checked_windows(tokens, model)
     chosen = choose_options(method, scheme, model.architecture, options, len(windows))
     wishes = Wishes.of(overrides, average_bits, candidate_bits)
     model = in_its_basis(model, scheme, chosen)
@@ -207,12 +207,18 @@ def choose_options(
         raise ConfigError(f"options: {error}") from None
 
 
-def _windows(tokens: npt.ArrayLike, model: Model) -> I32:
+def checked_windows(tokens: npt.ArrayLike, model: Model) -> I32:
+    """Return windows [N, T] that the model takes; DataError."""
     if np.ndim(tokens) != 2:
         raise DataError(f"calibration tokens must be windows [N, T], got {np.ndim(tokens)} dimensions")
     windows = as_windows(tokens, model.vocab_size)
     model.check_seqlen(windows.shape[1])
     return windows
+
+
+def windows_digest(windows: I32) -> str:
+    """Return the sha256 of windows [N, T] and their shape."""
+    return hashlib.sha256(repr(windows.shape).encode() + windows.astype("<i4").tobytes()).hexdigest()
 
 
 def _read(windows: I32, model: Model, options: CalibrationOptions) -> I32:
@@ -223,7 +229,6 @@ def _read(windows: I32, model: Model, options: CalibrationOptions) -> I32:
 
 
 def _header(model: Model, windows: I32, scheme: QuantConfig, options: CalibrationOptions) -> Header:
-    digest = hashlib.sha256(repr(windows.shape).encode() + windows.astype("<i4").tobytes()).hexdigest()
     about = {
         "name": model.name,
         "source": model.source,
@@ -232,7 +237,7 @@ def _header(model: Model, windows: I32, scheme: QuantConfig, options: Calibratio
         "vocab_size": model.vocab_size,
         "spec": model.spec.to_core(),
     }
-    data = {"samples": windows.shape[0], "seqlen": windows.shape[1], "tokens_sha256": digest}
+    data = {"samples": windows.shape[0], "seqlen": windows.shape[1], "tokens_sha256": windows_digest(windows)}
     return Header(scheme, options, about, data)
 
 

@@ -320,6 +320,31 @@ class Head:
             threads=threads,
         )
 
+    def divergence(
+        self, hidden: F32, reference: Head, theirs: F32, threads: int, *, in_parts: bool = False
+    ) -> tuple[npt.NDArray[np.float64], F32]:
+        """Compare the next tokens after hidden states [M, H] with those of a reference after its own.
+
+        Returns the divergence [M], nats, and the gradient [M, H] of its mean by `hidden`. The reference is of
+        one architecture: in a rotated basis it has another gain and another matrix.
+        """
+        norm = self._ends.final_norm
+        return _core.head_divergence(
+            hidden,
+            theirs,
+            self._spec.norm,
+            self._spec.norm_eps,
+            norm["weight"],
+            self._matrix,
+            reference._ends.final_norm["weight"],
+            reference._matrix,
+            norm_bias=norm.get("bias"),
+            lm_head_bias=self._ends.lm_head_bias,
+            logit_cap=self._ends.logit_cap,
+            in_parts=in_parts,
+            threads=threads,
+        )
+
 
 def float_logits(model: ForwardModel, tokens: npt.ArrayLike, *, threads: int = 1) -> F32:
     """Return logits [N, T, V] of windows [N, T], with activations rounded where the model rounds them."""

@@ -285,13 +285,18 @@ def _facts(items: Iterable[tuple[str, object]]) -> dict[str, float]:
     return {k: float(v) for k, v in items if isinstance(v, (int, float)) and abs(v) < 1e300}
 
 
-def _refuse_foreign(folder: Path) -> None:
+def names_in(folder: Path) -> list[str]:
+    """Return what an output directory holds, nothing where there is none; CheckpointError of what is none."""
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        return sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
-        return
+        return []
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be the output directory: {one_line(error)}") from error
+
+
+def _refuse_foreign(folder: Path) -> None:
+    names = names_in(folder)
     if MANIFEST_NAME in names:
         raise CheckpointError(
             f"{folder}: holds a result already; continue it with --resume or choose another"

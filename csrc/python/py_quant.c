@@ -139,6 +139,19 @@ static oq_code dequantize_backward_run(oq_call *call, values *v)
     return oq_dequantize_backward(&call->context, &groups, v->codes, v->zero_points, v->dout, v->scale);
 }
 
+static const oq_argument round_scales_arguments[] = {
+    OQ_ARRAY(scales, "*k"),
+    OQ_SCALAR(scale_bits, .range = "[0, 11]"),
+    OQ_RESULT(scale, "*k"),
+};
+
+static oq_code round_scales_run(oq_call *call, values *v)
+{
+    const int64_t count = oq_size(call, '*') * oq_size(call, 'k');
+    for (int64_t i = 0; i < count; i++) v->scale[i] = (oq_real)oq_rounded_scale(v->scale_bits, (double)v->scales[i]);
+    return OQ_OK;
+}
+
 /* ---- pack, unpack ---------------------------------------------------------- */
 
 static int count_bytes(oq_call *call, values *v)
@@ -183,6 +196,7 @@ OQ_FUNCTION(fake_quantize_backward);
 OQ_FUNCTION(quantize);
 OQ_FUNCTION(dequantize);
 OQ_FUNCTION(dequantize_backward);
+OQ_FUNCTION(round_scales);
 OQ_FUNCTION(pack);
 OQ_FUNCTION(unpack);
 
@@ -192,6 +206,7 @@ PyMethodDef oq_quant_methods[] = {
     OQ_METHOD(quantize, "Codes, scales and zero points."),
     OQ_METHOD(dequantize, "(q - z) h."),
     OQ_METHOD(dequantize_backward, "The gradient of its scales."),
+    OQ_METHOD(round_scales, "Scales of so many significant bits."),
     OQ_METHOD(pack, "Codes as a little-endian bit stream a row."),
     OQ_METHOD(unpack, "The codes of a bit stream."),
     {NULL, NULL, 0, NULL},

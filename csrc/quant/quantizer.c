@@ -14,12 +14,9 @@ static double exact_scale(oq_quantizer quantizer, oq_range range)
     return (hi - lo) / ((1 << quantizer.bits) - 1);
 }
 
-/* As a float16 that leaves 11 - scale_bits of its bits to the zero point: of scale_bits significant ones, and a
- * multiple of 2^-24. */
-static double rounded_scale(oq_quantizer quantizer, double h)
+double oq_rounded_scale(int bits, double h)
 {
     int exponent;
-    const int bits = quantizer.scale_bits;
     if (!bits || h == 0) return h;
     (void)frexp(h, &exponent);
     const double unit = ldexp(1, exponent - bits > -24 ? exponent - bits : -24);
@@ -29,7 +26,7 @@ static double rounded_scale(oq_quantizer quantizer, double h)
 
 oq_grid oq_grid_from_range(oq_quantizer quantizer, oq_range range)
 {
-    const double h = rounded_scale(quantizer, exact_scale(quantizer, range));
+    const double h = oq_rounded_scale(quantizer.scale_bits, exact_scale(quantizer, range));
     oq_grid grid = {.scale = (oq_real)h, .zero = 0, .top = oq_top_code(quantizer.bits)};
     if (h == 0) grid.scale = 1; /* an all-zero group: q = z, x^ = 0 */
     if (grid.scale < OQ_REAL_MIN_NORMAL) grid.scale = OQ_REAL_MIN_NORMAL;

@@ -32,6 +32,9 @@ static inline int oq_most_centred(oq_quantizer quantizer)
 }
 static inline oq_real oq_top_code(int bits) { return (oq_real)((1 << bits) - 1); }
 
+/* h as a float16 that leaves 11 - bits of its own to the zero point: of so many significant ones, and a multiple of
+ * 2^-24; bits 0: h. */
+double oq_rounded_scale(int bits, double h);
 /* The grid that covers a range. */
 oq_grid oq_grid_from_range(oq_quantizer quantizer, oq_range range);
 /* d(range) += d(grid.scale) * dh/d(range). The rounding of scale and zero point is straight through. */

@@ -7,9 +7,6 @@ scales in float16 keep z as an integer, and 11 bits are theirs.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
 TARGETS = ("any", "compressed-tensors", "gptq", "awq", "gguf", "onnx", "openvino", "huggingface")
 
 FLOAT16_BITS = 11  # significant ones
@@ -33,25 +30,3 @@ def scale_bits(target: str, symmetric: bool) -> int:
     if target == "gguf":
         return FLOAT16_BITS if symmetric else FLOAT16_BITS - _ZERO_POINT_BITS
     return FLOAT16_BITS if target in ("gptq", "awq") else 0
-
-
-def representable(scale: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.float32]:
-    """Return positive scales as a format holds them: the core's rule (csrc/quant/quantizer.c).
-
-    Parameters
-    ----------
-    scale : ndarray of float32
-    bits : int
-        As :func:`scale_bits` tells; 0: they stay.
-
-    Returns
-    -------
-    ndarray of float32
-    """
-    if not bits:
-        return scale
-    wide = scale.astype(np.float64)
-    unit = np.ldexp(1.0, np.maximum(np.frexp(wide)[1] - bits, -24))
-    largest = np.ldexp(1 - np.ldexp(1.0, -bits), 5 + bits)
-    rounded = np.minimum(np.maximum(np.rint(wide / unit) * unit, unit), largest)
-    return np.asarray(rounded, np.float32)

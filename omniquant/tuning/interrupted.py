@@ -13,6 +13,8 @@ from omniquant.errors import CheckpointError
 from omniquant.forward import F32
 from omniquant.tuning.scales import Adam, Scales
 
+_TENSORS = ("theta", "mean", "square")
+
 
 class Interrupted:
     """The file OUTPUT.tuning; use :meth:`open`.
@@ -47,7 +49,7 @@ class Interrupted:
         try:
             with safetensors.safe_open(path, "np") as file:
                 metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
         except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: cannot be resumed: {one_line(error)}") from error
         if metadata.get("identity") != identity:
@@ -60,9 +62,9 @@ class Interrupted:
         if self._found is None:
             return None
         tensors, metadata = self._found
-        for name, to in (("theta", scales.theta), ("mean", adam.mean), ("square", adam.square)):
-            values = tensors.get(name)
-            if values is None or values.dtype != to.dtype or values.shape != to.shape:
+        for name, to in zip(_TENSORS, (scales.theta, adam.mean, adam.square), strict=True):
+            values = tensors[name]
+            if values.dtype != to.dtype or values.shape != to.shape:
                 raise CheckpointError(f"{self._path}: cannot be resumed: no {name} of {list(to.shape)}")
             to[:] = values
         try:
@@ -75,7 +77,7 @@ class Interrupted:
         """Make the run durable as it is."""
         if self._path is None:
             return
-        tensors = {"theta": scales.theta, "mean": adam.mean, "square": adam.square}
+        tensors = dict(zip(_TENSORS, (scales.theta, adam.mean, adam.square), strict=True))
         about = {"identity": self._identity, "steps": str(adam.steps), "before": before.hex()}
         atomic_save_safetensors(self._path, tensors, about)
 

@@ -1,6 +1,6 @@
 """The steps h of all quantized weights as one vector of logarithms, and Adam to train it.
 
-h = representable(h_0 exp(theta)),   dtheta = h dh          a factor, so that no step turns negative
+h = rounded(h_0 exp(theta)),   dtheta = h dh          a factor, so that no step turns negative
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omniquant.config.target import representable
+from omniquant import _core
 from omniquant.forward import F32
 
 _BETAS = (0.9, 0.95)
@@ -66,7 +66,9 @@ class Scales:
     def get(self, block: int, linear: str) -> F32:
         """Return the scales of one linear [out, groups] at theta."""
         place, entry = self._places[block, linear]
-        return representable(entry.scale * np.exp(self.theta[place]).reshape(entry.scale.shape), entry.bits)
+        return _core.round_scales(
+            entry.scale * np.exp(self.theta[place]).reshape(entry.scale.shape), entry.bits
+        )
 
     def add_gradient(self, dtheta: F32, block: int, linear: str, dscale: F32) -> None:
         """Add one linear's part to dtheta [total], from dscale [out, groups]."""

@@ -11,38 +11,18 @@ from omniquant import _core
 from omniquant.blockfile import BlockState, dequantized
 from omniquant.config.target import scale_bits
 from omniquant.errors import NotFiniteError
-from omniquant.forward import F32, I32, ForwardModel, Weights, activation_of, rope_or_empty
+from omniquant.forward import (
+    F32,
+    I32,
+    ForwardModel,
+    Head,
+    Weights,
+    activation_of,
+    block_parts,
+    rope_or_empty,
+)
 from omniquant.quantized import QuantizedModel
 from omniquant.tuning.scales import Entry, Scales
-
-
-class Ending:
-    """What the two models end with, and the divergence behind it."""
-
-    def __init__(self, student: QuantizedModel, reference: ForwardModel, threads: int) -> None:
-        self._spec, self._threads = student.spec, threads
-        self._in_parts = _core.runtime_info()["products"] == "bfloat16"
-        self._ends, self._head = student.ends(), student.lm_head()
-        self._gain, self._reference_head = reference.ends().final_norm["weight"], reference.lm_head()
-
-    def divergence(self, hidden: F32, reference: F32) -> tuple[float, F32]:
-        """Return the mean divergence of hidden states [T, H] from the reference's, nats, and its gradient."""
-        kl, gradient = _core.head_divergence(
-            hidden,
-            reference,
-            self._spec.norm,
-            self._spec.norm_eps,
-            self._ends.final_norm["weight"],
-            self._head,
-            self._gain,
-            self._reference_head,
-            norm_bias=self._ends.final_norm.get("bias"),
-            lm_head_bias=self._ends.lm_head_bias,
-            logit_cap=self._ends.logit_cap,
-            in_parts=self._in_parts,
-            threads=self._threads,
-        )
-        return float(kl.mean()), gradient
 
 
 class Student:
@@ -63,7 +43,7 @@ class Student:
     def __init__(self, model: QuantizedModel, reference: ForwardModel, threads: int) -> None:
         self._model, self._threads = model, threads
         self._states = [model.state(index) for index in range(model.num_layers)]
-        self._ending = Ending(model, reference, threads)
+        self._head, self._reference = Head(model), Head(reference)
         self._bfloat16 = _core.runtime_info()["products"] == "bfloat16"
         self.scales = Scales(self._entries())
 
@@ -73,7 +53,7 @@ class Student:
             Entry(index, name, state.folded[f"{name}.scale"], scale_bits(target, linear.symmetric))
             for index, state in enumerate(self._states)
             for name, linear in self._model.scheme.block(index).items()
-            if linear.quantized and f"{name}.scale" in state.folded
+            if f"{name}.scale" in state.folded
         ]
 
     def digest(self) -> str:
@@ -97,13 +77,12 @@ class Student:
     def forward(self, window: I32) -> list[F32]:
         """Return the hidden states [T, H] before every block of one window [T], and behind the last."""
         states = [self._model.embed(window)]
-        cos_sin = [rope_or_empty(self._model, len(window), index) for index in range(self._model.num_layers)]
-        for index, rope in enumerate(cos_sin):
-            y = _core.block_forward(
-                self._model.spec_of(index).to_core(),
+        for index in range(self._model.num_layers):
+            ((_, y),) = block_parts(
+                self._model,
+                index,
                 self._weights(index),
                 states[-1][None],
-                *rope,
                 activation=activation_of(self._model, index),
                 in_parts=self._bfloat16,
                 threads=self._threads,
@@ -111,14 +90,21 @@ class Student:
             states.append(y[0])
         return states
 
+    def at_the_head(self, hidden: F32, reference: F32) -> tuple[float, F32]:
+        """Return the mean divergence of hidden states [T, H] from the reference's, nats, and its gradient."""
+        kl, gradient = self._head.divergence(
+            hidden, self._reference, reference, self._threads, in_parts=self._bfloat16
+        )
+        return float(kl.mean()), gradient
+
     def divergence(self, window: I32, reference: F32) -> float:
         """Return the mean divergence of one window [T] from the reference's hidden states [T, H]."""
-        return self._ending.divergence(self.forward(window)[-1], reference)[0]
+        return self.at_the_head(self.forward(window)[-1], reference)[0]
 
     def gradients(self, window: I32, reference: F32) -> tuple[float, F32]:
         """Return the same and its gradient by scales.theta [total]."""
         states = self.forward(window)
-        kl, d = self._ending.divergence(states.pop(), reference)
+        kl, d = self.at_the_head(states.pop(), reference)
         dtheta = np.zeros_like(self.scales.theta)
         for index in reversed(range(self._model.num_layers)):
             d = self._back_through(index, states.pop(), d, dtheta)

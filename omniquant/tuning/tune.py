@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from omniquant.calibration import in_its_basis
+from omniquant.calibration import checked_windows, in_its_basis, windows_digest
 from omniquant.config import QuantConfig
 from omniquant.errors import ConfigError, DataError
-from omniquant.forward import F32, I32, Progress, Steps, as_windows, passes, run_blocks
+from omniquant.forward import F32, I32, Progress, Steps, passes, run_blocks
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
 from omniquant.models.model import Model
 from omniquant.quantized import CalibrationResult
-from omniquant.state import MemoryStore
-from omniquant.streams import StreamPool
+from omniquant.state import MemoryStore, names_in
+from omniquant.streams import Stream, StreamPool
 from omniquant.threads import resolve_threads
 from omniquant.tuning.interrupted import Interrupted
 from omniquant.tuning.record import Tuning
@@ -94,11 +94,12 @@ def tune(
     Raises
     ------
     ConfigError
-        If the result is of another model or rounds no weights, or a number makes no sense.
+        If the result is of another model or rounds no weights, a number makes no sense, or the output holds
+        something.
     DataError
         If there are fewer than four windows, or they lie outside the vocabulary.
     CheckpointError
-        If the output cannot be written or holds something, or DIR.tuning is of another run.
+        If the output cannot be written, or DIR.tuning is of another run.
     NotFiniteError
         If the divergence is NaN or infinite.
     """
@@ -114,11 +115,10 @@ def tune(
         )
     if not result.scheme.quantizes_weights:
         raise ConfigError(f"scheme {result.scheme} rounds no weights, so there are no scales to tune")
-    windows = as_windows(tokens, model.vocab_size)
-    model.check_seqlen(windows.shape[1])
+    windows = checked_windows(tokens, model)
     wish = _Wish(windows, epochs, rate, seed)
     place = None if output is None else Path(output)
-    if place is not None and place.exists() and any(place.iterdir()):
+    if place is not None and names_in(place):
         raise ConfigError(f"{place}: is not empty, choose another")
     workers = resolve_threads(threads)
     student = Student(quantized, model, workers)
@@ -128,11 +128,8 @@ def tune(
     scratch = Path(tempfile.gettempdir()) if place is None else place.parent
     shape = (*windows.shape, model.spec.hidden_size)
     with StreamPool(shape, 1, parse_bytes("memory", memory), scratch, lambda line: None) as pool:
-        reference, done = pool.take(), 0
-        for part in parts:
-            hidden = run_blocks(model, part, threads=workers, steps=steps)
-            reference.write(slice(done, done + len(part)), hidden)
-            done += len(part)
+        reference = pool.take()
+        _write_states(reference, model, parts, workers, steps)
         tuning = _Run(student, reference.array, wish, kept, steps).whole()
     header = replace(result.header, tuning=tuning)
     store = MemoryStore()
@@ -144,6 +141,15 @@ def tune(
     tuned.save(place)
     kept.forget()
     return CalibrationResult.load(place)
+
+
+def _write_states(reference: Stream, model: Model, parts: list[I32], threads: int, steps: Steps) -> None:
+    """Fill a stream with the model's hidden states behind its last block."""
+    done = 0
+    for part in parts:
+        states = run_blocks(model, part, threads=threads, steps=steps)
+        reference.write(slice(done, done + len(part)), states)
+        done += len(part)
 
 
 def _usual_rate(scheme: QuantConfig) -> float:
@@ -168,6 +174,7 @@ class _Wish:
             raise DataError(f"{count} windows, tuning needs at least {_LEAST}: some learn, some judge")
         judges = min(_MOST_JUDGES, -(-count // _ONE_OF))
         self.windows, self.epochs, self.lr, self.seed = windows, epochs, lr, seed
+        self.digest = windows_digest(windows)
         self.judges = [i * count // judges for i in range(judges)]
         self._learners = np.setdiff1d(np.arange(count), self.judges)
 
@@ -185,12 +192,6 @@ class _Wish:
     def rate(self, step: int) -> float:
         """Return Adam's rate: up over eight steps, then along a cosine."""
         return self.lr * min(1, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-    @property
-    def digest(self) -> str:
-        """The windows' sha256."""
-        shape = repr(self.windows.shape).encode()
-        return hashlib.sha256(shape + self.windows.astype("<i4").tobytes()).hexdigest()
 
     def identity(self, digest: str) -> str:
         """Return what two runs have in common that compute the same, from a result of that digest."""

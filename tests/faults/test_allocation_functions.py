@@ -69,6 +69,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "quantize": lambda: _core.quantize(X, bits=4),
     "dequantize": lambda: _core.dequantize(CODES, LOGITS, CODES[:, :3], group_size=8),
     "dequantize_backward": lambda: _core.dequantize_backward(CODES, CODES[:, :3], X, group_size=8),
+    "round_scales": lambda: _core.round_scales(LOGITS, 7),
     "pack": lambda: _core.pack(CODES, 3),
     "unpack": lambda: _core.unpack(CODES, 8, 24),
     "let_forward": lambda: _core.let_forward(X, W, S, S, W[:, 0]),

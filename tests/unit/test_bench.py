@@ -1,6 +1,7 @@
 """``omniquant bench``: what it measures adds up, and what it refuses."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_a_searched_start_is_projected_too() -> None:
     [("auto", {}, True), ("auto", {"online": False}, False), ("auto", {"target": "gguf"}, False)],
 )
 def test_auto_rotates_what_permits_it(
-    method: str, options: dict[str, object], rotated: bool, monkeypatch: pytest.MonkeyPatch
+    method: str, options: dict[str, Any], rotated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     inner = _core.calibrate_block
@@ -103,7 +104,7 @@ def test_auto_rotates_what_permits_it(
         return inner(spec, *arguments, **named)
 
     monkeypatch.setattr(_core, "calibrate_block", calibrate_block)
-    bench(SPEC, "W4A4", method, seqlen=16, samples=2, steps=1, threads=1, **options)  # type: ignore[arg-type]
+    bench(SPEC, "W4A4", method, seqlen=16, samples=2, steps=1, threads=1, **options)
     assert bool(seen[0].get("rotate_down")) is rotated
 
 

@@ -13,7 +13,6 @@ from synthetic import write_llama_folder
 import omniquant
 from omniquant import _core
 from omniquant.cli import main
-from omniquant.config.target import representable
 from omniquant.errors import CheckpointError, ConfigError, DataError, NotFiniteError
 from omniquant.tuning.scales import Adam, Entry, Scales
 from omniquant.tuning.student import Student
@@ -76,7 +75,7 @@ def test_the_judges_divergence_is_that_of_evaluation(model, result):
     student = Student(result.fold(), model, 1)
     hidden = omniquant.forward.run_blocks(model, WINDOWS[:1])
     # Evaluation leaves the last position out, which predicts nothing of the window.
-    kl = student._ending.divergence(student.forward(WINDOWS[0])[-1][:-1], hidden[0, :-1])[0]
+    kl = student.at_the_head(student.forward(WINDOWS[0])[-1][:-1], hidden[0, :-1])[0]
     assert kl == pytest.approx(omniquant.divergence(result, model, WINDOWS[:1]).kl, rel=1e-4)
     judges = WINDOWS[[i * 12 // 2 for i in range(2)]]
     hidden = omniquant.forward.run_blocks(model, judges)
@@ -193,14 +192,14 @@ def test_scales_are_what_the_target_holds(wide):
 
 
 @pytest.mark.parametrize("bits", [7, 11])
-def test_representable_is_the_cores_rule(bits):
+def test_scales_round_by_the_quantizers_rule(bits):
     random = np.random.default_rng(bits)
     spread = np.exp(random.uniform(-18, 12, (500, 1))).astype(np.float32)
     x = spread * random.uniform(0.5, 1, (500, 1)).astype(np.float32)
     _, scale, _ = _core.quantize(x, bits=2, scale_bits=bits)
     exact = _core.quantize(x, bits=2)[1]
-    np.testing.assert_array_equal(representable(exact, bits), scale)
-    np.testing.assert_array_equal(representable(exact, 0), exact)
+    np.testing.assert_array_equal(_core.round_scales(exact, bits), scale)
+    np.testing.assert_array_equal(_core.round_scales(exact, 0), exact)
 
 
 def test_adam_is_algorithm_1():

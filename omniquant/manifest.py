@@ -117,6 +117,8 @@ class Header:
         one_sum, two_sum = (header.calibration["tokens_sha256"] for header in (self, other))
         if one_sum != two_sum:
             return f"other calibration data (tokens of sha256 {one_sum[:12]}, not {two_sum[:12]})"
+        if self.tuning != other.tuning:
+            return f"tuning ({self.tuning or 'none'}), not ({other.tuning or 'none'})"
         return None
 
 

@@ -363,16 +363,19 @@ class CalibrationResult:
         """Measure the perplexity of the quantized model; see :func:`omniquant.perplexity`."""
         return evaluate(self.fold(), tokens, seqlen, threads=threads)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
         """Write the result to a new directory, durably; CheckpointError if it cannot be or holds something.
 
-        A result that was calibrated with ``output`` is on disk already.
+        A result that was calibrated with ``output`` is on disk already. With `resume` the directory may hold
+        what a killed call has left of this very result.
         """
         if not isinstance(self._outer, Model):
             raise CheckpointError(f"{self.folder}: is saved there already; copy the directory")
-        directory = StateDirectory.create(Path(path), self.header, self._outer)
+        begin = StateDirectory.resume if resume else StateDirectory.create
+        directory = begin(Path(path), self.header, self._outer)
         for report in self.blocks:
-            directory.put(report.index, self._store.get(report.index), report)
+            if not directory.finished(report.index):
+                directory.put(report.index, self._store.get(report.index), report)
         directory.write_run(seconds=round(self.seconds, 3), peak_rss_mib=self.peak_rss_mib)
 
     def export(

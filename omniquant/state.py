@@ -23,7 +23,7 @@ from typing import Protocol
 
 from omniquant._version import __version__
 from omniquant.blockfile import Array, BlockState, from_bytes, tensors_from_bytes, to_tensors
-from omniquant.checkpoint.atomic import atomic_save_safetensors, atomic_write_bytes
+from omniquant.checkpoint.atomic import atomic_save_safetensors, atomic_write_bytes, temporary_of
 from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.text import one_line
 from omniquant.config import QuantConfig
@@ -41,7 +41,6 @@ RUN_NAME = "run.json"
 
 _OWN_NAMES = (CONFIG_NAME, OUTER_NAME, TEXT_NAME, TOKENIZER_NAME, RUN_NAME, MANIFEST_NAME)
 _BLOCK = re.compile(r"block_\d{5,}\.safetensors")
-_LITTER = re.compile(r"\.(?P<own>.+)\.\d+\.[0-9a-f]+\.tmp")  # as checkpoint.atomic names them
 
 
 class BlockStore(Protocol):
@@ -105,7 +104,7 @@ class StateDirectory:
         CheckpointError
             If it holds something already, or cannot be written; then nothing new is left behind.
         """
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         existing = set() if made else {path.name for path in folder.iterdir()}
         try:
@@ -295,7 +294,8 @@ def names_in(folder: Path) -> list[str]:
         raise CheckpointError(f"{folder}: cannot be the output directory: {one_line(error)}") from error
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
+    """Raise CheckpointError of a directory that holds a result, or what no result is made of."""
     names = names_in(folder)
     if MANIFEST_NAME in names:
         raise CheckpointError(
@@ -310,8 +310,8 @@ def _is_litter(name: str) -> bool:
     """Tell whether this is a temporary file of ours that a killed run left behind."""
     if is_scratch(name):
         return True
-    match = _LITTER.fullmatch(name)
-    return match is not None and (match["own"] in _OWN_NAMES or _BLOCK.fullmatch(match["own"]) is not None)
+    of = temporary_of(name)
+    return of is not None and (of in _OWN_NAMES or _BLOCK.fullmatch(of) is not None)
 
 
 def _remove_litter(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -23,6 +24,13 @@ from omniquant.checkpoint.text import one_line
 from omniquant.errors import CheckpointError
 
 _HEADER_ALIGNMENT = 8
+_TEMPORARY = re.compile(r"\.(?P<of>.+)\.\d+\.[0-9a-f]+\.tmp")
+
+
+def temporary_of(name: str) -> str | None:
+    """Return the name of the file whose temporary one this is, which a killed process left; None: of none."""
+    match = _TEMPORARY.fullmatch(name)
+    return None if match is None else match["of"]
 
 
 def _fsync_directory(folder: Path) -> None:

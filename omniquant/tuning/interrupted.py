@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from omniquant.checkpoint.atomic import atomic_save_safetensors
+from omniquant.checkpoint.atomic import atomic_save_safetensors, temporary_of
 from omniquant.checkpoint.text import one_line
 from omniquant.errors import CheckpointError
 from omniquant.forward import F32
@@ -82,6 +82,10 @@ class Interrupted:
         atomic_save_safetensors(self._path, tensors, about)
 
     def forget(self) -> None:
-        """Remove the file: the output is whole."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        """Remove the file, and what writing it left when it was killed: the output is whole."""
+        if self._path is None:
+            return
+        self._path.unlink(missing_ok=True)
+        for path in self._path.parent.iterdir():
+            if temporary_of(path.name) == self._path.name:
+                path.unlink(missing_ok=True)

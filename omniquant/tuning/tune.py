@@ -23,10 +23,11 @@ from omniquant.calibration import checked_windows, in_its_basis, windows_digest
 from omniquant.config import QuantConfig
 from omniquant.errors import ConfigError, DataError
 from omniquant.forward import F32, I32, Progress, Steps, passes, run_blocks
+from omniquant.manifest import MANIFEST_NAME, Header
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
 from omniquant.models.model import Model
 from omniquant.quantized import CalibrationResult
-from omniquant.state import MemoryStore, names_in
+from omniquant.state import MemoryStore, StateDirectory, names_in, refuse_foreign
 from omniquant.streams import Stream, StreamPool
 from omniquant.threads import resolve_threads
 from omniquant.tuning.interrupted import Interrupted
@@ -78,7 +79,8 @@ def tune(
         A new directory for the tuned result. On the way, how far it got is kept every 16 steps in a file
         beside it, DIR.tuning. None: the result stays in memory.
     resume : bool
-        Go on from DIR.tuning where it is; the result is bit-identical to that of an uninterrupted run.
+        Go on from DIR.tuning, or with a directory not yet whole; the result is bit-identical to that of an
+        uninterrupted run.
     threads : int, optional
         None: all processors this process may use. The result does not depend on it.
     memory : int or str
@@ -94,12 +96,11 @@ def tune(
     Raises
     ------
     ConfigError
-        If the result is of another model or rounds no weights, a number makes no sense, or the output holds
-        something.
+        If the result is of another model or rounds no weights, or a number makes no sense.
     DataError
         If there are fewer than four windows, or they lie outside the vocabulary.
     CheckpointError
-        If the output cannot be written, or DIR.tuning is of another run.
+        If the output holds something or cannot be written, or what is to be resumed is of another run.
     NotFiniteError
         If the divergence is NaN or infinite.
     """
@@ -118,11 +119,14 @@ def tune(
     windows = checked_windows(tokens, model)
     wish = _Wish(windows, epochs, rate, seed)
     place = None if output is None else Path(output)
-    if place is not None and names_in(place):
-        raise ConfigError(f"{place}: is not empty, choose another")
+    asked = replace(result.header, tuning=wish.record(0, 0))
+    whole = None if place is None else _whole(place, asked, basis, resume)
     workers = resolve_threads(threads)
     student = Student(quantized, model, workers)
     kept = Interrupted.open(place, wish.identity(student.digest()), resume=resume)
+    if whole is not None:
+        kept.forget()
+        return whole
     parts = passes(model, windows)
     steps = Steps(progress, len(parts) * model.num_layers + wish.steps + 2 * len(wish.judges))
     scratch = Path(tempfile.gettempdir()) if place is None else place.parent
@@ -138,9 +142,26 @@ def tune(
     tuned = CalibrationResult(header, store, basis, result.seconds, max(result.peak_rss_mib, peak_rss_mib()))
     if place is None:
         return tuned
-    tuned.save(place)
+    tuned.save(place, resume=resume)
     kept.forget()
     return CalibrationResult.load(place)
+
+
+def _whole(place: Path, header: Header, basis: Model, resume: bool) -> CalibrationResult | None:
+    """Return what an earlier run has left in its output, if all of it is there and verifies.
+
+    CheckpointError, before hours of training, of anything but this run's, and of all where none is resumed.
+    """
+    if not resume or MANIFEST_NAME not in names_in(place):
+        refuse_foreign(place)
+        return None
+    made = StateDirectory.open(place).header.tuning
+    if made is not None and header.tuning is not None:  # what comes of it this run does not know yet
+        known = replace(header.tuning, kl_before=made.kl_before, kl_after=made.kl_after)
+        header = replace(header, tuning=known)
+    state = StateDirectory.resume(place, header, basis)
+    done = all(state.finished(index) for index in range(header.num_layers))
+    return CalibrationResult.load(place) if done else None
 
 
 def _write_states(reference: Stream, model: Model, parts: list[I32], threads: int, steps: Steps) -> None:
@@ -193,6 +214,13 @@ class _Wish:
         """Return Adam's rate: up over eight steps, then along a cosine."""
         return self.lr * min(1, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
+    def record(self, before: float, after: float) -> Tuning:
+        """Return what a manifest will say, with the judges' divergence."""
+        samples, seqlen = self.windows.shape
+        return Tuning(
+            self.epochs, self.lr, self.seed, samples, seqlen, len(self.judges), self.digest, before, after
+        )
+
     def identity(self, digest: str) -> str:
         """Return what two runs have in common that compute the same, from a result of that digest."""
         facts = [digest, self.epochs, self.lr, self.seed, self.digest]
@@ -222,15 +250,12 @@ class _Run:
             _, dtheta = self.student.gradients(wish.windows[window], self.reference[window])
             adam.step(scales.theta, dtheta, wish.rate(step))
             self.steps()
-            if adam.steps % _KEPT_EVERY == 0:
+            if adam.steps % _KEPT_EVERY == 0 or adam.steps == wish.steps:
                 self.kept.keep(scales, adam, before)
         after = self._judge()
         if not after < before:
             scales.theta[:] = 0
-        samples, seqlen = wish.windows.shape
-        return Tuning(
-            wish.epochs, wish.lr, wish.seed, samples, seqlen, len(wish.judges), wish.digest, before, after
-        )
+        return wish.record(before, after)
 
     def _judge(self) -> float:
         found = []

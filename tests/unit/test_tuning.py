@@ -181,6 +181,20 @@ def test_a_damaged_interrupted_run_is_refused(model, directory, tmp_path):
         tune(result, model, WINDOWS, output=tmp_path / "out", resume=True)
 
 
+def test_an_output_of_another_run_is_refused_before_training(model, directory, tmp_path):
+    result = omniquant.CalibrationResult.load(directory)
+    with pytest.raises(CheckpointError, match=r"made with tuning \(none\), not \(1 epoch of 10 windows"):
+        tune(result, model, WINDOWS, output=directory, resume=True)
+    tuned = tmp_path / "tuned"
+    tune(result, model, WINDOWS, output=tuned)
+    again = tune(result, model, WINDOWS, output=tuned, resume=True)  # it is whole: nothing is left to do
+    assert again.header.tuning == omniquant.CalibrationResult.load(tuned).header.tuning
+    with pytest.raises(CheckpointError, match=r"made with tuning \(1 epoch"):
+        tune(result, model, WINDOWS, output=tuned, epochs=2, resume=True)
+    with pytest.raises(CheckpointError, match=r"made with tuning \(1 epoch .*\), not \(none\)"):
+        calibrated(model, output=tuned, resume=True)
+
+
 def test_scales_are_what_the_target_holds(wide):
     result = calibrated(wide, "W4A16g32", target="gguf")
     tuned = tune(result, wide, small_tokens(128, 16), epochs=2, lr=1e-3, threads=1)
@@ -252,7 +266,7 @@ def test_what_makes_no_sense_is_refused(model, result, tmp_path):
         tune(result, other, WINDOWS)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(CheckpointError, match="is not empty"):
         tune(result, model, WINDOWS, output=tmp_path / "full")
 
 
@@ -277,7 +291,7 @@ def test_the_command_tunes_and_info_tells(folder, directory, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "tuned     4 epochs of 10 windows of 16 tokens; divergence on 2 others" in told
     assert main(["tune", str(directory), *arguments]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "holds a result already" in capsys.readouterr().err
     evaluated = omniquant.QuantizedModel.load(output)
     assert evaluated.perplexity(WINDOWS, runtime="fake") == pytest.approx(
         evaluated.perplexity(WINDOWS), rel=1e-4

@@ -1,4 +1,4 @@
-"""What ``method="auto"`` takes for a scheme: the recipe that measured best; README has the table."""
+"""What ``method="auto"`` takes for a scheme: the recipe that measured best, by benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 

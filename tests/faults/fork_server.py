@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +49,25 @@ class ForkServer:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=30)
+
+
+def killed_at_random(
+    server: ForkServer, command: Callable[[Path], list[str]], kills: int, seconds: float, folder: Path
+) -> Iterator[Path]:
+    """Yield outputs of a command that was killed at random moments, each in a folder of its own."""
+    moments = random.Random(20240607)
+    killed = attempt = 0
+    while killed < kills:
+        attempt += 1
+        assert attempt < 4 * kills
+        output = folder / str(attempt) / "out"
+        output.parent.mkdir()
+        hit = server.run(command(output), delay=moments.uniform(0.0, seconds))["status"] == -signal.SIGKILL
+        killed += hit
+        # The longest delay follows the length of a run, which follows what else the machine is doing.
+        seconds *= 1.02 if hit else 0.9
+        yield output
+        shutil.rmtree(output.parent)
 
 
 class Counter:

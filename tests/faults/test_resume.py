@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,19 +9,12 @@ import time
 
 import numpy as np
 import pytest
-from fork_server import ForkServer
+from fork_server import killed_at_random
 from small_run import contents, small_folder, small_tokens
 
 from omniquant.state import RUN_NAME
 
 KILLS = 200
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +56,8 @@ def resumes_to(server, command, output, expected):
 @pytest.mark.slow
 def test_killed_at_random_moments(server, command, whole, tmp_path):
     expected, _, seconds = whole
-    moments = random.Random(20240607)
-    killed = attempt = 0
-    while killed < KILLS:
-        attempt += 1
-        assert attempt < 4 * KILLS
-        output = tmp_path / str(attempt)
-        answer = server.run(command(output), delay=moments.uniform(0.0, seconds))
-        hit = answer["status"] == -signal.SIGKILL
-        killed += hit
-        # The longest delay follows the length of a run, which follows what else the machine is doing.
-        seconds *= 1.02 if hit else 0.9
+    for output in killed_at_random(server, command, KILLS, seconds, tmp_path):
         resumes_to(server, command, output, expected)
-        shutil.rmtree(output)
 
 
 @pytest.mark.slow

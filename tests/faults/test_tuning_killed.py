@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import random
-import shutil
 import signal
 
 import numpy as np
 import pytest
-from fork_server import ForkServer
+from fork_server import killed_at_random
 from small_run import contents, small_folder, small_tokens
 
 from omniquant.cli import main
 
 KILLS = 30
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +59,5 @@ def test_killed_at_every_file_operation(server, command, whole, tmp_path):
 @pytest.mark.slow
 def test_killed_at_random_moments(server, command, whole, tmp_path):
     expected, _, seconds = whole
-    moments = random.Random(20261128)
-    killed = attempt = 0
-    while killed < KILLS:
-        attempt += 1
-        assert attempt < 4 * KILLS
-        output = tmp_path / str(attempt) / "out"
-        output.parent.mkdir()
-        hit = server.run(command(output), delay=moments.uniform(0.0, seconds))["status"] == -signal.SIGKILL
-        killed += hit
-        seconds *= 1.02 if hit else 0.9  # a run's length follows what else the machine is doing
+    for output in killed_at_random(server, command, KILLS, seconds, tmp_path):
         resumes_to(server, command, output, expected)
-        shutil.rmtree(output.parent)

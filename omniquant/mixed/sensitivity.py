@@ -156,8 +156,9 @@ def _divergences(model: ForwardModel, full: F32, perturbed: list[F32], threads: 
     found = np.zeros(len(perturbed))
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS]
-        original, unasked = logits(full, part), np.zeros(len(part), np.int32)  # of no target the nats
+        original = logits(full, part)
+        targets = np.zeros(len(part), np.int32)  # any: their nats are not asked for
         for index, stream in enumerate(perturbed):
-            kl, *_ = _core.divergence(original, logits(stream, part), unasked, threads=threads)
+            kl, *_ = _core.divergence(original, logits(stream, part), targets, threads=threads)
             found[index] += kl.sum()
     return np.maximum(found / len(rows), 0.0)  # sums of float32: of equal ones a little less than nothing

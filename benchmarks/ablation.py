@@ -18,9 +18,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import omniquant
+from benchmarks.rows import price, spread
 from omniquant.calibration import CalibrationResult
 from omniquant.config import CalibrationOptions, QuantConfig
-from omniquant.describe import bits_per_weight, describe_maps
 from omniquant.models.model import Model
 
 WHOLE = "the whole recipe"
@@ -77,18 +77,14 @@ class Row:
 
     perplexities: list[float]
     seconds: float
-    bits: float
-    added: int
+    price: str
 
     def markdown(self, name: str, whole: Row | None) -> str:
         """Return a row of the table; `whole` is the recipe itself, which is compared with nothing."""
         mean = fmean(self.perplexities)
-        spread = (
-            f" ({min(self.perplexities):.4g}-{max(self.perplexities):.4g})" if self.perplexities[1:] else ""
-        )
         worse = "" if whole is None else f"{100 * math.log(mean / fmean(whole.perplexities)):+.1f} %"
-        added = f"{self.added:,}" if self.added else "nothing"
-        return f"| {name} | {mean:.4g}{spread} | {worse} | {self.bits:.2f} | {added} | {self.seconds:.0f} s |"
+        perplexity = spread(self.perplexities, ".4g")
+        return f"| {name} | {perplexity} | {worse} | {self.price} | {self.seconds:.0f} s |"
 
 
 def has_piece(options: CalibrationOptions, name: str) -> bool:
@@ -119,12 +115,10 @@ def measure(
     """Return a variant's row, and the options it was calibrated with."""
     runs = [run(setting, seed, changes) for seed in seeds]
     result = runs[0][0]
-    quantized = result.fold()
     row = Row(
         [perplexity for _, perplexity, _ in runs],
         fmean(seconds for _, _, seconds in runs),
-        bits_per_weight(result.scheme, quantized.spec, quantized.num_layers),
-        sum(entry.multiply_adds for entry in describe_maps(result.options, quantized.spec)),
+        price(result),
     )
     return row, result.options
 

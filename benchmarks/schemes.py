@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 import omniquant
-from omniquant.describe import bits_per_weight, describe_maps
+from benchmarks.rows import price, spread
 
 LEARN_NOTHING = ("rtn", "smoothquant", "gptq", "awq")  # one seed tells all
 COLUMNS = (
@@ -94,24 +94,15 @@ def run(setting: Setting, scheme: str, method: str, seed: int) -> Run:
     return found
 
 
-def spread(values: Sequence[float], digits: str) -> str:
-    """Return the mean, and the range where there is one."""
-    ends = f" ({min(values):{digits}}-{max(values):{digits}})" if values[1:] else ""
-    return f"{fmean(values):{digits}}{ends}"
-
-
 def row(setting: Setting, scheme: str, method: str, seeds: Sequence[int]) -> str:
     """Return a row of the table."""
     seeds = seeds[:1] if method in LEARN_NOTHING else seeds
     runs = [run(setting, scheme, method, seed) for seed in seeds]
     result = omniquant.CalibrationResult.load(place_of(setting, scheme, method, seeds[0]))
-    spec = result.fold().spec
-    bits = bits_per_weight(result.scheme, spec, result.header.num_layers)
-    added = sum(entry.multiply_adds for entry in describe_maps(result.options, spec))
     perplexity, kl = spread([r.perplexity for r in runs], ".4g"), spread([r.kl for r in runs], ".3f")
     time, memory = fmean(r.seconds for r in runs), max(r.mib for r in runs)
-    told = [scheme, method, perplexity, kl, f"{bits:.2f}", f"{added:,}" if added else "nothing"]
-    return f"| {' | '.join(told)} | {time:.0f} s | {memory:.0f} MiB |"
+    told = [scheme, method, perplexity, kl, price(result), f"{time:.0f} s", f"{memory:.0f} MiB"]
+    return f"| {' | '.join(told)} |"
 
 
 def table(

@@ -18,7 +18,7 @@ def torch_loss(case: Case) -> tuple[float, Arrays]:
 
     learnables = {k: torch.from_numpy(v).double().requires_grad_() for k, v in case.learnables.items()}
     loss = torch_block.loss(case, learnables)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return float(loss.detach()), {k: np.asarray(v.grad) for k, v in learnables.items()}
 
 

@@ -33,15 +33,6 @@ def command(tmp_path_factory):
     return arguments
 
 
-@pytest.fixture(scope="module")
-def whole(server, command, tmp_path_factory):
-    """Return the contents of an uninterrupted result, its file operations and its seconds."""
-    output = tmp_path_factory.mktemp("whole") / "out"
-    answer = server.run(command(output))
-    assert answer["status"] == 0
-    return contents(output), answer["operations"], answer["seconds"]
-
-
 def litter(folder):
     return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
 

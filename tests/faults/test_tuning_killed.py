@@ -30,16 +30,6 @@ def command(tmp_path_factory):
     return arguments
 
 
-@pytest.fixture(scope="module")
-def whole(server, command, tmp_path_factory):
-    """Return the contents of an uninterrupted tuning, its file operations and its seconds."""
-    output = tmp_path_factory.mktemp("whole") / "out"
-    answer = server.run(command(output))
-    assert answer["status"] == 0
-    assert [path.name for path in output.parent.iterdir()] == ["out"]
-    return contents(output), answer["operations"], answer["seconds"]
-
-
 def resumes_to(server, command, output, expected):
     assert server.run(command(output))["status"] == 0
     assert contents(output) == expected

@@ -34,8 +34,8 @@ Weight = npt.NDArray[np.float32]
 
 OURS: dict[str, dict[str, Any]] = {
     "round-to-nearest": {"method": "rtn"},
-    "OmniQuant": {"method": "omniquant", "preset": "fast"},
-    "AffineQuant": {"method": "affinequant", "preset": "fast"},
+    "OmniQuant": {"method": "omniquant", "preset": "fast", "rounding": "nearest"},
+    "AffineQuant": {"method": "affinequant", "preset": "fast", "rounding": "nearest"},
     "OmniQuant, learned rounding": {
         "method": "omniquant", "rounding": "learned", "start": "search", "epochs": 3, "schedule": "cosine",
         "batch_size": 2, "lr_lwc": 0.05, "lr_let": 0.03, "lr_rounding": 2.0, "aug_loss": False,

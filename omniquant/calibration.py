@@ -104,7 +104,7 @@ def calibrate(
         Told of every step and block. An exception of theirs stops the calibration; finished blocks are kept.
     **options
         Fields of :class:`CalibrationOptions` other than their defaults: epochs, seed, loss, norm_map, ...;
-        and preset, "fast" for few epochs at high rates.
+        and preset, "fast" for few epochs at high rates, with learned rounding.
 
     Returns
     -------

@@ -195,7 +195,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="default",
-        help="fast: few epochs at high rates, a quarter the time",
+        help="fast: few epochs at high rates, rounding learned too: a quarter the time",
     )
     group.add_argument("--epochs", type=int, help="default 20, 40 at 2 bits; fast: 3, 8 at 2 bits")
     group.add_argument(

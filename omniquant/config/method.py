@@ -238,7 +238,7 @@ class CalibrationOptions:
             One of ``METHODS``; or "auto", the one of them, with options, that measured best for the scheme.
         scheme : QuantConfig
         preset : {"default", "fast"}
-            The papers' budget of training, or a small one at higher rates.
+            The papers' budget of training, or a small one at higher rates that also learns the rounding.
         online : bool
             Whether "auto" may choose rotations and maps at run time.
         search : bool
@@ -273,7 +273,8 @@ class CalibrationOptions:
         unknown = sorted(set(overrides) - known)
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        values = _defaults(method, scheme) | preset_values(preset, scheme) | recipe
+        trained = {} if method in UNTRAINED else preset_values(preset, scheme)
+        values = _defaults(method, scheme) | trained | recipe
         values |= {k: v for k, v in overrides.items() if v is not None}
         if method in UNTRAINED:
             # GPTQ may have its clipping searched; there is no other clipping without training.

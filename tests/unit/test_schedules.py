@@ -85,14 +85,14 @@ def test_a_layer_by_itself_stops_too():
     ("scheme", "epochs"), [("W4A4", 3), ("W3A16", 3), ("W2A16g64", 8)], ids=lambda value: str(value)
 )
 @pytest.mark.parametrize("method", ["omniquant", "affinequant"])
-def test_fast_is_few_epochs_at_high_rates(method, scheme, epochs):
+def test_fast_is_few_epochs_at_high_rates_and_learned_rounding(method, scheme, epochs):
     config = QuantConfig.parse(scheme)
     fast = CalibrationOptions.for_method(method, config, preset="fast")
     usual = CalibrationOptions.for_method(method, config)
-    assert (fast.epochs, fast.schedule) == (epochs, "cosine")
+    assert (fast.epochs, fast.schedule, fast.rounding) == (epochs, "cosine", "learned")
     assert fast.lr_lwc > usual.lr_lwc
     assert fast.lr_let > usual.lr_let
-    same = {"epochs", "schedule", "lr_lwc", "lr_let"}
+    same = {"epochs", "schedule", "lr_lwc", "lr_let", "lr_rounding", "rounding"}
     differing = {name for name, value in fast.to_dict().items() if value != usual.to_dict()[name]}
     assert differing <= same
 
@@ -101,7 +101,20 @@ def test_a_preset_yields_to_what_is_said():
     config = QuantConfig.parse("W4A4")
     options = CalibrationOptions.for_method("omniquant", config, preset="fast", epochs=5, lr_lwc=0.5)
     assert (options.epochs, options.lr_lwc, options.lr_let) == (5, 0.5, 3e-2)
-    assert CalibrationOptions.for_method("rtn", config, preset="fast").epochs == 0
+    nearest = CalibrationOptions.for_method("omniquant", config, preset="fast", rounding="nearest")
+    assert nearest.rounding == "nearest"
+
+
+@pytest.mark.parametrize("method", ["rtn", "smoothquant", "gptq", "awq"])
+def test_a_preset_changes_nothing_where_nothing_is_trained(method):
+    config = QuantConfig.parse("W4A4")
+    assert CalibrationOptions.for_method(method, config, preset="fast") == CalibrationOptions.for_method(
+        method, config
+    )
+
+
+def test_an_unknown_preset_is_refused():
+    config = QuantConfig.parse("W4A4")
     with pytest.raises(ConfigError, match="preset 'slow' is not one of default, fast"):
         CalibrationOptions.for_method("omniquant", config, preset="slow")
 

@@ -119,7 +119,7 @@ def bench(
     online : bool
         Whether the model's blocks permit rotations and maps at run time, which "auto" then may choose.
     **options
-        Other fields of :class:`CalibrationOptions`, such as epochs.
+        Other fields of :class:`CalibrationOptions`, such as epochs; and preset.
 
     Returns
     -------

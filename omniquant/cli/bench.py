@@ -8,6 +8,7 @@ from dataclasses import asdict
 from omniquant.bench import BenchResult, bench
 from omniquant.cli.common import Commands, add_run_options, command, emit
 from omniquant.config.method import CHOICES
+from omniquant.config.preset import PRESETS
 from omniquant.config.recipe import AUTO
 from omniquant.describe import counted
 from omniquant.errors import ConfigError
@@ -48,7 +49,8 @@ def add_parser(commands: Commands) -> None:
     group.add_argument("--target", choices=CHOICES["target"], help="the format auto's recipe is to fit")
     group.add_argument("--seqlen", type=int, help="tokens a window; default 512, or as many as MODEL takes")
     group.add_argument("--samples", type=int, default=128, help="windows; default 128")
-    group.add_argument("--epochs", type=int, help="default: the method's")
+    group.add_argument("--preset", choices=PRESETS, default="default", help="as for quantize")
+    group.add_argument("--epochs", type=int, help="default: the method's, or the preset's")
     group.add_argument("--norm-map", choices=CHOICES["norm_map"])
     group.add_argument("--look-ahead", type=int, metavar="N", help="blocks the loss looks through (0)")
     group.add_argument("--products", choices=CHOICES["products"], help="arithmetic of a training step")
@@ -70,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         online=online,
         target=arguments.target,
+        preset=arguments.preset,
         epochs=arguments.epochs,
         norm_map=arguments.norm_map,
         products=arguments.products,

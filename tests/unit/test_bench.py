@@ -147,6 +147,12 @@ def test_the_command_takes_a_models_shape(capsys: pytest.CaptureFixture[str]) ->
     assert "for 5 blocks: W3A16 omniquant, 128 windows of 32 tokens, 20 epochs" in capsys.readouterr().out
 
 
+def test_a_preset_is_projected(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "omniquant-tiny", "--scheme", "W4A4", "--seqlen", "16", "--steps", "1", "--json"]
+    assert main([*command, "--preset", "fast"]) == 0
+    assert json.loads(capsys.readouterr().out)["epochs"] == 3
+
+
 def test_windows_are_no_longer_than_the_model_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--steps", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seqlen"] == 256

@@ -6,8 +6,8 @@
 #include "block/rotation.h"
 #include "calibrate/norm_gradient.h"
 #include "calibrate/shift.h"
+#include "calibrate/stages.h"
 #include "math/bf16.h"
-#include "quant/integer_product.h"
 
 oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear)
 {
@@ -32,33 +32,6 @@ static oq_clip_gradients clip_gradients(const oq_learnables *list, int linear, o
                                .offset = oq_part(list, list->offset[linear], dtheta)};
 }
 
-static bool has_columns_map(const oq_transformed *t, int linear)
-{
-    return t->map[oq_sites_of(t->spec, linear).columns].kind != OQ_MAP_NONE;
-}
-
-static bool has_rows_map(const oq_transformed *t, int linear)
-{
-    const int rows = oq_sites_of(t->spec, linear).rows;
-    return rows >= 0 && t->map[rows].kind != OQ_MAP_NONE;
-}
-
-static bool has_input_map(const oq_transformed *t) { return t->map[OQ_SITE_FACTORS].kind != OQ_MAP_NONE; }
-
-/* A diagonal map is left to the quantizer.  Rows' factors commute with all that is done to columns; those of
- * columns do not with a rotation or a Kronecker map behind them. */
-static bool scales_rows(const oq_transformed *t, int linear)
-{
-    return has_rows_map(t, linear) && !t->map[oq_sites_of(t->spec, linear).rows].square &&
-           oq_quantizes(t->options, linear);
-}
-
-static bool scales_columns(const oq_transformed *t, int linear)
-{
-    return has_columns_map(t, linear) && !t->map[oq_sites_of(t->spec, linear).columns].square &&
-           oq_quantizes(t->options, linear) && !oq_has_rotation(t->spec, linear) && !has_input_map(t);
-}
-
 /* What W takes of its input's map: W (A1 (x) A2)^T. */
 static oq_kronecker input_map_of(const oq_transformed *t, int linear)
 {
@@ -67,107 +40,6 @@ static oq_kronecker input_map_of(const oq_transformed *t, int linear)
     map.right = t->map[oq_right_site(oq_input_of(t->spec, linear))].a;
     map.transposed = true;
     return map;
-}
-
-/* ---- create ------------------------------------------------------------- */
-
-static oq_code create_maps(oq_context *context, oq_transformed *t)
-{
-    for (int site = 0; site < OQ_SITES; site++) {
-        oq_affine affine = oq_site_geometry(t->spec, site);
-        affine.parametrization = t->options->parametrization;
-        affine.mask = (oq_mask){.band = affine.width - 1, .stability = t->options->stability};
-        OQ_TRY(oq_map_create(context, &t->map[site], oq_map_at(t->spec, t->options, site), affine,
-                             t->options->dominance == OQ_DOMINANCE_MONITOR));
-    }
-    return OQ_OK;
-}
-
-bool oq_has_integer_linear(const oq_block_spec *spec, const oq_options *options, int linear)
-{
-    const oq_groups groups = oq_weight_groups(spec, options, linear);
-    return options->products >= OQ_PRODUCTS_INTEGER && oq_is_quantized(groups.quantizer) &&
-           oq_groups_per_row(&groups) == 1 &&
-           oq_has_integer_product(options->activation.x, groups.quantizer, groups.width);
-}
-
-static oq_code create_forms(oq_context *context, oq_transformed *t, int linear)
-{
-    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
-    const int64_t count = shape.out * shape.in;
-    oq_forms *forms = &t->quantized[linear];
-    if (oq_is_router(linear)) return OQ_OK;
-    if (t->options->products == OQ_PRODUCTS_BFLOAT16) OQ_NEW(context, forms->half, count);
-    if (!oq_quantizes(t->options, linear)) return OQ_OK;
-    const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
-    OQ_NEW(context, t->ranges[linear], shape.out * oq_groups_per_row(&groups));
-    if (!forms->half) OQ_NEW(context, forms->real, count);
-    if (!oq_has_integer_linear(t->spec, t->options, linear)) return OQ_OK;
-    OQ_NEW(context, forms->centred, count);
-    forms->most = oq_most_centred(groups.quantizer);
-    OQ_NEW(context, forms->scale, shape.out);
-    OQ_NEW(context, forms->sum, shape.out);
-    return OQ_OK;
-}
-
-static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
-{
-    const oq_linear_shape shape = oq_shape_of(t->spec, linear);
-    const int64_t count = shape.out * shape.in;
-    const bool learned = has_columns_map(t, linear) || has_rows_map(t, linear) || has_input_map(t) ||
-                         t->list->lwc_max[linear] >= 0 || t->list->offset[linear] >= 0;
-    if (scales_columns(t, linear))
-        OQ_NEW(context, t->column_factors[linear], shape.in);
-    else if (has_columns_map(t, linear))
-        OQ_NEW(context, t->after_columns[linear], count);
-    if (has_columns_map(t, linear) && oq_has_rotation(t->spec, linear)) {
-        OQ_NEW(context, t->unrotated[linear], count);
-        OQ_TRY(oq_rotated_input(context, t->spec, linear, t->original->weight[linear], t->unrotated[linear],
-                                shape.out));
-    }
-    if (scales_rows(t, linear))
-        OQ_NEW(context, t->row_factors[linear], shape.out);
-    else if (has_rows_map(t, linear))
-        OQ_NEW(context, t->after_rows[linear], count);
-    if (has_input_map(t)) OQ_NEW(context, t->after_input[linear], count);
-    OQ_TRY(create_forms(context, t, linear));
-    if (learned) OQ_NEW(context, t->dweight[linear], count);
-    if (!t->original->bias[linear]) return OQ_OK;
-    OQ_NEW(context, t->bias_before_rows[linear], shape.out);
-    OQ_NEW(context, t->bias[linear], shape.out);
-    if (learned) OQ_NEW(context, t->dbias[linear], shape.out);
-    return OQ_OK;
-}
-
-static oq_code create_norm(oq_context *context, oq_transformed *t, int norm)
-{
-    const int site = oq_site_of_norm(norm);
-    const int64_t H = t->spec->hidden;
-    t->by_weights[norm] = oq_norm_learns_by_weights(t, norm);
-    const bool learned = t->map[site].kind != OQ_MAP_NONE && !t->by_weights[norm];
-    OQ_NEW(context, t->gain[norm], H);
-    if (learned) OQ_NEW(context, t->dgain[norm], H);
-    if (!t->original->norm_bias[norm]) return OQ_OK;
-    OQ_NEW(context, t->norm_bias[norm], H);
-    if (learned) OQ_NEW(context, t->dnorm_bias[norm], H);
-    return OQ_OK;
-}
-
-oq_code oq_transformed_create(oq_context *context, oq_transformed *t, const oq_block_spec *spec,
-                              const oq_options *options, const oq_block_weights *original,
-                              const oq_learnables *list)
-{
-    memset(t, 0, sizeof *t);
-    t->spec = spec;
-    t->options = options;
-    t->original = original;
-    t->list = list;
-    OQ_TRY(create_maps(context, t));
-    for (int i = 0; i < OQ_LINEARS; i++)
-        if (oq_has_linear(spec, i)) OQ_TRY(create_linear(context, t, i));
-    for (int i = 0; i < OQ_INPUT_NORMS; i++)
-        if (oq_has_norm(spec, i)) OQ_TRY(create_norm(context, t, i));
-    return OQ_OK;
 }
 
 /* ---- forward ------------------------------------------------------------ */
@@ -242,7 +114,7 @@ static oq_code bias_forward(oq_context *context, oq_transformed *t, const oq_rea
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     if (!t->bias[linear]) return OQ_OK;
     oq_shift_bias_forward(t, theta, linear, t->bias_before_rows[linear]);
-    if (has_rows_map(t, linear))
+    if (oq_has_rows_map(t, linear))
         return oq_map_rows(context, &t->map[rows], oq_sites_of(t->spec, linear).inverse,
                            oq_repeat_of(t->spec, rows, linear), t->bias_before_rows[linear], t->bias[linear], 1);
     memcpy(t->bias[linear], t->bias_before_rows[linear], sizeof *t->bias[linear] * (size_t)shape.out);
@@ -375,7 +247,7 @@ static oq_code bias_backward(oq_context *context, oq_transformed *t, oq_real *dt
     oq_real *db = t->dbias[linear];
     if (!db) return OQ_OK;
     const oq_mark mark = oq_arena_mark(context->arena);
-    if (has_rows_map(t, linear)) {
+    if (oq_has_rows_map(t, linear)) {
         oq_real *dbefore;
         OQ_NEW(context, dbefore, oq_shape_of(t->spec, linear).out);
         OQ_TRY(oq_map_rows_backward(context, &t->map[sites.rows], sites.inverse,
@@ -426,55 +298,4 @@ oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq
         OQ_TRY(oq_map_backward(context, &t->map[site], oq_part_const(t->list, t->list->map[site], theta),
                                oq_part(t->list, t->list->map[site], dtheta)));
     return OQ_OK;
-}
-
-/* ---- views -------------------------------------------------------------- */
-
-oq_block_weights oq_transformed_weights(const oq_transformed *t)
-{
-    oq_block_weights weights = {0};
-    for (int i = 0; i < OQ_LINEARS; i++) {
-        if (!oq_has_linear(t->spec, i)) continue;
-        weights.weight[i] =
-            oq_quantizes(t->options, i) ? t->quantized[i].real : oq_staged_weight(t, i);
-        weights.forms[i] = t->quantized[i];
-        weights.bias[i] = t->bias[i];
-    }
-    for (int i = OQ_INPUT_NORMS; i < OQ_NORMS; i++) { /* they stand behind linears: no map, constants */
-        weights.gain[i] = t->original->gain[i];
-        weights.norm_bias[i] = t->original->norm_bias[i];
-    }
-    for (int i = 0; i < OQ_INPUT_NORMS; i++) {
-        const oq_map *map = &t->map[oq_site_of_norm(i)];
-        weights.gain[i] = t->gain[i];
-        weights.norm_bias[i] = t->norm_bias[i];
-        weights.map_inverse[i] = map->kind == OQ_MAP_DENSE ? map->inverse : NULL;
-    }
-    for (int i = 0; i < OQ_INPUTS; i++) {
-        weights.left[i] = t->map[oq_left_site(i)].inverse;
-        weights.right[i] = t->map[oq_right_site(i)].inverse;
-        weights.clip[i] = t->lac[i];
-    }
-    return weights;
-}
-
-oq_block_gradients oq_transformed_gradients(oq_transformed *t)
-{
-    oq_block_gradients gradients = {.fresh = t->fresh};
-    for (int i = 0; i < OQ_LINEARS; i++) {
-        gradients.weight[i] = t->dweight[i];
-        gradients.bias[i] = t->dbias[i];
-    }
-    for (int i = 0; i < OQ_INPUT_NORMS; i++) {
-        const oq_map *map = &t->map[oq_site_of_norm(i)];
-        gradients.gain[i] = t->dgain[i];
-        gradients.norm_bias[i] = t->dnorm_bias[i];
-        gradients.map_inverse[i] = map->kind == OQ_MAP_DENSE ? map->dinverse : NULL;
-    }
-    for (int i = 0; i < OQ_INPUTS; i++) {
-        gradients.left[i] = t->map[oq_left_site(i)].dinverse;
-        gradients.right[i] = t->map[oq_right_site(i)].dinverse;
-        gradients.clip[i] = t->lac[i] ? t->dlac[i] : NULL;
-    }
-    return gradients;
 }

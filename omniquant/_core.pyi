@@ -117,7 +117,9 @@ def block_backward(
     bfloat16: bool = False,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
-    """Return the gradients of x [T, H] and of {"q.weight": [n d, H], ...} from dy [T, H].
+    """Return the gradients of x [T, H] and {"q.weight": [n d, H], "norm1.weight": [H], ...} from dy [T, H].
+
+    Of norms, of those before linears.
 
     The forward pass is made again for it.
 

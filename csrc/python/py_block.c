@@ -200,6 +200,12 @@ static int make_gradients(oq_call *call, values *v)
         call->size['i'] = shape.in;
         failed = oq_put_tensors(call, v->weight_gradients, oq_linear_names[i], &weight, 1) < 0;
     }
+    for (int i = 0; !failed && i < OQ_INPUT_NORMS; i++) {
+        if (!oq_has_norm(&v->spec, i)) continue;
+        const oq_tensor gain = {"weight", true, OQ_REALS, "i", &v->gradients.gain[i]};
+        call->size['i'] = oq_norm_width(&v->spec, i);
+        failed = oq_put_tensors(call, v->weight_gradients, oq_norm_names[i], &gain, 1) < 0;
+    }
     return failed ? -1 : 0;
 }
 
@@ -231,8 +237,11 @@ static oq_code block_backward_run(oq_call *call, values *v)
     OQ_TRY(oq_saved_create(context, &run, &saved));
     OQ_NEW(context, y, run.tokens * v->spec.hidden);
     OQ_TRY(oq_block_forward(context, &run, &v->tensors, v->x, &saved, y));
-    v->gradients.fresh = true;
+    v->gradients.fresh = true; /* which gains are not: their gradients are added to */
     v->gradients.x = v->dx;
+    for (int i = 0; i < OQ_INPUT_NORMS; i++)
+        if (v->gradients.gain[i])
+            memset(v->gradients.gain[i], 0, (size_t)oq_norm_width(&v->spec, i) * sizeof(oq_real));
     return oq_block_backward(context, &run, &v->tensors, &saved, v->dy, &v->gradients);
 }
 

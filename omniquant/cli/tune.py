@@ -1,4 +1,4 @@
-"""``omniquant tune``: train a result's scales end to end."""
+"""``omniquant tune``: train a result's scales and gains end to end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXAMPLES = """\
 DIR is what omniquant quantize made of MODEL. Its codes stay, its scales learn together to predict the next
 tokens as MODEL does (E2E-QP of EfficientQAT, by the Kullback-Leibler divergence). The format of the result
 stays, and what it costs to run. A window takes about four times what evaluating it takes. One window of eight
-is not learned from: it tells whether the tuning helped, and if not, the scales stay.
+is not learned from: it tells whether the tuning helped, and if not, all stays.
 """
 
 

@@ -11,7 +11,7 @@ from omniquant.checkpoint.atomic import atomic_save_safetensors, temporary_of
 from omniquant.checkpoint.text import one_line
 from omniquant.errors import CheckpointError
 from omniquant.forward import F32
-from omniquant.tuning.scales import Adam, Scales
+from omniquant.tuning.factors import Adam, Factors
 
 _TENSORS = ("theta", "mean", "square")
 
@@ -57,12 +57,12 @@ class Interrupted:
         kept._found = tensors, metadata
         return kept
 
-    def restore(self, scales: Scales, adam: Adam) -> float | None:
+    def restore(self, factors: Factors, adam: Adam) -> float | None:
         """Bring both to where the run was, and return the divergence before it; None: it has not begun."""
         if self._found is None:
             return None
         tensors, metadata = self._found
-        for name, to in zip(_TENSORS, (scales.theta, adam.mean, adam.square), strict=True):
+        for name, to in zip(_TENSORS, (factors.theta, adam.mean, adam.square), strict=True):
             values = tensors[name]
             if values.dtype != to.dtype or values.shape != to.shape:
                 raise CheckpointError(f"{self._path}: cannot be resumed: no {name} of {list(to.shape)}")
@@ -73,11 +73,11 @@ class Interrupted:
             raise CheckpointError(f"{self._path}: cannot be resumed: {one_line(error)}") from error
         return before
 
-    def keep(self, scales: Scales, adam: Adam, before: float) -> None:
+    def keep(self, factors: Factors, adam: Adam, before: float) -> None:
         """Make the run durable as it is."""
         if self._path is None:
             return
-        tensors = dict(zip(_TENSORS, (scales.theta, adam.mean, adam.square), strict=True))
+        tensors = dict(zip(_TENSORS, (factors.theta, adam.mean, adam.square), strict=True))
         about = {"identity": self._identity, "steps": str(adam.steps), "before": before.hex()}
         atomic_save_safetensors(self._path, tensors, about)
 

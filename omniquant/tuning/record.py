@@ -11,7 +11,7 @@ from omniquant.describe import counted
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a result's scales were tuned, and what came of it.
+    """How a result's scales and gains were tuned, and what came of it.
 
     Parameters
     ----------
@@ -42,12 +42,12 @@ class Tuning:
         return (
             f"{counted(self.epochs, 'epoch')} of {learners} windows of {self.seqlen} tokens; "
             f"divergence on {self.judges} others {self.kl_before:.4f} -> {self.kl_after:.4f} nats a token"
-            f"{'' if self.helped else ': no gain, scales left as they were'}"
+            f"{'' if self.helped else ': it did not help, all left as it was'}"
         )
 
     @property
     def helped(self) -> bool:
-        """Whether the scales were changed."""
+        """Whether anything was changed."""
         return self.kl_after < self.kl_before
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""A quantized model whose scales are trained: forward through all blocks, and the way back to the scales."""
+"""A quantized model whose scales and gains are trained: forward through all blocks, and back to them."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -22,11 +23,14 @@ from omniquant.forward import (
     rope_or_empty,
 )
 from omniquant.quantized import QuantizedModel
-from omniquant.tuning.scales import Entry, Scales
+from omniquant.tuning.factors import Entry, Factors
+
+# Float in every result and format; those of norms behind linears are constants of the backward pass.
+_GAINS = ("norm1.weight", "norm2.weight")
 
 
 class Student:
-    """The quantized model with the scales of the moment.
+    """The quantized model with the scales and gains of the moment.
 
     Parameters
     ----------
@@ -37,7 +41,7 @@ class Student:
 
     Attributes
     ----------
-    scales : Scales
+    factors : Factors
     """
 
     def __init__(self, model: QuantizedModel, reference: ForwardModel, threads: int) -> None:
@@ -45,16 +49,18 @@ class Student:
         self._states = [model.state(index) for index in range(model.num_layers)]
         self._head, self._reference = Head(model), Head(reference)
         self._bfloat16 = _core.runtime_info()["products"] == "bfloat16"
-        self.scales = Scales(self._entries())
+        self.factors = Factors(self._entries())
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> Iterator[Entry]:
         target = self._model.options.target
-        return [
-            Entry(index, name, state.folded[f"{name}.scale"], scale_bits(target, linear.symmetric))
-            for index, state in enumerate(self._states)
-            for name, linear in self._model.scheme.block(index).items()
-            if f"{name}.scale" in state.folded
-        ]
+        for index, state in enumerate(self._states):
+            for name, linear in self._model.scheme.block(index).items():
+                if f"{name}.scale" in state.folded:
+                    bits = scale_bits(target, linear.symmetric)
+                    yield Entry(index, f"{name}.scale", state.folded[f"{name}.scale"], bits)
+            for name in _GAINS:
+                if name in state.folded:
+                    yield Entry(index, name, state.folded[name], 0)
 
     def digest(self) -> str:
         """Return the sha256 of all blocks as calibration left them."""
@@ -66,10 +72,10 @@ class Student:
         return found.hexdigest()
 
     def state(self, index: int) -> BlockState:
-        """Return a block with the scales of the moment."""
+        """Return a block with the scales and gains of the moment."""
         state = self._states[index]
-        scales = {f"{name}.scale": self.scales.get(index, name) for name in self.scales.linears(index)}
-        return replace(state, folded=state.folded | scales)
+        learned = {name: self.factors.get(index, name) for name in self.factors.names(index)}
+        return replace(state, folded=state.folded | learned)
 
     def _weights(self, index: int) -> Weights:
         return dequantized(self.state(index).folded, self._model.scheme.block(index))
@@ -102,10 +108,10 @@ class Student:
         return self.at_the_head(self.forward(window)[-1], reference)[0]
 
     def gradients(self, window: I32, reference: F32) -> tuple[float, F32]:
-        """Return the same and its gradient by scales.theta [total]."""
+        """Return the same and its gradient by factors.theta [total]."""
         states = self.forward(window)
         kl, d = self.at_the_head(states.pop(), reference)
-        dtheta = np.zeros_like(self.scales.theta)
+        dtheta = np.zeros_like(self.factors.theta)
         for index in reversed(range(self._model.num_layers)):
             d = self._back_through(index, states.pop(), d, dtheta)
         if not (np.isfinite(kl) and np.isfinite(dtheta).all()):
@@ -113,8 +119,8 @@ class Student:
         return kl, dtheta
 
     def _back_through(self, index: int, x: F32, dy: F32, dtheta: F32) -> F32:
-        """Return the gradient of a block's input [T, H]; that of its scales is added to dtheta."""
-        dx, dweights = _core.block_backward(
+        """Return the gradient of a block's input [T, H]; those of its factors are added to dtheta."""
+        dx, gradients = _core.block_backward(
             self._model.spec_of(index).to_core(),
             self._weights(index),
             x,
@@ -124,14 +130,18 @@ class Student:
             bfloat16=self._bfloat16,
             threads=self._threads,
         )
-        scheme, folded = self._model.scheme.block(index), self._states[index].folded
-        for name in self.scales.linears(index):
-            dscale = _core.dequantize_backward(
-                folded[f"{name}.codes"],
-                folded[f"{name}.zero_point"],
-                dweights[f"{name}.weight"],
-                group_size=scheme[name].group_size or 0,
-                threads=self._threads,
-            )
-            self.scales.add_gradient(dtheta, index, name, dscale)
+        for name in self.factors.names(index):
+            gradient = gradients[name] if name in _GAINS else self._by_scale(index, name, gradients)
+            self.factors.add_gradient(dtheta, index, name, gradient)
         return dx
+
+    def _by_scale(self, index: int, name: str, gradients: Weights) -> F32:
+        """Return the gradient of a linear's scales [out, groups] from that of its weights."""
+        linear, folded = name.removesuffix(".scale"), self._states[index].folded
+        return _core.dequantize_backward(
+            folded[f"{linear}.codes"],
+            folded[f"{linear}.zero_point"],
+            gradients[f"{linear}.weight"],
+            group_size=self._model.scheme.block(index)[linear].group_size or 0,
+            threads=self._threads,
+        )

@@ -1,9 +1,10 @@
-"""Tuning end to end: all scales of a quantized model learn together how to predict as the model did.
+"""Tuning end to end: scales and gains of a quantized model learn together how to predict as the model did.
 
 Calibration rebuilds block after block, each as if those behind it did not matter. Here the codes and zero
 points stay, and every scale learns from the Kullback-Leibler divergence of the model's next tokens from those
 of full precision: the second phase of EfficientQAT (E2E-QP, arXiv 2407.11062), whose loss is that of the
-text. The result's format stays, and so does what it costs to run.
+text. Gains of the norms before linears, floats in any case, learn along. The result's format stays, and so
+does what it costs to run.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from omniquant.quantized import CalibrationResult
 from omniquant.state import MemoryStore, StateDirectory, names_in, refuse_foreign
 from omniquant.streams import Stream, StreamPool
 from omniquant.threads import resolve_threads
+from omniquant.tuning.factors import Adam
 from omniquant.tuning.interrupted import Interrupted
 from omniquant.tuning.record import Tuning
-from omniquant.tuning.scales import Adam
 from omniquant.tuning.student import Student
 
 _LEAST = 4  # windows
@@ -57,7 +58,7 @@ def tune(
     memory: int | str = DEFAULT_MEMORY,
     progress: Progress | None = None,
 ) -> CalibrationResult:
-    """Train the scales of a quantized model end to end (EfficientQAT's E2E-QP, arXiv 2407.11062).
+    """Train scales and norms' gains of a quantized model end to end (E2E-QP, arXiv 2407.11062).
 
     Parameters
     ----------
@@ -67,11 +68,11 @@ def tune(
         What it was made from.
     tokens : array_like of int [N, T]
         Windows, at least four. One of eight, eight at most, is not learned from but tells whether it helped:
-        if not, the scales stay as they were.
+        if not, all stays as it was.
     epochs : int
         Times through the windows, a step for each.
     lr : float, optional
-        Adam's rate for the scales' logarithms, along a cosine to zero. None: 0.003, or 0.001 where weights
+        Adam's rate for the factors' logarithms, along a cosine to zero. None: 0.003, or 0.001 where weights
         alone are rounded, to 4 bits and more: the smaller the error, the sooner steps are noise.
     seed : int
         Decides the order of windows.
@@ -239,22 +240,22 @@ class _Run:
 
     def whole(self) -> Tuning:
         """Train, judge, and leave the student at the better of its two ends."""
-        wish, scales = self.wish, self.student.scales
-        adam = Adam(scales.theta.size)
-        before = self.kept.restore(scales, adam)
+        wish, factors = self.wish, self.student.factors
+        adam = Adam(factors.theta.size)
+        before = self.kept.restore(factors, adam)
         for _ in range(adam.steps):
             self.steps()
         before = self._judge() if before is None else before
         for step in range(adam.steps, wish.steps):
             window = wish.window(step)
             _, dtheta = self.student.gradients(wish.windows[window], self.reference[window])
-            adam.step(scales.theta, dtheta, wish.rate(step))
+            adam.step(factors.theta, dtheta, wish.rate(step))
             self.steps()
             if adam.steps % _KEPT_EVERY == 0 or adam.steps == wish.steps:
-                self.kept.keep(scales, adam, before)
+                self.kept.keep(factors, adam, before)
         after = self._judge()
         if not after < before:
-            scales.theta[:] = 0
+            factors.theta[:] = 0
         return wish.record(before, after)
 
     def _judge(self) -> float:

@@ -1,6 +1,6 @@
-"""The steps h of all quantized weights as one vector of logarithms, and Adam to train it.
+"""The steps h of all quantized weights and the gains of norms by factors of them, and Adam to train those.
 
-h = rounded(h_0 exp(theta)),   dtheta = h dh          a factor, so that no step turns negative
+h = rounded(h_0 exp(theta)),   dtheta = h dh          so that no step turns negative
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ _EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class Entry:
-    """The scales of one linear.
+    """The scales of one linear, or the gains of one norm.
 
     Parameters
     ----------
     block : int
-    linear : str
-    scale : ndarray of float32 [out, groups]
+    name : str
+        Of the tensor in the block's file.
+    values : ndarray of float32 [out, groups] or [H]
         As calibration left them.
     bits : int
-        Significant ones a scale may have; 0: all.
+        Significant ones a value may have; 0: all.
     """
 
     block: int
-    linear: str
-    scale: F32
+    name: str
+    values: F32
     bits: int
 
 
-class Scales:
-    """All scales of a model.
+class Factors:
+    """All scales and gains of a model.
 
     Parameters
     ----------
@@ -47,33 +48,32 @@ class Scales:
     Attributes
     ----------
     theta : ndarray of float32 [total]
-        Zero at first: the scales as they are.
+        Zero at first: all as they are.
     """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._places: dict[tuple[int, str], tuple[slice, Entry]] = {}
         total = 0
         for entry in entries:
-            place = slice(total, total + entry.scale.size)
-            self._places[entry.block, entry.linear] = (place, entry)
+            place = slice(total, total + entry.values.size)
+            self._places[entry.block, entry.name] = (place, entry)
             total = place.stop
         self.theta: F32 = np.zeros(total, np.float32)
 
-    def linears(self, block: int) -> list[str]:
-        """Return the names of a block's quantized linears."""
-        return [linear for index, linear in self._places if index == block]
+    def names(self, block: int) -> list[str]:
+        """Return the names of a block's tensors that learn."""
+        return [name for index, name in self._places if index == block]
 
-    def get(self, block: int, linear: str) -> F32:
-        """Return the scales of one linear [out, groups] at theta."""
-        place, entry = self._places[block, linear]
-        return _core.round_scales(
-            entry.scale * np.exp(self.theta[place]).reshape(entry.scale.shape), entry.bits
-        )
+    def get(self, block: int, name: str) -> F32:
+        """Return one tensor at theta."""
+        place, entry = self._places[block, name]
+        values = entry.values * np.exp(self.theta[place]).reshape(entry.values.shape)
+        return _core.round_scales(values, entry.bits) if entry.bits else values
 
-    def add_gradient(self, dtheta: F32, block: int, linear: str, dscale: F32) -> None:
-        """Add one linear's part to dtheta [total], from dscale [out, groups]."""
-        place, _ = self._places[block, linear]
-        dtheta[place] += (dscale * self.get(block, linear)).ravel()
+    def add_gradient(self, dtheta: F32, block: int, name: str, gradient: F32) -> None:
+        """Add one tensor's part to dtheta [total], from its gradient."""
+        place, _ = self._places[block, name]
+        dtheta[place] += (gradient * self.get(block, name)).ravel()
 
 
 class Adam:

@@ -153,7 +153,8 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rounding",
         choices=CHOICES["rounding"],
-        help="of weights; gptq: error feedback at the end; learned: trained too; default nearest, of fast learned",
+        help="of weights; gptq: error feedback at the end; learned: trained too; default nearest, "
+        "of fast learned",
     )
     group.add_argument("--damping", type=float, help="of gptq, relative to the mean activity, default 0.01")
     group.add_argument(
@@ -231,7 +232,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--lr-let", type=float, metavar="RATE", help="of maps; default 0.01, or 0.005 if constant"
     )
     group.add_argument(
-        "--lr-rounding", type=float, metavar="RATE", help="of learned rounding, over all steps; default 1, fast 3"
+        "--lr-rounding",
+        type=float,
+        metavar="RATE",
+        help="of learned rounding, over all steps; default 1, of fast 3",
     )
     group.add_argument("--schedule", choices=CHOICES["schedule"], help="default cosine from 10 epochs on")
     group.add_argument(

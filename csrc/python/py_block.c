@@ -237,7 +237,7 @@ static oq_code block_backward_run(oq_call *call, values *v)
     OQ_TRY(oq_saved_create(context, &run, &saved));
     OQ_NEW(context, y, run.tokens * v->spec.hidden);
     OQ_TRY(oq_block_forward(context, &run, &v->tensors, v->x, &saved, y));
-    v->gradients.fresh = true; /* which gains are not: their gradients are added to */
+    v->gradients.fresh = true; /* gains are added to all the same */
     v->gradients.x = v->dx;
     for (int i = 0; i < OQ_INPUT_NORMS; i++)
         if (v->gradients.gain[i])

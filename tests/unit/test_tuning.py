@@ -280,8 +280,10 @@ def test_a_divergence_that_is_not_finite_is_named(model):
         student.gradients(WINDOWS[0], hidden)
 
 
-def test_the_command_tunes_and_info_tells(folder, directory, tmp_path, capsys):
-    windows, output = tmp_path / "windows.npy", tmp_path / "tuned"
+def test_the_command_tunes_and_info_tells(folder, model, tmp_path, capsys):
+    # Keys and values at 8 bits: kept as halves they alone set the runtimes apart by 2e-4, tuned or not.
+    directory, windows, output = tmp_path / "rtn", tmp_path / "windows.npy", tmp_path / "tuned"
+    calibrated(model, "W3A16g8KV8", output=directory)
     np.save(windows, WINDOWS)
     arguments = ["--model", str(folder), "--data", str(windows), "--output", str(output), "--threads", "1"]
     assert main(["tune", str(directory), *arguments, "--epochs", "4", "--json"]) == 0
@@ -294,9 +296,8 @@ def test_the_command_tunes_and_info_tells(folder, directory, tmp_path, capsys):
     assert main(["tune", str(directory), *arguments]) == 2
     assert "holds a result already" in capsys.readouterr().err
     evaluated = omniquant.QuantizedModel.load(output)
-    # Keys and values kept as halves move this model of random weights by 2e-4, tuned or not.
     assert evaluated.perplexity(WINDOWS, runtime="fake") == pytest.approx(
-        evaluated.perplexity(WINDOWS), rel=5e-4
+        evaluated.perplexity(WINDOWS), rel=1e-4
     )
 
 

@@ -17,7 +17,7 @@ def load_onednn(path: str) -> None:
     """Load libdnnl from a path; errors.BackendError says why it cannot be used. Once, at import."""
 
 def runtime_info() -> dict[str, Any]:
-    """Keys: onednn (version or None), cpu, products (the fastest kind), openmp, threads, real (the type)."""
+    """Keys: onednn (version or None), cpu, products, gradients (the fastest kinds), openmp, threads, real."""
 
 def time_product(
     kind: str,

@@ -62,6 +62,8 @@ class BenchResult:
         Milliseconds of one window's Gram matrices, which a searched start reads; 0 without one.
     precision : str
         The kind of products: float32, integer or bfloat16 (see CalibrationOptions.products).
+    gradients : str
+        The kind of those of the way back, float or int8 (see CalibrationOptions.gradients).
     projected_seconds : float
         The whole model: layers x (what comes before the first step, samples x epochs steps, the passes around
         them).
@@ -78,6 +80,7 @@ class BenchResult:
     ms_per_forward: float
     ms_per_gram: float
     precision: str
+    gradients: str
     projected_seconds: float
     scheme: str
     method: str
@@ -140,7 +143,8 @@ def bench(
     )
     if not chosen.trains:
         raise ConfigError(f"method {method!r} with {chosen.epochs} epochs takes no steps to time")
-    chosen = chosen.with_products(config, _core.runtime_info()["products"])
+    fastest = _core.runtime_info()
+    chosen = chosen.with_products(config, fastest["products"], fastest["gradients"])
     workers = resolve_threads(threads)
     rotation = Rotation.of(chosen, config)
     spec = spec if rotation is None else rotation.spec(spec)
@@ -165,6 +169,7 @@ def bench(
         ms_per_forward=forward,
         ms_per_gram=gram,
         precision=chosen.products,
+        gradients=chosen.gradients,
         projected_seconds=layers * a_block / 1e3,
         scheme=str(config),
         method=method,
@@ -202,13 +207,29 @@ def step_products(
         if exact and fits:
             forward = replace(forward, kind="integer", a_bits=scheme.a_bits, b_bits=scheme.w_bits)
         products.append(forward)
-        products.append(Product(backward, out, width, rows, transpose_a=True))
+        of_weight, of_input = _backward_products(scheme, options.gradients, backward, rows, out, width)
+        products.append(of_weight)
         if name not in unread:
-            products.append(Product(backward, rows, width, out))
+            products.append(of_input)
         # The blocks a loss looks through learn nothing: forward, and back to what they read.
         behind = [Product(backward, rows, out, width, transpose_b=True), Product(backward, rows, width, out)]
         products += behind * options.look_ahead
     return products
+
+
+def _backward_products(
+    scheme: QuantConfig, gradients: str, kind: str, rows: int, out: int, width: int
+) -> tuple[Product, Product]:
+    """Return dW = dy^T x and dx = dy W of one linear; bytes meet the codes of x and of W, or 8 bits."""
+    of_weight = Product(kind, out, width, rows, transpose_a=True)
+    of_input = Product(kind, rows, width, out)
+    if gradients != "int8" or not scheme.quantizes_weights:
+        return of_weight, of_input
+    w_bits = scheme.w_bits if scheme.groups(width) == 1 else 8
+    return (
+        replace(of_weight, kind="integer", a_bits=8, b_bits=min(scheme.a_bits, 8)),
+        replace(of_input, kind="integer", a_bits=8, b_bits=w_bits),
+    )
 
 
 def _products_of(spec: BlockSpec, tokens: int) -> list[tuple[str, tuple[int, int, int]]]:

@@ -146,7 +146,8 @@ def calibrate(
             check=partial(_check_target, chosen, model, partial(_tell, listeners)),
             say=partial(_tell, listeners),
         )
-        chosen = chosen.with_products(scheme, _core.runtime_info()["products"])
+        fastest = _core.runtime_info()
+        chosen = chosen.with_products(scheme, fastest["products"], fastest["gradients"])
         run = _Run(model, _read(windows, model, chosen), scheme, chosen, workers, place, listeners)
         header = replace(_header(model, windows, scheme, chosen), allocation=allocation)
         if output is None:

@@ -5,6 +5,7 @@
 #include "math/bf16.h"
 #include "math/gemm.h"
 #include "math/vector.h"
+#include "quant/gradient_products.h"
 #include "quant/integer_product.h"
 
 static oq_code forward_bf16(oq_context *context, int64_t T, oq_linear_shape shape, const uint16_t *x,
@@ -83,7 +84,7 @@ oq_code oq_rows_forward(oq_context *context, const oq_block_weights *weights, oq
     const oq_forms w = oq_forms_behind(&weights->forms[rows.which], rows.first, rows.in);
     const oq_real *bias = AT(weights->bias[rows.which], rows.first);
     if (T == 0) return OQ_OK;
-    if (x->codes && w.centred) return oq_integer_product(context, x, &w, bias, y, T, rows.in, rows.out);
+    if (x->codes && w.sum) return oq_integer_product(context, x, &w, bias, y, T, rows.in, rows.out);
     if (x->half && w.half)
         OQ_TRY(forward_bf16(context, T, shape, x->half, w.half, y));
     else
@@ -135,21 +136,32 @@ static oq_code backward_bf16(oq_context *context, int64_t T, oq_linear_shape sha
     return OQ_OK;
 }
 
+static oq_code backward_bytes(oq_context *context, int64_t T, oq_linear_shape shape, const oq_forms *x,
+                              const oq_forms *w, const oq_real *dy, oq_real *dw, bool fresh, oq_real *dx,
+                              bool accumulate)
+{
+    if (dw) OQ_TRY(oq_byte_gradient_of_weight(context, dy, x, dw, T, shape.in, shape.out, !fresh));
+    if (dx) OQ_TRY(oq_byte_gradient_of_input(context, dy, w, dx, T, shape.in, shape.out, accumulate));
+    return OQ_OK;
+}
+
 oq_code oq_rows_backward(oq_context *context, const oq_block_weights *weights, const oq_block_gradients *gradients,
                          oq_linear_rows rows, const oq_forms *x, const oq_real *dy, int64_t T, oq_real *dx,
                          bool accumulate)
 {
     const oq_linear_shape shape = {rows.out, rows.in};
     const int64_t at = rows.first * rows.in;
-    const uint16_t *half = AT(weights->forms[rows.which].half, at);
+    const oq_forms w = oq_forms_behind(&weights->forms[rows.which], rows.first, rows.in);
     oq_real *dw = AT(gradients->weight[rows.which], at), *db = AT(gradients->bias[rows.which], rows.first);
     if (T == 0) {
         if (dw && gradients->fresh) memset(dw, 0, sizeof *dw * (size_t)(rows.out * rows.in));
         return OQ_OK;
     }
     if (db) OQ_TRY(oq_column_sums(context, dy, db, T, rows.out));
-    if (x->half && half)
-        return backward_bf16(context, T, shape, x->half, half, dy, dw, gradients->fresh, dx, accumulate);
+    if (w.byte_gradients)
+        return backward_bytes(context, T, shape, x, &w, dy, dw, gradients->fresh, dx, accumulate);
+    if (x->half && w.half)
+        return backward_bf16(context, T, shape, x->half, w.half, dy, dw, gradients->fresh, dx, accumulate);
     if (dw) OQ_TRY(oq_linear_backward_weight(context, dy, x->real, dw, T, rows.in, rows.out, !gradients->fresh));
     if (!dx) return OQ_OK;
     return oq_linear_backward_input(context, dy, weights->weight[rows.which] + at, dx, T, rows.in, rows.out,

@@ -116,6 +116,7 @@ oq_code oq_error_feedback(oq_context *context, const oq_block_spec *spec, const 
     double nearest, fed;
     if (!oq_rounds_weights(spec, options)) return OQ_OK;
     plain.products = OQ_PRODUCTS_FLOAT32;
+    plain.byte_gradients = false;
     OQ_TRY(oq_session_create(context, &s, spec, weights, &plain, data));
     OQ_TRY(oq_session_take(context, &s));
     oq_session_judge_few(&s);

@@ -1,6 +1,7 @@
 #include "calibrate/options.h"
 
 #include "block/input_map.h"
+#include "quant/gradient_products.h"
 
 const char *const oq_site_names[OQ_SITES] = {"norm1",      "norm2",       "vo",         "qk",          "up_down",
                                              "norm1_left", "norm1_right", "o_left",     "o_right",     "norm2_left",
@@ -151,6 +152,8 @@ oq_code oq_check_training(oq_context *context, const oq_options *o)
     if (!oq_has_products(o->products))
         return oq_fail(context, OQ_UNSUPPORTED, "products %s: this processor has none, or oneDNN is missing",
                        oq_products_names[o->products]);
+    if (o->byte_gradients && !oq_has_byte_gradients(1))
+        return oq_fail(context, OQ_UNSUPPORTED, "gradients int8: this processor has no such products");
     return OQ_OK;
 }
 

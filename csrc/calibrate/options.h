@@ -66,6 +66,7 @@ typedef struct {
     oq_loss_kind loss;
     bool without_sinks; /* sink tokens count nothing in it */
     oq_products products;
+    bool byte_gradients; /* the backward products of quantized linears round the gradient to bytes */
 } oq_options;
 
 /* Sites whose map a linear feels: on its columns (from its input's side), on its rows; -1: none.

@@ -6,6 +6,8 @@
 #include "base/size.h"
 #include "calibrate/sinks.h"
 #include "math/vector.h"
+#include "quant/byte_product.h"
+#include "quant/gradient_products.h"
 
 static oq_code check_finite(oq_context *context, const oq_options *options, const char *what, const oq_real *x,
                             int64_t rows, int64_t width)
@@ -117,6 +119,9 @@ oq_code oq_session_create(oq_context *context, oq_session *s, const oq_block_spe
         return oq_fail(context, OQ_INVALID_ARGUMENT,
                        "calibration needs at least one window and one token, got %lld x %lld",
                        (long long)data->samples, (long long)data->tokens);
+    if (options->byte_gradients && !oq_has_byte_gradients(data->tokens))
+        return oq_fail(context, OQ_INVALID_ARGUMENT, "gradients int8 take at most %d tokens a window, got %lld",
+                       OQ_BYTE_PRODUCT_DEEPEST, (long long)data->tokens);
     OQ_TRY(check_weights(context, s));
     oq_learnables_list(spec, options, weights, &s->list);
     OQ_TRY(oq_transformed_create(context, &s->transformed, spec, options, weights, &s->list));

@@ -1,7 +1,9 @@
 #include <string.h>
 
+#include "block/linear.h"
 #include "calibrate/norm_gradient.h"
 #include "calibrate/stages.h"
+#include "quant/gradient_products.h"
 #include "quant/integer_product.h"
 
 static oq_code create_maps(oq_context *context, oq_transformed *t)
@@ -24,22 +26,35 @@ bool oq_has_integer_linear(const oq_block_spec *spec, const oq_options *options,
            oq_has_integer_product(options->activation.x, groups.quantizer, groups.width);
 }
 
+/* Whether its backward products take bytes; the gradient of an expert's input sums over that expert's own rows. */
+static bool has_byte_gradients(const oq_transformed *t, int linear)
+{
+    const bool experts = t->spec->experts.count && (linear == OQ_GATE || linear == OQ_UP || linear == OQ_DOWN);
+    const oq_linear_rows rows = experts ? oq_rows_of_expert(t->spec, linear, 0) : oq_all_rows(t->spec, linear);
+    return t->options->byte_gradients && oq_quantizes(t->options, linear) && !oq_is_router(linear) &&
+           oq_has_byte_gradients(rows.out);
+}
+
 static oq_code create_forms(oq_context *context, oq_transformed *t, int linear)
 {
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const int64_t count = shape.out * shape.in;
     oq_forms *forms = &t->quantized[linear];
+    const bool integer = oq_has_integer_linear(t->spec, t->options, linear);
+    forms->byte_gradients = has_byte_gradients(t, linear);
     if (oq_is_router(linear)) return OQ_OK;
-    if (t->options->products == OQ_PRODUCTS_BFLOAT16) OQ_NEW(context, forms->half, count);
+    if (t->options->products == OQ_PRODUCTS_BFLOAT16 && !(integer && forms->byte_gradients))
+        OQ_NEW(context, forms->half, count);
     if (!oq_quantizes(t->options, linear)) return OQ_OK;
     const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
+    const bool one_grid = oq_groups_per_row(&groups) == 1 && oq_fits_signed_bytes(groups.quantizer);
     OQ_NEW(context, t->ranges[linear], shape.out * oq_groups_per_row(&groups));
-    if (!forms->half) OQ_NEW(context, forms->real, count);
-    if (!oq_has_integer_linear(t->spec, t->options, linear)) return OQ_OK;
+    if (!forms->half && !(integer && forms->byte_gradients)) OQ_NEW(context, forms->real, count);
+    if (!integer && !(forms->byte_gradients && one_grid)) return OQ_OK;
     OQ_NEW(context, forms->centred, count);
     forms->most = oq_most_centred(groups.quantizer);
     OQ_NEW(context, forms->scale, shape.out);
-    OQ_NEW(context, forms->sum, shape.out);
+    if (integer) OQ_NEW(context, forms->sum, shape.out);
     return OQ_OK;
 }
 

@@ -71,6 +71,7 @@ static const char *const qk_maps[] = {"none", "scale", "tied", "rotation", "full
 static const char *const schedules[] = {"constant", "cosine", NULL};
 static const char *const losses[] = {"mse", "token", "relative", NULL};
 static const char *const sinks[] = {"kept", "out", NULL};
+static const char *const gradients[] = {"float", "int8", NULL};
 static const char *const starts[] = {"paper", "search", NULL};
 static const char *const roundings[] = {"nearest", "gptq", "learned", NULL};
 static const char *const parametrizations[] = {"relative", "absolute", NULL};
@@ -120,6 +121,7 @@ const oq_argument oq_option_fields[] = {
     OQ_FIELD("loss", oq_options, loss, .choices = losses),
     OQ_FIELD("sinks", oq_options, without_sinks, .flags = OQ_OPTIONAL, .choices = sinks),
     OQ_FIELD("products", oq_options, products, .choices = oq_products_names),
+    OQ_FIELD("gradients", oq_options, byte_gradients, .flags = OQ_OPTIONAL, .choices = gradients),
     OQ_FIELD("shuffle", oq_options, shuffle),
     OQ_FIELD("best_iterate", oq_options, best_iterate),
     OQ_FIELDS("activation", oq_options, activation, oq_activation_fields, .flags = OQ_OPTIONAL),

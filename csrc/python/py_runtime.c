@@ -6,6 +6,7 @@
 #include "math/onednn.h"
 #include "python/raise.h"
 #include "python/topics.h"
+#include "quant/gradient_products.h"
 #include "quant/products.h"
 
 static PyObject *load_onednn(PyObject *module, PyObject *args)
@@ -37,8 +38,8 @@ static PyObject *runtime_info(PyObject *module, PyObject *unused)
 #else
     PyObject *const openmp = Py_False;
 #endif
-    return Py_BuildValue("{s:z,s:s,s:s,s:O,s:i,s:s}", "onednn", oq_onednn_loaded() ? oq_onednn_version() : NULL,
-                         "cpu", oq_cpu_names(), "products", best_products(), "openmp", openmp, "threads",
+    return Py_BuildValue("{s:z,s:s,s:s,s:s,s:O,s:i,s:s}", "onednn", oq_onednn_loaded() ? oq_onednn_version() : NULL,
+                         "cpu", oq_cpu_names(), "products", best_products(), "gradients", oq_prefers_byte_gradients() ? "int8" : "float", "openmp", openmp, "threads",
                          oq_parallel_default_threads(), "real",
                          sizeof(oq_real) == sizeof(double) ? "float64" : "float32");
 }

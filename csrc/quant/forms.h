@@ -14,6 +14,7 @@ typedef struct {
     oq_real *scale; /* [rows] h */
     int32_t *zero;  /* [rows] z */
     int32_t *sum;   /* [rows] sum of q - z */
+    bool byte_gradients; /* a weight's: backward products take bytes */
 } oq_forms;
 
 /* The forms of x [rows, width] from some row on. */
@@ -26,7 +27,8 @@ static inline oq_forms oq_forms_behind(const oq_forms *x, int64_t row, int64_t w
                       .most = x->most,
                       .scale = x->scale ? x->scale + row : NULL,
                       .zero = x->zero ? x->zero + row : NULL,
-                      .sum = x->sum ? x->sum + row : NULL};
+                      .sum = x->sum ? x->sum + row : NULL,
+                      .byte_gradients = x->byte_gradients};
 }
 
 #endif

@@ -10,6 +10,8 @@
 #include "quant/forms.h"
 #include "quant/quantizer.h"
 
+/* Whether q - z of a grid is a signed byte. */
+bool oq_fits_signed_bytes(oq_quantizer weight);
 /* Whether this processor has the product, and codes of these quantizers, one grid a row, and their sums fit it. */
 bool oq_has_integer_product(oq_quantizer activation, oq_quantizer weight, int64_t in);
 

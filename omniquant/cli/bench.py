@@ -54,6 +54,7 @@ def add_parser(commands: Commands) -> None:
     group.add_argument("--norm-map", choices=CHOICES["norm_map"])
     group.add_argument("--look-ahead", type=int, metavar="N", help="blocks the loss looks through (0)")
     group.add_argument("--products", choices=CHOICES["products"], help="arithmetic of a training step")
+    group.add_argument("--gradients", choices=CHOICES["gradients"], help="the same of its way back")
     parser.add_argument("--steps", type=int, default=5, help="steps to time; default 5")
     add_run_options(parser)
 
@@ -76,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         norm_map=arguments.norm_map,
         products=arguments.products,
+        gradients=arguments.gradients,
         look_ahead=arguments.look_ahead,
     )
     emit(arguments, asdict(result), _text(result))
@@ -105,12 +107,17 @@ def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int, bool]:
     return spec, layers, _SEQLEN if arguments.seqlen is None else arguments.seqlen, True
 
 
+def _arithmetic(result: BenchResult) -> str:
+    return result.precision + ("" if result.gradients == "float" else f", gradients {result.gradients}")
+
+
 def _text(result: BenchResult) -> str:
     share = result.gemm_ms_alone / result.ms_per_step
+    arithmetic = f"{_arithmetic(result)}, {counted(result.threads, 'thread')}"
     windows = f"{counted(result.samples, 'window')} of {result.seqlen} tokens"
     return "\n".join(
         (
-            f"a step           {result.ms_per_step:.1f} ms ({result.precision}, {result.threads} threads)",
+            f"a step           {result.ms_per_step:.1f} ms ({arithmetic})",
             f"products alone   {result.gemm_ms_alone:.1f} ms, {share:.0%} of a step",
             f"a forward pass   {result.ms_per_forward:.1f} ms (full precision)",
             f"whole model      {_duration(result.projected_seconds)} for {counted(result.layers, 'block')}: "

@@ -214,6 +214,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--sinks", choices=CHOICES["sinks"], help="whether tokens of massive state count in the loss (kept)"
     )
     group.add_argument("--products", choices=CHOICES["products"], help="arithmetic of a training step")
+    group.add_argument("--gradients", choices=CHOICES["gradients"], help="the same of its way back")
     group.add_argument(
         "--aug-loss",
         action=argparse.BooleanOptionalAction,

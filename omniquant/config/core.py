@@ -99,5 +99,6 @@ def core_options(
         "loss": options.loss,
         "sinks": options.sinks,
         "products": "float32" if options.products == "auto" else options.products,
+        "gradients": "int8" if options.gradients == "int8" else "float",
         "best_iterate": options.best_iterate,
     }

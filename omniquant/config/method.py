@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rotation": ("none", "folded", "online"),
     "target": TARGETS,
     "products": ("auto", "float32", "integer", "bfloat16"),
+    "gradients": ("auto", "float", "int8"),
 }
 
 
@@ -119,6 +120,11 @@ class CalibrationOptions:
         of integers, the rest in float32; "bfloat16": the rest with operands rounded to bfloat16 and sums in
         float32, and where there is AMX passes in full precision with floats taken apart into bfloat16, 2^-16
         from exact. "auto" becomes the fastest kind of the processor when a calibration starts.
+    gradients : {"auto", "float", "int8"}
+        How a step multiplies on the way back through quantized linears. "float": as `products` says.
+        "int8": the gradient rounded to 8 bits, one scale a token or an output, times the codes of weights or
+        activations; where those have no grid a row, times them rounded to 8 bits too. "auto" becomes "int8"
+        where products are not float32 and the processor is faster so.
     best_iterate : bool
         Keep the epoch of lowest training loss instead of the last one.
     seed : int
@@ -168,6 +174,7 @@ class CalibrationOptions:
     shuffle: bool = True
     loss: str = "mse"
     products: str = "auto"
+    gradients: str = "auto"
     best_iterate: bool = False
     seed: int = 0
     rotation: str = "none"
@@ -288,16 +295,26 @@ class CalibrationOptions:
         """Return the same options with another seed."""
         return replace(self, seed=seed)
 
-    def with_products(self, scheme: QuantConfig, fastest: str) -> CalibrationOptions:
-        """Return the same options with "auto" products replaced by the fastest kind that serves the scheme.
+    def with_products(self, scheme: QuantConfig, products: str, gradients: str) -> CalibrationOptions:
+        """Return the same options with "auto" replaced by what is fastest of what serves the scheme.
 
-        Rounding operands to bfloat16, 8 bits, would drown the error of finer weights beside float inputs.
+        Rounding operands to 8 bits would drown the error of finer weights beside float inputs.
+
+        Parameters
+        ----------
+        scheme : QuantConfig
+        products, gradients : str
+            The processor's fastest kinds.
         """
-        if self.products != "auto":
-            return self
         finest = max((own.w_bits for own in scheme.schemes if own.quantizes_weights), default=0)
         fine = scheme.weight_only and finest > 4
-        return replace(self, products="integer" if fastest == "bfloat16" and fine else fastest)
+        chosen = self
+        if self.products == "auto":
+            chosen = replace(chosen, products="integer" if products == "bfloat16" and fine else products)
+        if self.gradients == "auto":
+            exact = fine or chosen.products == "float32"
+            chosen = replace(chosen, gradients="float" if exact else gradients)
+        return chosen
 
     @property
     def trains(self) -> bool:
@@ -311,7 +328,7 @@ class CalibrationOptions:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibrationOptions:
         """Read what :meth:`to_dict` wrote; ConfigError names what does not fit."""
-        # Results of before there were targets, learned rounding, rotations, GPTQ, AWQ and plateaus.
+        # What results of before there was such an option were made with.
         former: dict[str, Any] = {
             "target": "any",
             "rounding": "nearest",
@@ -326,6 +343,7 @@ class CalibrationOptions:
             "sinks": "kept",
             "input_map": "none",
             "lac": False,
+            "gradients": "float",
             "embedding_bits": FLOAT_BITS,
             "head_bits": FLOAT_BITS,
         }

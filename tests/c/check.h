@@ -23,6 +23,7 @@ static inline oq_context new_context(int threads) {
 /* One a file of tests. */
 void test_arena(void);
 void test_base(void);
+void test_byte_gradients(void);
 void test_parallel(void);
 void test_products(void);
 void test_igemm(void);

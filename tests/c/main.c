@@ -8,6 +8,7 @@ int main(void) {
     test_parallel();
     test_products();
     test_igemm();
+    test_byte_gradients();
     test_inverse();
     test_kernels();
     test_scaling();

@@ -14,13 +14,23 @@ MATH += (
     "amx_pack.c",
     "bf16.c",
     "blocks.c",
+    "byte_vectors.c",
     "gemm_amx.c",
     "igemm.c",
     "igemm_avx2.c",
     "sgemm_avx2.c",
+    "transpose_bytes.c",
     "vector.c",
 )
-QUANT = ("fake_quantize.c", "lwc.c", "pack.c", "quantizer.c", "ste_tape.c")
+QUANT = (
+    "byte_product.c",
+    "fake_quantize.c",
+    "gradient_products.c",
+    "lwc.c",
+    "pack.c",
+    "quantizer.c",
+    "ste_tape.c",
+)
 CORE = [path for level in ("base", "kernels") for path in sorted((CSRC / level).glob("*.c"))]
 CORE += [CSRC / "math" / name for name in MATH]
 CORE += [CSRC / "quant" / name for name in QUANT]

@@ -49,6 +49,17 @@ def test_products_are_of_the_kinds_a_step_takes(scheme: str, kind: str, expected
     assert {p.kind for p in products(scheme, "affinequant", kind)} == expected
 
 
+@pytest.mark.parametrize(
+    ("scheme", "bits"), [("W4A4", {(8, 4)}), ("W3A16", {(8, 8), (8, 3)}), ("W3A16g16", {(8, 8)})]
+)
+def test_gradients_in_bytes_meet_codes_where_there_is_one_grid_a_row(
+    scheme: str, bits: set[tuple[int, int]]
+) -> None:
+    found = products(scheme, "affinequant", "float32", gradients="int8")
+    assert {(p.a_bits, p.b_bits) for p in found if p.kind == "integer"} == bits
+    assert [p.kind for p in found].count("integer") >= 10
+
+
 def test_each_block_looked_through_takes_two_products_a_linear() -> None:
     counts = [len(products("W3A16", "omniquant", "float32", look_ahead=n)) for n in (0, 1, 3)]
     assert counts == [counts[0], counts[0] + 2 * 7, counts[0] + 2 * 7 * 3]
@@ -79,6 +90,7 @@ def test_the_projection_adds_up(method: str) -> None:
     assert one.gemm_ms_alone > 0
     assert one.peak_rss_mib > 0
     assert one.precision == _core.runtime_info()["products"]
+    assert one.gradients == _core.runtime_info()["gradients"]
 
 
 def test_a_searched_start_is_projected_too() -> None:

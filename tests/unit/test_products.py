@@ -20,8 +20,8 @@ def block(seed: int, quirks: bool = False, **forced: object) -> Case:
     return Draw(seed, quirks=quirks, **{**sizes, **forced}).case()
 
 
-def direction_of(case: Case, products: str) -> tuple[float, np.ndarray]:
-    case.options["products"] = products
+def direction_of(case: Case, products: str, gradients: str = "float") -> tuple[float, np.ndarray]:
+    case.options |= {"products": products, "gradients": gradients}
     loss, gradients = case.loss(_core)
     return loss, np.concatenate([np.ravel(gradients[name]) for name in sorted(gradients)])
 
@@ -57,6 +57,35 @@ def test_bfloat16_gradients_point_where_float_gradients_do(w_bits: int, bits: in
     assert np.median(cosines) >= 0.995
 
 
+@needs_integer
+@pytest.mark.parametrize("products", AVAILABLE)
+@pytest.mark.parametrize(
+    ("w_bits", "bits", "group_size"), [(3, 16, 0), (4, 4, 0), (4, 8, 0), (4, 16, 16), (4, 4, 16), (8, 6, 0)]
+)
+def test_gradients_in_bytes_point_where_float_gradients_do(
+    products: str, w_bits: int, bits: int, group_size: int
+) -> None:
+    """Their loss is the same: nothing on the way forward is rounded by them."""
+    quantizers = {"bits": bits, "q_bits": 16, "k_bits": 16, "v_bits": 16}
+    cosines = []
+    for seed in range(20):
+        case = block(seed, w_bits=w_bits, group_size=group_size, **quantizers)
+        (plain, g), (rounded, h) = direction_of(case, products), direction_of(case, products, "int8")
+        assert rounded == plain
+        assert (h != g).any()
+        cosines.append(g @ h / (np.linalg.norm(g) * np.linalg.norm(h)))
+    assert np.median(cosines) >= 0.999
+
+
+@needs_integer
+def test_gradients_in_bytes_serve_experts_and_linears_in_float() -> None:
+    for seed in range(8):
+        case = block(seed, quirks=True, w_bits=4, group_size=0, bits=4 if seed % 2 else 16)
+        (plain, g), (rounded, h) = direction_of(case, "integer"), direction_of(case, "integer", "int8")
+        assert rounded == plain
+        assert g @ h / (np.linalg.norm(g) * np.linalg.norm(h)) >= 0.98
+
+
 @needs_bfloat16
 def test_bfloat16_gradients_add_up_over_tiles_of_a_long_window() -> None:
     """Attention goes through a window in tiles of 128 queries, which all add to the keys' gradients."""
@@ -80,10 +109,11 @@ def test_a_forward_pass_in_parts_is_close_to_float_and_bit_equal_at_any_thread_c
         np.testing.assert_array_equal(parts, _core.block_forward(*arguments, in_parts=True, threads=3))
 
 
+@pytest.mark.parametrize("gradients", ["float", "int8"][: len(AVAILABLE)])
 @pytest.mark.parametrize("products", AVAILABLE)
 @pytest.mark.parametrize("scheme", ["W4A4", "W3A16", "W8A8", "W3A16g16", "W4A4g16"])
 def test_every_kind_trains_and_is_bit_equal_at_any_thread_count(
-    tmp_path_factory: pytest.TempPathFactory, products: str, scheme: str
+    tmp_path_factory: pytest.TempPathFactory, products: str, gradients: str, scheme: str
 ) -> None:
     model = small_model(tmp_path_factory.mktemp("model"))
     runs = [
@@ -94,6 +124,7 @@ def test_every_kind_trains_and_is_bit_equal_at_any_thread_count(
             method="affinequant",
             epochs=3,
             products=products,
+            gradients=gradients,
             threads=threads,
             progress=False,
         )
@@ -108,10 +139,9 @@ def test_every_kind_trains_and_is_bit_equal_at_any_thread_count(
         assert report.loss_final <= report.loss_initial
 
 
-def final_loss(model: Model, scheme: str, products: str, seed: int) -> float:
-    run = calibrate(
-        model, small_tokens(), scheme, epochs=10, products=products, seed=seed, threads=1, progress=False
-    )
+def final_loss(model: Model, scheme: str, products: str, seed: int, gradients: str = "float") -> float:
+    options = {"products": products, "gradients": gradients, "seed": seed}
+    run = calibrate(model, small_tokens(), scheme, epochs=10, threads=1, progress=False, **options)
     return sum(report.loss_final for report in run.blocks)
 
 
@@ -137,21 +167,49 @@ def test_training_in_bfloat16_ends_no_worse(tmp_path_factory: pytest.TempPathFac
     assert np.exp(np.mean(np.log(ratios))) <= 1.05
 
 
+@needs_integer
+def test_training_with_gradients_in_bytes_ends_no_worse(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In a model this small single runs differ by a tenth either way; their mean must not."""
+    model = small_model(tmp_path_factory.mktemp("model"))
+    kind = AVAILABLE[-1]
+    ratios = [
+        final_loss(model, scheme, kind, seed, "int8") / final_loss(model, scheme, kind, seed)
+        for scheme in ("W4A8", "W4A4", "W3A16", "W3A16g16")
+        for seed in range(3)
+    ]
+    assert np.exp(np.mean(np.log(ratios))) <= 1.05
+
+
 def test_auto_becomes_a_kind_of_this_processor_and_is_written_down(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     model = small_model(tmp_path_factory.mktemp("model"))
     run = calibrate(model, small_tokens(), "W4A8", epochs=1, progress=False)
     assert run.header.options.products == AVAILABLE[-1]
+    assert run.header.options.gradients == _core.runtime_info()["gradients"]
 
 
 def test_auto_keeps_float_products_where_bfloat16_would_drown_the_error() -> None:
     scheme = QuantConfig.parse("W8A16")
     options = CalibrationOptions.for_method("omniquant", scheme)
-    assert options.with_products(scheme, "bfloat16").products == "integer"
-    assert options.with_products(scheme, "float32").products == "float32"
-    chosen = CalibrationOptions.for_method("omniquant", scheme, products="bfloat16")
-    assert chosen.with_products(scheme, "float32") == chosen
+    fastest = options.with_products(scheme, "bfloat16", "int8")
+    assert (fastest.products, fastest.gradients) == ("integer", "float")
+    assert options.with_products(scheme, "float32", "float").products == "float32"
+    chosen = CalibrationOptions.for_method("omniquant", scheme, products="bfloat16", gradients="int8")
+    assert chosen.with_products(scheme, "float32", "float") == chosen
+
+
+@pytest.mark.parametrize(
+    ("products", "gradients", "expected"),
+    [("auto", "auto", "int8"), ("auto", "float", "float"), ("float32", "auto", "float")],
+)
+def test_gradients_are_rounded_unless_floats_are_asked_for(
+    products: str, gradients: str, expected: str
+) -> None:
+    scheme = QuantConfig.parse("W4A4")
+    options = CalibrationOptions.for_method("omniquant", scheme, products=products, gradients=gradients)
+    assert options.with_products(scheme, "bfloat16", "int8").gradients == expected
+    assert options.with_products(scheme, "bfloat16", "float").gradients == "float"
 
 
 def test_unknown_kinds_are_refused() -> None:
@@ -159,6 +217,12 @@ def test_unknown_kinds_are_refused() -> None:
         ConfigError, match="products 'float64' is not one of auto, float32, integer, bfloat16"
     ):
         CalibrationOptions.for_method("omniquant", QuantConfig.parse("W4A4"), products="float64")
+
+
+@pytest.mark.skipif("integer" in AVAILABLE, reason="this processor has them")
+def test_gradients_the_processor_lacks_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="gradients int8"):
+        direction_of(block(0), "float32", "int8")
 
 
 @pytest.mark.skipif(AVAILABLE == KINDS, reason="this processor has every kind")

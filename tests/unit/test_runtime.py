@@ -161,6 +161,6 @@ def test_import_is_quick() -> None:
 
 def test_runtime_info() -> None:
     info = _core.runtime_info()
-    assert info.keys() == {"onednn", "cpu", "products", "openmp", "threads", "real"}
+    assert info.keys() == {"onednn", "cpu", "products", "gradients", "openmp", "threads", "real"}
     assert info["real"] == "float32"
     assert info["threads"] >= 1

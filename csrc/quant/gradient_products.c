@@ -1,0 +1,167 @@
+#include "quant/gradient_products.h"
+
+#include "base/parallel.h"
+#include "math/byte_vectors.h"
+#include "math/gemm_amx.h"
+#include "math/igemm.h"
+#include "math/transpose_bytes.h"
+#include "quant/byte_product.h"
+
+enum { MIDDLE = 128 }; /* of bytes without a sign, whose highest bit it is */
+
+bool oq_has_byte_gradients(int64_t length)
+{
+#ifdef OQ_DOUBLE
+    (void)length;
+    return false;
+#else
+    return oq_has_igemm() && length <= OQ_BYTE_PRODUCT_DEEPEST;
+#endif
+}
+
+bool oq_prefers_byte_gradients(void) { return oq_has_byte_gradients(1) && !oq_igemm_amx_runs(); }
+
+/* The right operand of either product: columns [vectors, length] of bytes, and the sums of those. */
+typedef struct {
+    const int8_t *bytes;
+    const oq_real *scale;
+    int32_t *sum;
+    int most; /* which no byte exceeds in size */
+} columns;
+
+static oq_code fill(oq_context *context, int64_t count, int32_t value, int32_t **to)
+{
+    OQ_NEW(context, *to, count);
+    for (int64_t i = 0; i < count; i++) (*to)[i] = value;
+    return OQ_OK;
+}
+
+static oq_code ones(oq_context *context, int64_t count, const oq_real **to)
+{
+    oq_real *all;
+    OQ_NEW(context, all, count);
+    for (int64_t i = 0; i < count; i++) all[i] = 1;
+    *to = all;
+    return OQ_OK;
+}
+
+static oq_code add_up(oq_context *context, columns *c, int64_t vectors, int64_t length)
+{
+    OQ_NEW(context, c->sum, vectors);
+    oq_sum_bytes(context, c->bytes, vectors, length, c->sum);
+    return OQ_OK;
+}
+
+/* Of codes [rows, width], of which those bits are turned that are set in `flip`. */
+static oq_code columns_of_codes(oq_context *context, const uint8_t *codes, uint8_t flip, int64_t rows, int64_t width,
+                                columns *c)
+{
+    uint8_t *turned;
+    OQ_NEW(context, turned, width * rows);
+    oq_transpose_bytes(context, codes, rows, width, flip, turned);
+    c->bytes = (const int8_t *)turned;
+    OQ_TRY(ones(context, width, &c->scale));
+    return add_up(context, c, width, rows);
+}
+
+/* Of the numbers of x [rows, width], rounded. */
+static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_t rows, int64_t width, columns *c)
+{
+    oq_byte_vectors vectors;
+    OQ_TRY(oq_byte_vectors_create(context, width, rows, 0, &vectors));
+    oq_bytes_of_columns(context, &(oq_byte_source){x->real, x->half, rows, width}, NULL, &vectors);
+    *c = (columns){.bytes = (const int8_t *)vectors.codes, .scale = vectors.scale, .most = MIDDLE};
+    return add_up(context, c, width, rows);
+}
+
+/* y [m, n] (+)= h (gradient [m, k] columns [n, k]^T - rest [m]). */
+static oq_code multiply(oq_context *context, const oq_byte_vectors *gradient, const int32_t *rest, const columns *by,
+                        oq_real *y, int64_t m, int64_t n, int64_t k, bool accumulate)
+{
+    int32_t *zero;
+    OQ_TRY(fill(context, m, gradient->zero, &zero));
+    return oq_byte_product(context, &(oq_byte_product_args){.m = m,
+                                                            .n = n,
+                                                            .k = k,
+                                                            .a = gradient->codes,
+                                                            .b = by->bytes,
+                                                            .a_most = UINT8_MAX,
+                                                            .b_most = by->most,
+                                                            .a_scale = gradient->scale,
+                                                            .b_scale = by->scale,
+                                                            .a_zero = zero,
+                                                            .a_rest = rest,
+                                                            .b_sum = by->sum,
+                                                            .accumulate = accumulate,
+                                                            .y = y});
+}
+
+oq_code oq_byte_gradient_of_input(oq_context *context, const oq_real *dy, const oq_forms *w, oq_real *dx,
+                                  int64_t rows, int64_t in, int64_t out, bool accumulate)
+{
+    const oq_mark mark = oq_arena_mark(context->arena);
+    columns by = {.most = w->most};
+    oq_byte_vectors gradient;
+    if (w->centred)
+        OQ_TRY(columns_of_codes(context, (const uint8_t *)w->centred, 0, out, in, &by));
+    else
+        OQ_TRY(columns_of_numbers(context, w, out, in, &by));
+    OQ_TRY(oq_byte_vectors_create(context, rows, out, MIDDLE, &gradient));
+    oq_bytes_of_rows(context, &(oq_byte_source){dy, NULL, rows, out}, w->centred ? w->scale : NULL, &gradient);
+    OQ_TRY(multiply(context, &gradient, NULL, &by, dx, rows, in, out, accumulate));
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}
+
+typedef struct {
+    const oq_byte_vectors *gradient;
+    const int32_t *zero;
+    int32_t *rest;
+    int64_t length;
+    int shift;
+} zero_job;
+
+OQ_VECTORIZED static void add_zeros(const zero_job *j, int64_t vector)
+{
+    const uint8_t *codes = j->gradient->codes + vector * j->length;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < j->length; i++) sum += (codes[i] - MIDDLE) * (j->zero[i] - j->shift);
+    j->rest[vector] = sum;
+}
+
+static void run_zeros(void *user, int64_t vector, int worker)
+{
+    (void)worker;
+    add_zeros(user, vector);
+}
+
+/* What the zero points of codes x [rows, in] add to a row of the sums, *rest [out]. */
+static oq_code rest_of(oq_context *context, const oq_byte_vectors *gradient, const oq_forms *x, int shift, int64_t rows,
+                       int64_t out, int32_t **rest)
+{
+    OQ_NEW(context, *rest, out);
+    zero_job j = {gradient, x->zero, *rest, rows, shift};
+    oq_parallel_for(context->threads, out, run_zeros, &j);
+    return OQ_OK;
+}
+
+oq_code oq_byte_gradient_of_weight(oq_context *context, const oq_real *dy, const oq_forms *x, oq_real *dw,
+                                   int64_t rows, int64_t in, int64_t out, bool accumulate)
+{
+    const oq_mark mark = oq_arena_mark(context->arena);
+    const bool wide = x->most > INT8_MAX; /* codes that are no signed bytes */
+    columns by = {.most = wide ? MIDDLE : x->most};
+    oq_byte_vectors gradient;
+    int32_t *rest = NULL;
+    OQ_TRY(oq_byte_vectors_create(context, out, rows, MIDDLE, &gradient));
+    oq_bytes_of_columns(context, &(oq_byte_source){dy, NULL, rows, out}, x->codes ? x->scale : NULL, &gradient);
+    if (x->codes) {
+        OQ_TRY(columns_of_codes(context, x->codes, wide ? MIDDLE : 0, rows, in, &by));
+        OQ_TRY(rest_of(context, &gradient, x, wide ? MIDDLE : 0, rows, out, &rest));
+    } else {
+        OQ_TRY(columns_of_numbers(context, x, rows, in, &by));
+    }
+    OQ_TRY(multiply(context, &gradient, rest, &by, dw, out, in, rows, accumulate));
+    oq_arena_rewind(context->arena, mark);
+    return OQ_OK;
+}

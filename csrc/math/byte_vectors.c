@@ -24,11 +24,6 @@ oq_code oq_byte_vectors_create(oq_context *context, int64_t vectors, int64_t len
 
 static const oq_real most = 127;
 
-OQ_INLINE oq_real at(const oq_byte_source *x, int64_t i, const bool real)
-{
-    return real ? x->real[i] : (oq_real)oq_float_of_bf16(x->half[i]);
-}
-
 /* |x|, infinity where that is no number. */
 OQ_INLINE oq_real size_of(oq_real x) { return oq_min(oq_fabs(x), (oq_real)INFINITY); }
 
@@ -49,76 +44,72 @@ OQ_INLINE uint8_t code_of(oq_real x, uint8_t zero)
 /* ---- rows ----------------------------------------------------------------------- */
 
 typedef struct {
-    const oq_byte_source *x;
-    const oq_real *factors;
+    const oq_real *x, *factors;
     const oq_byte_vectors *to;
-} job;
+    int64_t width;
+} row_job;
 
-/* An element of a row, times its factor. */
-OQ_INLINE oq_real scaled(const oq_byte_source *x, int64_t from, const oq_real *factors, int64_t i, const bool real)
+OQ_INLINE oq_real scaled(const oq_real *x, const oq_real *factors, int64_t i)
 {
-    return factors ? at(x, from + i, real) * factors[i] : at(x, from + i, real);
+    return factors ? x[i] * factors[i] : x[i];
 }
 
 /* Extremes depend on no order: lanes apart, as many as hide latency. */
-OQ_INLINE oq_real peak_of(const oq_byte_source *x, int64_t from, const oq_real *factors, const bool real)
+OQ_INLINE oq_real peak_of(const oq_real *x, const oq_real *factors, int64_t width)
 {
     oq_real peaks[LANES] = {0};
     int64_t i = 0;
-    for (; i + LANES <= x->width; i += LANES)
-        for (int j = 0; j < LANES; j++) peaks[j] = oq_max(size_of(scaled(x, from, factors, i + j, real)), peaks[j]);
-    for (int j = 0; j < x->width - i; j++)
-        peaks[j] = oq_max(size_of(scaled(x, from, factors, i + j, real)), peaks[j]);
+    for (; i + LANES <= width; i += LANES)
+        for (int j = 0; j < LANES; j++) peaks[j] = oq_max(size_of(scaled(x, factors, i + j)), peaks[j]);
+    for (int j = 0; j < width - i; j++) peaks[j] = oq_max(size_of(scaled(x, factors, i + j)), peaks[j]);
     for (int half = LANES / 2; half; half /= 2)
         for (int j = 0; j < half; j++) peaks[j] = oq_max(peaks[j + half], peaks[j]);
     return peaks[0];
 }
 
-/* factors is passed by itself so that the loops are made once with and once without. */
-OQ_INLINE void row_of(const job *j, int64_t row, const oq_real *factors, const bool real)
+OQ_INLINE void round_vector(const oq_real *restrict x, const oq_real *restrict factors, int64_t width, uint8_t zero,
+                            oq_real *restrict scale, uint8_t *restrict codes)
 {
-    const oq_byte_source x = *j->x;
-    const int64_t from = row * x.width;
-    uint8_t *restrict codes = j->to->codes + from;
-    const uint8_t zero = j->to->zero;
-    const oq_real inverse = per_step(peak_of(&x, from, factors, real), &j->to->scale[row]);
-    for (int64_t i = 0; i < x.width; i++) codes[i] = code_of(scaled(&x, from, factors, i, real) * inverse, zero);
+    const oq_real inverse = per_step(peak_of(x, factors, width), scale);
+    for (int64_t i = 0; i < width; i++) codes[i] = code_of(scaled(x, factors, i) * inverse, zero);
 }
 
-OQ_VECTORIZED static void real_row(const job *j, int64_t row)
+/* The loops are made twice: with factors and without. */
+OQ_VECTORIZED static void one_row(const row_job *j, int64_t row)
 {
+    const oq_byte_vectors *to = j->to;
+    const int64_t at = row * j->width;
     if (j->factors)
-        row_of(j, row, j->factors, true);
+        round_vector(j->x + at, j->factors, j->width, to->zero, to->scale + row, to->codes + at);
     else
-        row_of(j, row, NULL, true);
-}
-
-OQ_VECTORIZED static void half_row(const job *j, int64_t row)
-{
-    if (j->factors)
-        row_of(j, row, j->factors, false);
-    else
-        row_of(j, row, NULL, false);
+        round_vector(j->x + at, NULL, j->width, to->zero, to->scale + row, to->codes + at);
 }
 
 static void run_row(void *user, int64_t row, int worker)
 {
-    const job *j = user;
     (void)worker;
-    if (j->x->real)
-        real_row(j, row);
-    else
-        half_row(j, row);
+    one_row(user, row);
 }
 
-void oq_bytes_of_rows(const oq_context *context, const oq_byte_source *x, const oq_real *factors,
+void oq_bytes_of_rows(const oq_context *context, const oq_real *x, const oq_real *factors, int64_t rows, int64_t width,
                       const oq_byte_vectors *to)
 {
-    const job j = {x, factors, to};
-    oq_parallel_for(context->threads, x->rows, run_row, (void *)&j);
+    const row_job j = {x, factors, to, width};
+    oq_parallel_for(context->threads, rows, run_row, (void *)&j);
 }
 
 /* ---- columns ---------------------------------------------------------------------- */
+
+typedef struct {
+    const oq_byte_source *x;
+    const oq_real *factors;
+    const oq_byte_vectors *to;
+} column_job;
+
+OQ_INLINE oq_real at(const oq_byte_source *x, int64_t i, const bool real)
+{
+    return real ? x->real[i] : (oq_real)oq_float_of_bf16(x->half[i]);
+}
 
 /* Of a strip of columns, row by row: peaks [columns] of what its factor makes of a row; its codes. */
 OQ_INLINE void raise_peaks(const oq_byte_source *x, int64_t from, int64_t columns, oq_real factor,
@@ -133,7 +124,7 @@ OQ_INLINE void round_row(const oq_byte_source *x, int64_t from, int64_t columns,
     for (int64_t i = 0; i < columns; i++) codes[i] = code_of(at(x, from + i, real) * factor * inverse[i], zero);
 }
 
-OQ_INLINE void strip_of(const job *j, int64_t column, int64_t columns, const bool real)
+OQ_INLINE void strip_of(const column_job *j, int64_t column, int64_t columns, const bool real)
 {
     const oq_byte_source x = *j->x;
     oq_real steps[WIDE] = {0};
@@ -150,19 +141,19 @@ OQ_INLINE void strip_of(const job *j, int64_t column, int64_t columns, const boo
     }
 }
 
-OQ_VECTORIZED static void real_strip(const job *j, int64_t column, int64_t columns)
+OQ_VECTORIZED static void real_strip(const column_job *j, int64_t column, int64_t columns)
 {
     strip_of(j, column, columns, true);
 }
 
-OQ_VECTORIZED static void half_strip(const job *j, int64_t column, int64_t columns)
+OQ_VECTORIZED static void half_strip(const column_job *j, int64_t column, int64_t columns)
 {
     strip_of(j, column, columns, false);
 }
 
 static void run_strip(void *user, int64_t item, int worker)
 {
-    const job *j = user;
+    const column_job *j = user;
     const int64_t column = item * WIDE, columns = oq_least(WIDE, j->x->width - column);
     (void)worker;
     if (j->x->real)
@@ -174,7 +165,7 @@ static void run_strip(void *user, int64_t item, int worker)
 void oq_bytes_of_columns(const oq_context *context, const oq_byte_source *x, const oq_real *factors,
                          const oq_byte_vectors *to)
 {
-    const job j = {x, factors, to};
+    const column_job j = {x, factors, to};
     oq_parallel_for(context->threads, oq_pieces(x->width, WIDE), run_strip, (void *)&j);
 }
 

@@ -7,8 +7,8 @@
 #include "base/context.h"
 #include "base/real.h"
 
-/* x is about (codes - zero) scale: the largest of a vector becomes 127, the others the nearest multiple. A vector that is
- * not finite has the scale NaN. */
+/* x is about (codes - zero) scale: the largest of a vector becomes 127, the others the nearest multiple. A vector that
+ * is not finite has the scale NaN. */
 typedef struct {
     uint8_t *codes; /* [vectors, length]; int8_t where zero is 0 */
     oq_real *scale; /* [vectors] */
@@ -24,10 +24,10 @@ typedef struct {
 
 oq_code oq_byte_vectors_create(oq_context *context, int64_t vectors, int64_t length, uint8_t zero,
                                oq_byte_vectors *to);
-/* Its rows, each element times that of factors [width] first, unless NULL. */
-void oq_bytes_of_rows(const oq_context *context, const oq_byte_source *x, const oq_real *factors,
+/* The rows of x [rows, width], each element times that of factors [width] first, unless NULL. */
+void oq_bytes_of_rows(const oq_context *context, const oq_real *x, const oq_real *factors, int64_t rows, int64_t width,
                       const oq_byte_vectors *to);
-/* Its columns, each element times that of factors [rows] first, unless NULL. */
+/* The columns of x, each element times that of factors [rows] first, unless NULL. */
 void oq_bytes_of_columns(const oq_context *context, const oq_byte_source *x, const oq_real *factors,
                          const oq_byte_vectors *to);
 /* sums [vectors] of bytes [vectors, length]. */

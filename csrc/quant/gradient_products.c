@@ -107,7 +107,7 @@ oq_code oq_byte_gradient_of_input(oq_context *context, const oq_real *dy, const 
     else
         OQ_TRY(columns_of_numbers(context, w, out, in, &by));
     OQ_TRY(oq_byte_vectors_create(context, rows, out, MIDDLE, &gradient));
-    oq_bytes_of_rows(context, &(oq_byte_source){dy, NULL, rows, out}, w->centred ? w->scale : NULL, &gradient);
+    oq_bytes_of_rows(context, dy, w->centred ? w->scale : NULL, rows, out, &gradient);
     OQ_TRY(multiply(context, &gradient, NULL, &by, dx, rows, in, out, accumulate));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;

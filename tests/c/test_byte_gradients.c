@@ -40,7 +40,7 @@ static void rounds_to_the_nearest_codes(int64_t vectors, int64_t length) {
     draw_matrix(length, vectors); /* turned [vectors, length] */
     CHECK(oq_byte_vectors_create(&context, vectors, length, 128, &rows) == OQ_OK);
     CHECK(oq_byte_vectors_create(&context, vectors, length, 0, &columns) == OQ_OK);
-    oq_bytes_of_rows(&context, &(oq_byte_source){.real = turned, .rows = vectors, .width = length}, factors, &rows);
+    oq_bytes_of_rows(&context, turned, factors, vectors, length, &rows);
     oq_bytes_of_columns(&context, &(oq_byte_source){.real = x, .rows = length, .width = vectors}, factors, &columns);
     check_codes(&rows, turned, vectors, length);
     check_codes(&columns, turned, vectors, length);
@@ -59,7 +59,7 @@ static void odd_vectors_have_odd_scales(void) {
     x[LENGTH + 40] = (oq_real)NAN, x[2 * LENGTH + 68] = (oq_real)-INFINITY;
     for (int i = 3 * LENGTH; i < 4 * LENGTH; ++i) x[i] = OQ_REAL_MIN_NORMAL / 2;
     CHECK(oq_byte_vectors_create(&context, 4, LENGTH, 0, &rows) == OQ_OK);
-    oq_bytes_of_rows(&context, &(oq_byte_source){.real = x, .rows = 4, .width = LENGTH}, NULL, &rows);
+    oq_bytes_of_rows(&context, x, NULL, 4, LENGTH, &rows);
     CHECK(rows.scale[0] == 0 && isnan(rows.scale[1]) && isnan(rows.scale[2]));
     for (int i = 0; i < LENGTH; ++i) CHECK(rows.codes[i] == 0 && rows.codes[3 * LENGTH + i] == 0);
     oq_arena_destroy(context.arena);

@@ -39,7 +39,8 @@ static PyObject *runtime_info(PyObject *module, PyObject *unused)
     PyObject *const openmp = Py_False;
 #endif
     return Py_BuildValue("{s:z,s:s,s:s,s:s,s:O,s:i,s:s}", "onednn", oq_onednn_loaded() ? oq_onednn_version() : NULL,
-                         "cpu", oq_cpu_names(), "products", best_products(), "gradients", oq_prefers_byte_gradients() ? "int8" : "float", "openmp", openmp, "threads",
+                         "cpu", oq_cpu_names(), "products", best_products(), "gradients",
+                         oq_prefers_byte_gradients() ? "int8" : "float", "openmp", openmp, "threads",
                          oq_parallel_default_threads(), "real",
                          sizeof(oq_real) == sizeof(double) ? "float64" : "float32");
 }

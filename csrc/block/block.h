@@ -86,6 +86,11 @@ typedef struct {
 
 bool oq_has_linear(const oq_block_spec *spec, int linear);
 static inline bool oq_is_router(int linear) { return linear == OQ_ROUTER || linear == OQ_SHARED_ROUTER; }
+/* Whether it holds a matrix of every expert, one's rows under another's. */
+static inline bool oq_is_stacked(const oq_block_spec *spec, int linear)
+{
+    return spec->experts.count && (linear == OQ_GATE || linear == OQ_UP || linear == OQ_DOWN);
+}
 oq_linear_shape oq_shape_of(const oq_block_spec *spec, int linear);
 bool oq_has_norm(const oq_block_spec *spec, int norm);
 int64_t oq_norm_width(const oq_block_spec *spec, int norm);

@@ -29,8 +29,8 @@ bool oq_has_integer_linear(const oq_block_spec *spec, const oq_options *options,
 /* Whether its backward products take bytes; the gradient of an expert's input sums over that expert's own rows. */
 static bool has_byte_gradients(const oq_transformed *t, int linear)
 {
-    const bool experts = t->spec->experts.count && (linear == OQ_GATE || linear == OQ_UP || linear == OQ_DOWN);
-    const oq_linear_rows rows = experts ? oq_rows_of_expert(t->spec, linear, 0) : oq_all_rows(t->spec, linear);
+    const oq_linear_rows rows =
+        oq_is_stacked(t->spec, linear) ? oq_rows_of_expert(t->spec, linear, 0) : oq_all_rows(t->spec, linear);
     return t->options->byte_gradients && oq_quantizes(t->options, linear) && !oq_is_router(linear) &&
            oq_has_byte_gradients(rows.out);
 }

@@ -1,5 +1,6 @@
 #include "quant/byte_product.h"
 
+#include "base/size.h"
 #include "math/gemm_panels.h"
 #include "math/igemm.h"
 
@@ -62,8 +63,7 @@ static oq_code run_panel(const void *product, oq_panel panel)
     const int64_t bottom = panel.row + panel.rows, right = panel.column + panel.columns;
     for (int64_t column = panel.column; column < right; column += STRIP)
         for (int64_t row = panel.row; row < bottom; row += STRIP)
-            OQ_TRY(run_strip(product, row, bottom - row < STRIP ? bottom - row : STRIP, column,
-                             right - column < STRIP ? right - column : STRIP));
+            OQ_TRY(run_strip(product, row, oq_least(STRIP, bottom - row), column, oq_least(STRIP, right - column)));
     return OQ_OK;
 }
 

@@ -173,7 +173,7 @@ static oq_code place_linear(builder *b, int which)
     const int64_t E = spec->experts.count;
     oq_runtime_linear unused = {0}; /* the first pass has no array yet */
     void *at;
-    if (!E || (which != OQ_GATE && which != OQ_UP && which != OQ_DOWN))
+    if (!oq_is_stacked(spec, which))
         return place_rows(b, oq_all_rows(spec, which), &b->block->linear[which]);
     OQ_TRY(take(b, (size_t)E, sizeof unused, &at));
     b->block->of_expert[which] = at;

@@ -82,7 +82,11 @@ def dynamic_quantize_matmul(shape: Shape, weights: Weights, threads: int) -> Cal
 # --- OpenVINO -----------------------------------------------------------------------------------------------
 
 
-def openvino(shape: Shape, weights: Weights, threads: int) -> Call:
+def openvino(shape: Shape, weights: Weights, threads: int, rounded: int | None = None) -> Call:
+    """Inputs become 8 bits in groups of `rounded`; None: of 32, its default; 0: they do not.
+
+    They are multiplied in bfloat16 then, where the processor has it.
+    """
     ov = need("openvino")
     ops = importlib.import_module("openvino.opset15")
     blocks, bits = shape.k // weights.group, weights.bits
@@ -100,6 +104,8 @@ def openvino(shape: Shape, weights: Weights, threads: int) -> Call:
     w = ops.reshape(w, ops.constant(np.array([shape.n, shape.k])), False)
     model = ov.Model([ops.matmul(x, w, False, True)], [x], "g")
     config = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    if rounded is not None:
+        config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = rounded
     request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
     feed = {0: make_x(shape)}
     return lambda: request.infer(feed, share_inputs=True, share_outputs=True)

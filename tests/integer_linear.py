@@ -9,7 +9,7 @@ import omniquant
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-MOST_FIXED = np.float32(127 * 65536 + 127 * 256 + 127)
+SEGMENT = 128  # inputs of a group that have a step of their own in fixed point
 
 
 def group_slices(width: int, group: int) -> list[slice]:
@@ -55,37 +55,37 @@ def quantized_linear(x, layer, bits, group, activation_bits, symmetric_activatio
     return y if bias is None else y + bias
 
 
-def fixed_point(x: F32) -> tuple[I64, F32]:
-    """x [rows, group] as whole multiples of a power of two a row."""
+def fixed_point(x: F32, planes: int) -> tuple[I64, F32]:
+    """x [rows, segment] as whole multiples of a step a row."""
     most = np.abs(x).max(axis=1, keepdims=True)
-    step = np.ones_like(most)
-    for row in range(len(x)):
-        if most[row] == 0:
-            continue
-        exponent = -126
-        while most[row] > MOST_FIXED * np.float32(2.0**exponent):
-            exponent += 1
-        step[row] = np.float32(2.0**exponent)
-    return np.rint(x.astype(np.float64) / step.astype(np.float64)).astype(np.int64), step
+    step = np.maximum(most / np.float32(127 * 256 ** (planes - 1)), np.finfo(np.float32).tiny)
+    return np.rint(x * (1 / step)).astype(np.int64), step
 
 
-def digits(q: I64) -> list[I64]:
-    """High, middle and low balanced digits of base 256."""
+def digits(q: I64, planes: int) -> list[I64]:
+    """Balanced digits of base 256, high ones first."""
+    if planes == 1:
+        return [q]
     low = (q + 128) % 256 - 128
-    rest = (q - low) // 256
-    middle = (rest + 128) % 256 - 128
-    return [(rest - middle) // 256, middle, low]
+    return [*digits((q - low) // 256, planes - 1), low]
 
 
-def float_linear(x, layer, bits, group, bias=None) -> F32:
-    """Float activations as three planes of fixed point a group."""
+def fixed_linear(x, layer, bits, group, planes, bias=None) -> F32:
+    """Activations in fixed point, at 16 bits (two planes) or 24."""
     codes, scales, zero_points = layer
     y = np.zeros((len(x), len(codes)), np.float32)
     weights = centred_weights(codes, zero_points, bits, group)
     for g, part in enumerate(group_slices(codes.shape[1], group)):
-        q, step = fixed_point(x[:, part])
-        for run in runs(q):
-            planes = [(d[:, run] @ weights[g][:, run].T).astype(np.float32) for d in digits(q)]
-            together = (planes[0] * np.float32(256) + planes[1]) * np.float32(256) + planes[2]
-            y += together * scales[:, g] * step
+        for segment in group_slices(weights[g].shape[1], SEGMENT):
+            q, step = fixed_point(x[:, part][:, segment], planes)
+            sums = [d @ weights[g][:, segment].T for d in digits(q, planes)]
+            y += joined(sums) * scales[:, g] * step
     return y if bias is None else y + bias
+
+
+def joined(sums: list[I64]) -> F32:
+    """Two planes are added up exactly, three rounded from the left."""
+    if len(sums) == 2:
+        return (sums[0] * 256 + sums[1]).astype(np.float32)
+    high, middle, low = (s.astype(np.float32) for s in sums)
+    return (high * np.float32(256) + middle) * np.float32(256) + low

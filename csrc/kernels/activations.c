@@ -5,9 +5,7 @@
 #include "base/parallel.h"
 #include "kernels/kernel.h"
 
-enum { ROW_CHUNK = 8, PLANES = 3, LANES = 32 };
-
-static const float MOST_FIXED = 8355711.0f; /* 127 * 65536 + 127 * 256 + 127: three balanced digits */
+enum { ROW_CHUNK = 8, LANES = 32 };
 
 typedef struct {
     const oq_layout *layout;
@@ -84,7 +82,12 @@ OQ_VECTORIZED static void quantize_row(const job *j, int64_t row)
         }
 }
 
-/* ---- one row in float ----------------------------------------------------- */
+/* ---- one row in fixed point ----------------------------------------------- */
+
+enum { MOST_PLANES = 3 };
+
+/* Balanced digits hold 127.5 times these at most: what x / step is rounded by on the way is room enough. */
+static const float MOST_FIXED[] = {[2] = 127 * 256, [3] = 127 * 65536};
 
 OQ_INLINE float largest(const float *x, int64_t n)
 {
@@ -92,60 +95,65 @@ OQ_INLINE float largest(const float *x, int64_t n)
     return (float)(range.hi > -range.lo ? range.hi : -range.lo);
 }
 
-/* The smallest power of two that brings |x| <= most into the range of three digits; no smaller than 2^-126. */
-static float fixed_step(float most)
+/* Brings |x| <= most into the range of the digits; no smaller than 2^-126, whose inverse is finite. */
+static float fixed_step(float most, int planes)
 {
-    int exponent;
-    if (most == 0) return 1;
-    (void)frexpf(most / MOST_FIXED, &exponent); /* < 2^exponent */
-    float step = ldexpf(1, exponent > -125 ? exponent - 1 : -126);
-    while (most > MOST_FIXED * step) step *= 2;
-    return step;
+    const float step = most / MOST_FIXED[planes];
+    return step > FLT_MIN ? step : FLT_MIN;
 }
 
-/* Digits of x / step in base 256, each -128..127; sums of the three. */
-OQ_INLINE void split_segment(const float *x, int64_t n, float inverse, int8_t *high, int8_t *middle, int8_t *low,
-                             int32_t sums[PLANES])
+/* Digits of x / step in base 256, each -128..127, highest plane first; and their sums. */
+OQ_INLINE void split_segment(const float *x, int64_t n, float inverse, int8_t *a, int64_t stride, const int planes,
+                             int32_t sums[MOST_PLANES])
 {
-    int32_t sum0 = 0, sum1 = 0, sum2 = 0;
+    int32_t high = 0, middle = 0, low = 0;
     for (int64_t i = 0; i < n; i++) {
         const int32_t q = (int32_t)rintf(x[i] * inverse);
         const int32_t d0 = ((q + 128) & 255) - 128, q1 = (q - d0) / 256;
-        const int32_t d1 = ((q1 + 128) & 255) - 128, d2 = (q1 - d1) / 256;
-        high[i] = (int8_t)d2;
-        middle[i] = (int8_t)d1;
-        low[i] = (int8_t)d0;
-        sum2 += d2;
-        sum1 += d1;
-        sum0 += d0;
+        const int32_t d1 = planes == 3 ? ((q1 + 128) & 255) - 128 : q1, d2 = (q1 - d1) / 256;
+        if (planes == 3) a[i] = (int8_t)d2;
+        a[(planes - 2) * stride + i] = (int8_t)d1;
+        a[(planes - 1) * stride + i] = (int8_t)d0;
+        high += d2;
+        middle += d1;
+        low += d0;
     }
-    sums[0] = sum2;
-    sums[1] = sum1;
-    sums[2] = sum0;
+    sums[0] = high;
+    sums[planes - 2] = middle;
+    sums[planes - 1] = low;
+}
+
+/* A segment of a row, padded with zeros to whole units; returns its step. */
+OQ_INLINE float split(const float *x, int64_t n, int64_t padded, int8_t *a, int64_t stride, int32_t *pairs,
+                      int64_t segments, const int planes)
+{
+    int32_t sums[MOST_PLANES];
+    const float step = fixed_step(largest(x, n), planes);
+    split_segment(x, n, 1 / step, a, stride, planes, sums);
+    for (int p = 0; p < planes; p++) {
+        memset(a + p * stride + n, 0, (size_t)(padded - n));
+        pairs[p * segments] = pair_of(0, sums[p]);
+    }
+    return step;
 }
 
 OQ_VECTORIZED static void split_row(const job *j, int64_t row)
 {
     const oq_layout *l = j->layout;
-    const int64_t stride = j->to->stride;
+    const int planes = j->to->planes;
     const float *x = j->x + row * l->in;
-    int8_t *a = j->to->codes + row * PLANES * stride;
-    int32_t *pair = j->to->pairs + row * PLANES * l->segments, sums[PLANES];
-    for (int64_t g = 0; g < l->groups; g++) {
-        const float step = fixed_step(largest(x, oq_group_length(l, g)));
-        j->to->scales[row * l->groups + g] = step;
+    int8_t *a = j->to->codes + row * planes * j->to->stride;
+    int32_t *pairs = j->to->pairs + row * planes * l->segments;
+    float *step = j->to->scales + row * l->segments;
+    for (int64_t g = 0; g < l->groups; g++)
         for (int64_t done = 0, n; done < oq_group_length(l, g); done += n, x += n) {
             n = oq_least(OQ_SEGMENT, oq_group_length(l, g) - done);
             const int64_t padded = oq_segment_units(l, n) * l->unit;
-            split_segment(x, n, 1 / step, a, a + stride, a + 2 * stride, sums);
-            for (int p = 0; p < PLANES; p++) {
-                memset(a + p * stride + n, 0, (size_t)(padded - n));
-                pair[p * l->segments] = pair_of(0, sums[p]);
-            }
+            *step++ = planes == 2 ? split(x, n, padded, a, j->to->stride, pairs, l->segments, 2)
+                                  : split(x, n, padded, a, j->to->stride, pairs, l->segments, 3);
             a += padded;
-            pair++;
+            pairs++;
         }
-    }
 }
 
 /* ---- all rows ------------------------------------------------------------- */
@@ -203,13 +211,13 @@ oq_code oq_activations_make(oq_context *context, const oq_qlinear *linear, const
                             int64_t rows, oq_activations *to)
 {
     const oq_layout *l = &linear->layout;
-    const bool quantized = oq_is_quantized(linear->spec.activation);
+    const int planes = oq_planes_of(linear->spec.activation);
     /* One cache line more than a multiple of 4096 bytes: rows should not meet in one set of the cache. */
     const int64_t stride = oq_pieces(l->units * l->unit, 64) * 64 + 64;
-    *to = (oq_activations){.rows = rows, .planes = quantized ? 1 : PLANES, .stride = stride};
-    OQ_NEW(context, to->codes, rows * to->planes * stride);
-    OQ_NEW(context, to->pairs, rows * to->planes * l->segments);
-    OQ_NEW(context, to->scales, rows * (quantized ? 1 : l->groups));
+    *to = (oq_activations){.rows = rows, .planes = planes, .stride = stride};
+    OQ_NEW(context, to->codes, rows * planes * stride);
+    OQ_NEW(context, to->pairs, rows * planes * l->segments);
+    OQ_NEW(context, to->scales, rows * (planes == 1 ? 1 : l->segments));
     job j = {.layout = l, .spec = &linear->spec, .x = x + first * l->in, .rows = rows, .to = to};
     atomic_init(&j.bad_row, rows);
     oq_parallel_for(context->threads, oq_pieces(rows, ROW_CHUNK), run_chunk, &j);

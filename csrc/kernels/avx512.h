@@ -42,18 +42,22 @@ INLINE void correct(__m512i *sum, __m512i columns, const int32_t *pair)
     __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(*sum) : "v"(columns), "m"(*pair));
 }
 
-/* The three planes of a float's product: 65536 high + 256 middle + low, rounded from the left. */
-INLINE __m512 join(__m512i high, __m512i middle, __m512i low)
+/* The sums of all planes in float: 256 high + low, exact before it is rounded, or 65536 high + 256 middle + low,
+ * rounded from the left. */
+INLINE __m512 join(const __m512i *sums, const int planes)
 {
     const __m512 base = _mm512_set1_ps(256);
-    const __m512 sum = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(high), base), _mm512_cvtepi32_ps(middle));
-    return _mm512_add_ps(_mm512_mul_ps(sum, base), _mm512_cvtepi32_ps(low));
+    if (planes == 1) return _mm512_cvtepi32_ps(sums[0]);
+    if (planes == 2) return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sums[0], 8), sums[1]));
+    const __m512 high =
+        _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[0]), base), _mm512_cvtepi32_ps(sums[1]));
+    return _mm512_add_ps(_mm512_mul_ps(high, base), _mm512_cvtepi32_ps(sums[2]));
 }
 
 /* Before a row's first run there is nothing to add to: zero. */
 INLINE __mmask16 sums_before(const oq_run *run) { return run->segment ? 0xffff : 0; }
 
-/* to [16] = before + sum scale, times x's scale of the group where it has one. */
+/* to [16] = before + sum scale, times x's scale of the segment where it has one. */
 INLINE void add_scaled(__mmask16 before, float *to, __m512 sum, __m512 scale, const float *x_scale)
 {
     sum = _mm512_mul_ps(sum, scale);

@@ -5,9 +5,10 @@
 #include "kernels/layout.h"
 
 /* Some rows of activations times some tiles of one panel, over all inputs:
- *   sums [rows, OQ_PANEL] = sum over groups of float(T) scale,  T = sum (a - z_a)(w - z_w), an exact integer.
- * Float activations come as three planes, three rows each: T = 65536 T2 + 256 T1 + T0, rounded to float from the
- * left, and the product times x's scale of the group, a power of two; then sums has a row for every three. */
+ *   sums [rows, OQ_PANEL] = sum over runs of float(T) scale,  T = sum (a - z_a)(w - z_w), an exact integer.
+ * Activations in fixed point come as two or three planes, as many rows each, and sums has a row for all of them:
+ *   sum over segments of float(T) scale x_scale,  T = 256 T1 + T0, exact, or 65536 T2 + 256 T1 + T0, rounded to
+ * float from the left. */
 typedef struct {
     const oq_layout *layout;
     const uint8_t *codes; /* of the first tile */
@@ -18,7 +19,8 @@ typedef struct {
     int64_t width;         /* outputs of the panel: the stride of scales and code_sums */
     const int8_t *a;       /* [rows, a_stride] */
     const int32_t *pairs;  /* [rows, segments] */
-    const float *x_scales; /* [rows / 3, groups]; NULL unless float */
+    const float *x_scales; /* [rows / planes, segments]; NULL for one plane */
+    int planes;
     int64_t a_stride;
     float *sums;
 } oq_tiles;
@@ -41,7 +43,7 @@ static inline bool oq_next_run(const oq_layout *l, oq_run *run)
         run->done = 0;
     }
     if (run->group == l->groups) return false;
-    run->length = oq_least(OQ_RUN, oq_group_length(l, run->group) - run->done);
+    run->length = oq_least(l->run, oq_group_length(l, run->group) - run->done);
     run->segments = oq_pieces(run->length, OQ_SEGMENT);
     run->units = oq_segment_units(l, run->length); /* whole segments are whole units */
     return true;
@@ -53,7 +55,7 @@ static inline int64_t oq_unit_stride(const oq_tiles *t) { return t->width / OQ_T
 typedef struct oq_kernel {
     const char *name;
     bool (*available)(void);
-    int most_rows; /* a multiple of 3 */
+    int most_rows; /* a multiple of 6, or 3 */
     int row_step;  /* of activations: others than multiples waste some */
     oq_code (*multiply)(const oq_tiles *args, int rows, int tiles);
 } oq_kernel;

@@ -29,7 +29,8 @@ enum {
     OQ_MOST_UNIT = 32   /* inputs */
 };
 
-oq_layout oq_layout_of(int64_t in, int64_t group, int bits);
+/* `planes` of activations: a segment of fixed point is a run of its own, as it has a step of its own. */
+oq_layout oq_layout_of(int64_t in, int64_t group, int bits, int planes);
 
 /* Inputs of group g. */
 static inline int64_t oq_group_length(const oq_layout *l, int64_t g)

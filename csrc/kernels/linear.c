@@ -57,6 +57,7 @@ static oq_tiles tiles_of(const product *p, int64_t panel, int64_t width)
                       .zeros = q->zeros ? q->zeros + panel * OQ_PANEL * l->groups : NULL,
                       .zero_stride = q->zeros ? width : 0,
                       .width = width,
+                      .planes = p->x->planes,
                       .a_stride = p->x->stride};
 }
 
@@ -75,7 +76,7 @@ static oq_code multiply_panel(const product *p, int64_t panel, int64_t begin, in
         rows = oq_least(oq_pieces(rows, step) * step, end - row);
         t.a = p->x->codes + row * planes * p->x->stride;
         t.pairs = p->x->pairs + row * planes * q->layout.segments;
-        t.x_scales = planes == 1 ? NULL : p->x->scales + row * q->layout.groups;
+        t.x_scales = planes == 1 ? NULL : p->x->scales + row * q->layout.segments;
         t.sums = sums;
         OQ_TRY(p->kernel->multiply(&t, (int)rows * planes, (int)tiles));
         finish(p, row, rows, panel, sums);
@@ -143,7 +144,7 @@ bool oq_qlinear_shares(const oq_qlinear *a, const oq_qlinear *b)
         a->spec.keep_min != b->spec.keep_min)
         return false;
     return a->layout.in == b->layout.in && a->layout.group == b->layout.group &&
-           a->layout.unit == b->layout.unit && oq_is_quantized(p) == oq_is_quantized(q) &&
+           a->layout.unit == b->layout.unit && oq_planes_of(p) == oq_planes_of(q) &&
            (!oq_is_quantized(p) || (p.bits == q.bits && p.symmetric == q.symmetric &&
                                     p.full_range == q.full_range && p.scale_bits == q.scale_bits));
 }

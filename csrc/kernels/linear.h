@@ -1,9 +1,9 @@
 /* A linear layer on packed integer weights:  y [rows, out] = x [rows, in] W^T + bias,
  * W = (codes - zero_points) scales at 2 to 8 bits, one scale a group of inputs.
  *
- * Activations are quantized per token on the fly (2 to 8 bits, the arithmetic of quant/quantizer.h), or float.
- * Either way the product is one of integers: a float x becomes 24-bit fixed point a group, its step at most
- * 2^-22 of the group's largest value, in three planes of 8 bits.  Integer sums are exact and what is done
+ * Activations are quantized per token on the fly (2 to 8 bits, the arithmetic of quant/quantizer.h), or become fixed
+ * point: every 128 inputs at most have a step, 1/32512 of their largest value at 16 bits and 1/8323072 at more, in two
+ * or three planes of 8 bits.  Either way the product is one of integers.  Integer sums are exact and what is done
  * in float is done in one order, so the result is the same bits for every kernel and any number of threads.
  *
  *     size_t bytes;
@@ -26,7 +26,7 @@ typedef struct {
     int bits;                /* 2..8; 5, 6 and 7 are stored as 8 */
     bool symmetric;          /* every zero point is 2^(bits - 1) */
     bool bias;               /* y += bias */
-    oq_quantizer activation; /* 2..8 bits: one grid a token; 16 bits and more: float */
+    oq_quantizer activation; /* 2..8 bits: one grid a token; 16 bits and more: fixed point */
     bool clipped;            /* a token's extremes are first multiplied by these */
     float keep_max, keep_min;
 } oq_qlinear_spec;
@@ -42,10 +42,17 @@ typedef struct {
 
 struct oq_kernel;
 
+/* Planes of bytes that activations of so many bits become. */
+static inline int oq_planes_of(oq_quantizer activation)
+{
+    return oq_is_quantized(activation) ? 1 : activation.bits == 16 ? 2 : 3;
+}
+
 /* Inputs are cut into groups, those into segments of at most 128, padded to whole units: see layout.h. */
 typedef struct {
     int64_t in, group, groups;
     int64_t segments;    /* of all groups */
+    int64_t run;         /* inputs of a group added up as integers at most */
     int64_t unit, units; /* inputs a unit, units of all segments */
     int64_t unit_bytes;  /* of 16 outputs */
     int stored_bits;     /* 2, 3, 4, 8 */
@@ -57,7 +64,7 @@ typedef struct {
     oq_layout layout;
     const uint8_t *codes;
     const float *scales;
-    const int16_t *sums;                   /* of a segment's codes; one panel of zeros beside floats */
+    const int16_t *sums;                   /* of a segment's codes; one panel of zeros beside fixed point */
     const uint8_t *zeros;                  /* NULL when symmetric */
     const float *bias;                     /* NULL without one */
     const struct oq_kernel *kernel, *wide; /* the latter for many rows */
@@ -66,11 +73,11 @@ typedef struct {
 /* x of `rows` tokens as integers, in the arena of the call that made them. */
 typedef struct {
     int64_t rows;
-    int planes;     /* 1, or 3 for float */
+    int planes;     /* 1; 2 or 3 of fixed point */
     int64_t stride; /* codes of a plane of a row */
     int8_t *codes;  /* [rows, planes, stride], a' = code - 128 */
     int32_t *pairs; /* [rows, planes, segments]: -z' and -sum(a' - z'), 16 bits each */
-    float *scales;  /* [rows], or [rows, groups] for float */
+    float *scales;  /* [rows], or [rows, segments] of fixed point */
 } oq_activations;
 
 /* Bytes a layer takes, a multiple of 64; OQ_INVALID_ARGUMENT where the spec makes no sense. */

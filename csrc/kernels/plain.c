@@ -34,24 +34,27 @@ OQ_VECTORIZED static void add_scaled(const oq_tiles *t, const oq_run *run, int r
         for (int i = 0; i < lanes; i++) t->sums[r * OQ_PANEL + i] += (float)total[r][i] * scale[i];
 }
 
+/* The planes of output i. */
+OQ_INLINE float join(int32_t (*total)[OQ_PANEL], int planes, int i)
+{
+    if (planes == 2) return (float)(total[0][i] * 256 + total[1][i]);
+    return ((float)total[0][i] * 256.0f + (float)total[1][i]) * 256.0f + (float)total[2][i];
+}
+
 OQ_VECTORIZED static void add_planes(const oq_tiles *t, const oq_run *run, int rows, int lanes,
                                      int32_t (*total)[OQ_PANEL])
 {
     const float *scale = t->scales + run->group * t->width;
-    for (int r = 0; r < rows / 3; r++) {
-        const float x_scale = t->x_scales[r * t->layout->groups + run->group];
-        for (int i = 0; i < lanes; i++) {
-            const float high = (float)total[3 * r][i] * 256.0f + (float)total[3 * r + 1][i];
-            const float sum = high * 256.0f + (float)total[3 * r + 2][i];
-            t->sums[r * OQ_PANEL + i] += sum * scale[i] * x_scale;
-        }
+    for (int r = 0; r < rows / t->planes; r++, total += t->planes) {
+        const float x_scale = t->x_scales[r * t->layout->segments + run->segment];
+        for (int i = 0; i < lanes; i++) t->sums[r * OQ_PANEL + i] += join(total, t->planes, i) * scale[i] * x_scale;
     }
 }
 
 void oq_finish_run(const oq_tiles *t, const oq_run *run, int rows, int lanes, int32_t (*total)[OQ_PANEL])
 {
     correct(t, run, rows, lanes, total);
-    if (t->x_scales)
+    if (t->planes > 1)
         add_planes(t, run, rows, lanes, total);
     else
         add_scaled(t, run, rows, lanes, total);

@@ -18,7 +18,7 @@ enum {
     INPUTS = 4 * QUADS, /* of a tile */
     PAIR = 2 * OQ_AMX_ROWS,
     ROWS = 2 * PAIR, /* through what is unpacked before others: its runs' codes stay near */
-    PLANES = 3 * PAIR /* the same of floats, whose three planes are flushed together */
+    PLANES = 3 * PAIR /* the same of three planes, which are flushed together */
 };
 
 /* A run, or a stretch of one, and where it is unpacked. */
@@ -139,13 +139,12 @@ VNNI static void correct_long(const oq_tiles *t, const piece *x, panel *p, int r
 
 /* Rows of some tiles: t->sums += float(total) scale. */
 INLINE void flush_tiles(const oq_tiles *t, const oq_run *run, const panel *p, int row, int rows, int first,
-                        const int tiles, const bool planes)
+                        const int tiles, const int planes)
 {
-    const int step = planes ? 3 : 1;
-    const int64_t segments = t->layout->segments, groups = t->layout->groups, lane = first * OQ_TILE;
+    const int64_t segments = t->layout->segments, lane = first * OQ_TILE;
     const int32_t *pairs = t->pairs + row * segments + run->segment;
-    const float *x_scale = planes ? t->x_scales + row / 3 * groups + run->group : NULL;
-    float *to = t->sums + row / step * OQ_PANEL + lane;
+    const float *x_scale = planes > 1 ? t->x_scales + row / planes * segments + run->segment : NULL;
+    float *to = t->sums + row / planes * OQ_PANEL + lane;
     const __mmask16 before = sums_before(run);
     __m512i columns[OQ_PANEL_TILES];
     __m512 scales[OQ_PANEL_TILES];
@@ -155,23 +154,23 @@ INLINE void flush_tiles(const oq_tiles *t, const oq_run *run, const panel *p, in
                                        : columns_of(t, run, lane + n * OQ_TILE, run->segment);
         scales[n] = _mm512_loadu_ps(t->scales + run->group * t->width + lane + n * OQ_TILE);
     }
-    for (int r = row; r < row + rows; r += step, to += OQ_PANEL, pairs += step * segments) {
+    for (int r = row; r < row + rows; r += planes, to += OQ_PANEL, pairs += planes * segments) {
         UNROLL for (int n = 0; n < tiles; n++)
         {
             __m512i sums[3];
-            for (int i = 0; i < step; i++) {
+            UNROLL for (int i = 0; i < planes; i++)
+            {
                 sums[i] = _mm512_loadu_si512(&p->total[r + i][lane + n * OQ_TILE]);
                 correct(&sums[i], columns[n], pairs + i * segments);
             }
-            const __m512 sum = planes ? join(sums[0], sums[1], sums[2]) : _mm512_cvtepi32_ps(sums[0]);
-            add_scaled(before, to + n * OQ_TILE, sum, scales[n], x_scale);
+            add_scaled(before, to + n * OQ_TILE, join(sums, planes), scales[n], x_scale);
         }
-        if (planes) x_scale += groups;
+        if (planes > 1) x_scale += segments;
     }
 }
 
 INLINE void flush_kind(const oq_tiles *t, const oq_run *run, const panel *p, int row, int rows, int tiles,
-                       const bool planes)
+                       const int planes)
 {
     if (tiles == OQ_PANEL_TILES)
         flush_tiles(t, run, p, row, rows, 0, OQ_PANEL_TILES, planes);
@@ -183,10 +182,12 @@ VNNI static void flush(const oq_tiles *t, const piece *x, panel *p, int row, int
 {
     const oq_run *run = &x->run;
     if (run->segments > 1) correct_long(t, x, p, row, rows);
-    if (t->x_scales)
-        flush_kind(t, run, p, row, rows, tiles, true);
+    if (t->planes == 1)
+        flush_kind(t, run, p, row, rows, tiles, 1);
+    else if (t->planes == 2)
+        flush_kind(t, run, p, row, rows, tiles, 2);
     else
-        flush_kind(t, run, p, row, rows, tiles, false);
+        flush_kind(t, run, p, row, rows, tiles, 3);
 }
 
 /* ---- a panel -------------------------------------------------------------------------- */
@@ -250,7 +251,7 @@ static void prepare(const oq_tiles *t, panel *p, int tiles)
 
 static void finish_block(const oq_tiles *t, panel *p, int rows, int tiles)
 {
-    const int some = t->x_scales ? PLANES : ROWS, step = t->x_scales ? PLANES : PAIR;
+    const int some = t->planes == 3 ? PLANES : ROWS, step = t->planes == 3 ? PLANES : PAIR;
     prepare(t, p, tiles);
     for (int row = 0; row < rows; row += some) add_rows(t, p, row, (int)oq_least(row + some, rows), step, tiles);
     p->count = 0;

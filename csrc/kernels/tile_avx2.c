@@ -297,22 +297,40 @@ AVX2 static void scale(const oq_tiles *t, const oq_run *run, int rows, int lanes
                        _mm256_mul_ps(in_float(total[r] + lane), _mm256_loadu_ps(scales + lane)));
 }
 
-/* The same of three planes. */
-AVX2 static void scale_planes(const oq_tiles *t, const oq_run *run, int rows, int lanes, const panel_sums *total)
+/* The sums of two planes or three, as join in plain.c. */
+INLINE __m256 join(const panel_sums *total, int lane, const int planes)
 {
     const __m256 base = _mm256_set1_ps(256);
+    if (planes == 2)
+        return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(oq_load_words(total[0] + lane), 8),
+                                                   oq_load_words(total[1] + lane)));
+    const __m256 high = _mm256_add_ps(_mm256_mul_ps(in_float(total[0] + lane), base), in_float(total[1] + lane));
+    return _mm256_add_ps(_mm256_mul_ps(high, base), in_float(total[2] + lane));
+}
+
+/* The same of planes. */
+INLINE void scale_planes(const oq_tiles *t, const oq_run *run, int rows, int lanes, const panel_sums *total,
+                         const int planes)
+{
     const float *scales = t->scales + run->group * t->width;
-    for (int r = 0; r < rows / 3; r++, total += 3) {
-        const __m256 x_scale = _mm256_set1_ps(t->x_scales[r * t->layout->groups + run->group]);
+    for (int r = 0; r < rows / planes; r++, total += planes) {
+        const __m256 x_scale = _mm256_set1_ps(t->x_scales[r * t->layout->segments + run->segment]);
         UNROLL for (int lane = 0; lane < lanes; lane += LANES)
         {
-            __m256 sum = in_float(total[0] + lane);
-            sum = _mm256_add_ps(_mm256_mul_ps(sum, base), in_float(total[1] + lane));
-            sum = _mm256_add_ps(_mm256_mul_ps(sum, base), in_float(total[2] + lane));
-            sum = _mm256_mul_ps(_mm256_mul_ps(sum, _mm256_loadu_ps(scales + lane)), x_scale);
-            add_floats(t->sums + r * OQ_PANEL + lane, sum);
+            const __m256 sum = _mm256_mul_ps(join(total, lane, planes), _mm256_loadu_ps(scales + lane));
+            add_floats(t->sums + r * OQ_PANEL + lane, _mm256_mul_ps(sum, x_scale));
         }
     }
+}
+
+AVX2 static void flush(const oq_tiles *t, const oq_run *run, int rows, int lanes, const panel_sums *total)
+{
+    if (t->planes == 1)
+        scale(t, run, rows, lanes, total);
+    else if (t->planes == 2)
+        scale_planes(t, run, rows, lanes, total, 2);
+    else
+        scale_planes(t, run, rows, lanes, total, 3);
 }
 
 static oq_code multiply(const oq_tiles *t, int rows, int tiles)
@@ -331,7 +349,7 @@ static oq_code multiply(const oq_tiles *t, int rows, int tiles)
             else
                 add_block(t, &s, run.unit + done, units, rows, tiles, total);
         }
-        (t->x_scales ? scale_planes : scale)(t, &run, rows, tiles * OQ_TILE, (const panel_sums *)total);
+        flush(t, &run, rows, tiles * OQ_TILE, (const panel_sums *)total);
     }
     return OQ_OK;
 }

@@ -69,7 +69,7 @@ VNNI static void correct_first(const oq_tiles *t, const oq_run *run, int64_t lan
 
 /* t->sums += float(sums) scale. */
 INLINE void flush(const oq_tiles *t, const oq_run *run, int64_t lane, __m512i sums[ROWS][TILES], const int rows,
-                  const int tiles, const bool planes)
+                  const int tiles, const int planes)
 {
     const int64_t last = run->segment + run->segments - 1;
     const __mmask16 before = sums_before(run);
@@ -80,18 +80,18 @@ INLINE void flush(const oq_tiles *t, const oq_run *run, int64_t lane, __m512i su
         const __m512 scale = _mm512_loadu_ps(t->scales + run->group * t->width + first);
         float *to = t->sums + first;
         UNROLL for (int r = 0; r < rows; r++) correct(&sums[r][n], columns, t->pairs + r * t->layout->segments + last);
-        UNROLL for (int r = 0; r < rows; r += planes ? 3 : 1, to += OQ_PANEL)
+        UNROLL for (int r = 0; r < rows; r += planes, to += OQ_PANEL)
         {
-            const __m512 sum =
-                planes ? join(sums[r][n], sums[r + 1][n], sums[r + 2][n]) : _mm512_cvtepi32_ps(sums[r][n]);
-            add_scaled(before, to, sum, scale,
-                       planes ? t->x_scales + r / 3 * t->layout->groups + run->group : NULL);
+            __m512i parts[3];
+            UNROLL for (int p = 0; p < planes; p++) parts[p] = sums[r + p][n];
+            add_scaled(before, to, join(parts, planes), scale,
+                       planes > 1 ? t->x_scales + r / planes * t->layout->segments + last : NULL);
         }
     }
 }
 
 INLINE void multiply_run(const oq_tiles *t, const oq_run *run, int64_t lane, const int rows, const int tiles,
-                         const int bits, const bool planes)
+                         const int bits, const int planes)
 {
     __m512i sums[ROWS][TILES];
     UNROLL for (int r = 0; r < rows; r++)
@@ -99,7 +99,7 @@ INLINE void multiply_run(const oq_tiles *t, const oq_run *run, int64_t lane, con
         UNROLL for (int n = 0; n < tiles; n++) sums[r][n] = _mm512_setzero_si512();
     }
     add_units(t, run, lane, sums, rows, tiles, bits);
-    if (run->segments > 1) {
+    if (planes == 1 && run->segments > 1) { /* planes have runs of one */
         int32_t block[ROWS][OQ_PANEL];
         UNROLL for (int r = 0; r < rows; r++)
         {
@@ -121,30 +121,35 @@ typedef void (*run_function)(const oq_tiles *t, const oq_run *run, int64_t lane)
     {                                                                                                             \
         multiply_run(t, run, lane, rows, tiles, bits, planes);                                                    \
     }
-#define DEFINE_THREE(tiles, bits) \
-    DEFINE(1, tiles, bits, false) \
-    DEFINE(2, tiles, bits, false) \
-    DEFINE(3, tiles, bits, false) \
-    DEFINE(3, tiles, bits, true)
-#define THREE(tiles, bits) \
-    run_1_##tiles##_##bits##_false, run_2_##tiles##_##bits##_false, run_3_##tiles##_##bits##_false
+#define DEFINE_FEW(tiles, bits) \
+    DEFINE(1, tiles, bits, 1)   \
+    DEFINE(2, tiles, bits, 1)   \
+    DEFINE(3, tiles, bits, 1)   \
+    DEFINE(2, tiles, bits, 2)   \
+    DEFINE(3, tiles, bits, 3)
+#define FEW(tiles, bits) run_1_##tiles##_##bits##_1, run_2_##tiles##_##bits##_1, run_3_##tiles##_##bits##_1
 #ifdef FEW_ROWS
-#define DEFINE_ROWS(tiles, bits) DEFINE_THREE(tiles, bits)
-#define NAMES(tiles, bits) {THREE(tiles, bits), run_3_##tiles##_##bits##_true}
+#define DEFINE_ROWS(tiles, bits) DEFINE_FEW(tiles, bits)
+#define NAMES(tiles, bits) {FEW(tiles, bits), run_2_##tiles##_##bits##_2, run_3_##tiles##_##bits##_3}
 #else
-#define DEFINE_ROWS(tiles, bits)  \
-    DEFINE_THREE(tiles, bits)     \
-    DEFINE(4, tiles, bits, false) \
-    DEFINE(5, tiles, bits, false) \
-    DEFINE(6, tiles, bits, false) \
-    DEFINE(6, tiles, bits, true)
-#define NAMES(tiles, bits)           \
-    {THREE(tiles, bits),             \
-     run_4_##tiles##_##bits##_false, \
-     run_5_##tiles##_##bits##_false, \
-     run_6_##tiles##_##bits##_false, \
-     run_3_##tiles##_##bits##_true,  \
-     run_6_##tiles##_##bits##_true}
+#define DEFINE_ROWS(tiles, bits) \
+    DEFINE_FEW(tiles, bits)      \
+    DEFINE(4, tiles, bits, 1)    \
+    DEFINE(5, tiles, bits, 1)    \
+    DEFINE(6, tiles, bits, 1)    \
+    DEFINE(4, tiles, bits, 2)    \
+    DEFINE(6, tiles, bits, 2)    \
+    DEFINE(6, tiles, bits, 3)
+#define NAMES(tiles, bits)       \
+    {FEW(tiles, bits),           \
+     run_4_##tiles##_##bits##_1, \
+     run_5_##tiles##_##bits##_1, \
+     run_6_##tiles##_##bits##_1, \
+     run_2_##tiles##_##bits##_2, \
+     run_4_##tiles##_##bits##_2, \
+     run_6_##tiles##_##bits##_2, \
+     run_3_##tiles##_##bits##_3, \
+     run_6_##tiles##_##bits##_3}
 #endif
 
 DEFINE_ROWS(1, 2)
@@ -156,13 +161,16 @@ DEFINE_ROWS(4, 3)
 DEFINE_ROWS(4, 4)
 DEFINE_ROWS(4, 8)
 
-/* [one tile, four][bits][rows - 1; then 3 and 6 rows of planes] */
-static const run_function functions[2][4][ROWS + ROWS / 3] = {
+/* Where a table's functions for so many planes begin, which have rows planes, 2 planes, ... to ROWS. */
+static const int first_of[] = {[1] = 0, [2] = ROWS, [3] = ROWS + ROWS / 2};
+
+/* [one tile, four][bits][first_of[planes] + rows / planes - 1] */
+static const run_function functions[2][4][ROWS + ROWS / 2 + ROWS / 3] = {
     {NAMES(1, 2), NAMES(1, 3), NAMES(1, 4), NAMES(1, 8)}, {NAMES(4, 2), NAMES(4, 3), NAMES(4, 4), NAMES(4, 8)}};
 
 static void multiply_tiles(const oq_tiles *t, int rows, int64_t lane, int tiles)
 {
-    const int bits = t->layout->stored_bits, column = t->x_scales ? ROWS + rows / 3 - 1 : rows - 1;
+    const int bits = t->layout->stored_bits, column = first_of[t->planes] + rows / t->planes - 1;
     const run_function multiply_one = functions[tiles == TILES][bits == 8 ? 3 : bits - 2][column];
     oq_run run = {0};
     while (oq_next_run(t->layout, &run)) multiply_one(t, &run, lane);

@@ -54,7 +54,7 @@ static bool place_all(const oq_qlinear_spec *s, const oq_layout *l, offsets *o)
 static oq_code measure(oq_context *context, const oq_qlinear_spec *spec, oq_layout *layout, offsets *o)
 {
     OQ_TRY(check_spec(context, spec));
-    *layout = oq_layout_of(spec->in, spec->group, spec->bits);
+    *layout = oq_layout_of(spec->in, spec->group, spec->bits, oq_planes_of(spec->activation));
     if (place_all(spec, layout, o)) return OQ_OK;
     return oq_fail(context, OQ_INVALID_ARGUMENT, "a linear of %lld x %lld at group size %lld is too large",
                    (long long)spec->out, (long long)spec->in, (long long)spec->group);

@@ -25,7 +25,7 @@ static oq_code copy_head(oq_context *context, oq_runtime_model *model, const oq_
     return OQ_OK;
 }
 
-/* Integers times scales are a symmetric layer of 8 or 4 bits; its activations stay float. */
+/* Integers times scales are a symmetric layer of 8 or 4 bits, its activations as exact as floats. */
 static oq_code pack_head(oq_context *context, oq_runtime_model *model, const oq_dense *head)
 {
     const int bits = head->kind == OQ_DENSE_BYTES ? 8 : 4;
@@ -36,7 +36,7 @@ static oq_code pack_head(oq_context *context, oq_runtime_model *model, const oq_
                                   .bits = bits,
                                   .symmetric = true,
                                   .bias = head->bias != NULL,
-                                  .activation = {.bits = 16}};
+                                  .activation = {.bits = 32}};
     const oq_mark mark = oq_arena_mark(context->arena);
     uint8_t *codes;
     float *scales;

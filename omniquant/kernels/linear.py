@@ -11,7 +11,7 @@ from omniquant.threads import resolve_threads
 
 F32 = npt.NDArray[np.float32]
 
-_ACTIVATION_BITS = {**{f"int{bits}": bits for bits in range(8, 1, -1)}, "float": 16}
+_ACTIVATION_BITS = {**{f"int{bits}": bits for bits in (16, *range(8, 1, -1))}, "float": 32}
 
 
 def available() -> tuple[str, ...]:
@@ -30,8 +30,9 @@ class Linear:
 
     Weights stay packed at their bits; a call quantizes x token by token as :func:`omniquant.fake_quantize`
     does (the same codes, scales and zero points), sums products of integers exactly and scales once a group.
-    With ``activations="float"`` x becomes 24-bit fixed point a group, its step at most 2⁻²² of the group's
-    largest value, which is about as exact as a float32 product.
+    With ``activations="int16"`` (A16 of a scheme) or ``"float"`` (A32) x becomes fixed point, with a step for
+    every 128 inputs of a group at most: 1/32512 of their largest value, which is finer than half precision,
+    or 1/8323072, which is as exact as a float32 product and takes half as long again.
 
     Parameters
     ----------
@@ -46,8 +47,8 @@ class Linear:
     group_size : int, optional
         Consecutive inputs that share a scale, 1 to K; None: the whole row. G = ceil(K / group_size), the last
         group may be shorter.
-    activations : {"int8", "int7", ..., "int2", "float"}, optional
-        What x becomes on the way: codes of so many bits with a scale a token, or float.
+    activations : {"int8", "int7", ..., "int2", "int16", "float"}, optional
+        What x becomes on the way: codes of so many bits with a scale a token, or fixed point.
     symmetric_activations : bool, optional
         One grid around zero a token (zero point 2^(n - 1)) rather than one from smallest to largest.
     full_range_activations : bool, optional

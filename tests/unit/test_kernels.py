@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from integer_linear import float_linear, quantized_linear, random_layer
+from integer_linear import fixed_linear, quantized_linear, random_layer
 
 import omniquant
 from omniquant.kernels import Linear, available
 
 KERNELS = available()
 BITS = (2, 3, 4, 8)
+PLANES = {"int16": 2, "float": 3}  # of activations in fixed point
 
 
 def linear(layer, kernel, **options):
@@ -45,12 +46,13 @@ def test_integer_sums_are_exact(bits, symmetric, kernel):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", BITS)
-def test_float_activations_have_the_promised_bits(bits, symmetric, kernel):
+def test_fixed_point_has_the_promised_bits(bits, symmetric, kernel):
     rng = np.random.default_rng(bits)
     for _ in range(60):
         x, layer, group = random_case(rng, bits, symmetric)
-        q = linear(layer, kernel, bits=bits, group_size=group, activations="float")
-        np.testing.assert_array_equal(q(x), float_linear(x, layer, bits, group))
+        for activations, planes in PLANES.items():
+            q = linear(layer, kernel, bits=bits, group_size=group, activations=activations)
+            np.testing.assert_array_equal(q(x), fixed_linear(x, layer, bits, group, planes))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -78,8 +80,9 @@ def test_long_rows(k, group, kernel):
         layer = random_layer(rng, 3, k, bits, group, symmetric=False)
         y = linear(layer, kernel, bits=bits, group_size=group)(x)
         np.testing.assert_array_equal(y, quantized_linear(x, layer, bits, group, 8))
-        y = linear(layer, kernel, bits=bits, group_size=group, activations="float")(x)
-        np.testing.assert_array_equal(y, float_linear(x, layer, bits, group))
+        for activations, planes in PLANES.items():
+            y = linear(layer, kernel, bits=bits, group_size=group, activations=activations)(x)
+            np.testing.assert_array_equal(y, fixed_linear(x, layer, bits, group, planes))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -93,7 +96,7 @@ def test_bits_between(bits, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("activations", ["int8", "int4", "float"])
+@pytest.mark.parametrize("activations", ["int8", "int4", "int16", "float"])
 def test_bias(activations, kernel):
     rng = np.random.default_rng(0)
     layer, x = (
@@ -120,22 +123,24 @@ def test_extremes_of_all_codes(bits, kernel):
             layer = codes, np.ones((17, 1), np.float32), np.full((17, 1), zero, np.uint8)
             y = linear(layer, kernel, bits=bits)(ones)
             np.testing.assert_array_equal(y, quantized_linear(ones, layer, bits, k, 8))
-            y = linear(layer, kernel, bits=bits, activations="float")(ones)
-            np.testing.assert_array_equal(y, float_linear(ones, layer, bits, k))
+            for activations, planes in PLANES.items():
+                y = linear(layer, kernel, bits=bits, activations=activations)(ones)
+                np.testing.assert_array_equal(y, fixed_linear(ones, layer, bits, k, planes))
 
 
 @pytest.mark.parametrize("size", [1e-42, 1e-38, 1.0, 1e30, 1.6e38])
-def test_float_activations_of_any_size(size):
+def test_fixed_point_of_any_size(size):
     rng = np.random.default_rng(0)
     codes, scales, zero_points = random_layer(rng, 20, 64, 4, 16, symmetric=False)
     layer = codes, scales * np.float32(min(1, 1e30 / size)), zero_points
     x = np.clip(rng.standard_normal((5, 64)) * size, -1.7e38, 1.7e38).astype(np.float32)
     x[0] = 0
     x[1, :16] = 0
-    expected = float_linear(x, layer, 4, 16)
-    for kernel in KERNELS:
-        y = linear(layer, kernel, bits=4, group_size=16, activations="float")(x)
-        np.testing.assert_array_equal(y, expected)
+    for activations, planes in PLANES.items():
+        expected = fixed_linear(x, layer, 4, 16, planes)
+        for kernel in KERNELS:
+            y = linear(layer, kernel, bits=4, group_size=16, activations=activations)(x)
+            np.testing.assert_array_equal(y, expected)
 
 
 def exact(x, w):
@@ -155,12 +160,12 @@ def test_equals_the_fake_quantized_product(bits, group, symmetric):
     options = {"bits": bits, "group_size": group or 0, "symmetric": symmetric}
     w_hat = omniquant.fake_quantize(w, **options)
     codes, scales, zero_points = omniquant.quantize(w, **options)
-    for activations, width in (("int8", 8), ("int4", 4), ("float", 16)):
-        x_hat = x if width == 16 else omniquant.fake_quantize(x, bits=width)
+    for activations, width in (("int8", 8), ("int4", 4), ("int16", 16), ("float", 32)):
+        x_hat = x if width >= 16 else omniquant.fake_quantize(x, bits=width)
         zeros = None if symmetric else zero_points
         y = Linear(codes, scales, zeros, bits=bits, group_size=group, activations=activations)(x)
         expected, size = exact(x_hat, w_hat)
-        assert (np.abs(y - expected) <= 1e-6 * size).all()
+        assert (np.abs(y - expected) <= (1e-4 if width == 16 else 1e-6) * size).all()
 
 
 def test_float_activations_are_as_exact_as_a_product_in_single_precision():
@@ -180,6 +185,20 @@ def test_float_activations_are_as_exact_as_a_product_in_single_precision():
         single += column[:, None] * weights
     y = Linear(codes, scales, zero_points, bits=4, activations="float")(x)
     assert np.abs(y - expected).max() <= 2 * np.abs(single - expected).max()
+
+
+def test_16_bits_are_finer_than_halves():
+    """Of activations as models have them, one in a segment 20 times the others."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((200, 1536)).astype(np.float32)
+    x = rng.standard_normal((30, 1536)).astype(np.float32)
+    x[:, 5::128] *= 20
+    codes, scales, zero_points = omniquant.quantize(w, bits=4)
+    w_hat = omniquant.fake_quantize(w, bits=4)
+    expected, _ = exact(x, w_hat)
+    halves, _ = exact(x.astype(np.float16), w_hat)
+    y = Linear(codes, scales, zero_points, bits=4, activations="int16")(x)
+    assert np.sqrt(np.mean((y - expected) ** 2)) < np.sqrt(np.mean((halves - expected) ** 2)) / 2
 
 
 def test_rows_in_blocks():

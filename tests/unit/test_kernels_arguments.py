@@ -83,7 +83,7 @@ def test_scales_and_biases_must_be_finite(value):
         make(bias=with_value(np.zeros(N, np.float32), 1, value))
 
 
-@pytest.mark.parametrize("activations", ["int8", "int4", "float"])
+@pytest.mark.parametrize("activations", ["int8", "int4", "int16", "float"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_x_must_be_finite(value, activations):
     layer = make(activations=activations)

@@ -12,7 +12,7 @@ import pytest
 import omniquant
 from omniquant.kernels import Linear
 
-ACTIVATIONS = ("int8", "int4", "float")
+ACTIVATIONS = ("int8", "int4", "int16", "float")
 
 
 def layers(threads, activations="int8"):

@@ -3,6 +3,7 @@
 #define OQ_KERNELS_AVX512_H
 
 #include <immintrin.h>
+#include <string.h>
 
 #include "kernels/kernel.h"
 
@@ -40,6 +41,22 @@ INLINE __m512i columns_of(const oq_tiles *t, const oq_run *run, int64_t lane, in
 INLINE void correct(__m512i *sum, __m512i columns, const int32_t *pair)
 {
     __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(*sum) : "v"(columns), "m"(*pair));
+}
+
+/* Where a run has several segments, 16 bits do not hold what corrects it for the zero points: sum(w) of each output
+ * and -sum(a - z_a) of a row in 32 bits. */
+VNNI static inline void add_segments(const oq_tiles *t, const oq_run *run, int32_t sums[OQ_PANEL])
+{
+    memset(sums, 0, OQ_PANEL * sizeof *sums);
+    for (int64_t s = run->segment; s < run->segment + run->segments; s++)
+        for (int64_t i = 0; i < t->width; i++) sums[i] += t->code_sums[s * t->width + i];
+}
+
+INLINE int32_t row_total(const oq_run *run, const int32_t *pairs)
+{
+    int32_t sum = 0;
+    for (int64_t s = run->segment; s < run->segment + run->segments; s++) sum += (int16_t)(pairs[s] >> 16);
+    return sum;
 }
 
 /* The sums of all planes in float: 256 high + low, exact before it is rounded, or 65536 high + 256 middle + low,

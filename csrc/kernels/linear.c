@@ -10,7 +10,7 @@ enum { ROW_BLOCK = 512 };
 /* An item's multiplications, some 10 us. Its rows are at least as many as hide reading the panel, and a multiple
  * of what kernels take at a time. */
 static const int64_t ITEM_PRODUCTS = (int64_t)1 << 20;
-enum { ITEM_ROWS = 48, ROW_STEP = 12, WIDE_ROWS = 32 };
+enum { ITEM_ROWS = 96, ROW_STEP = 12, WIDE_ROWS = 32 };
 
 typedef struct {
     const oq_qlinear *linear;

@@ -108,22 +108,6 @@ static void multiply_pair(const piece *x, const int8_t *a, const int8_t *below, 
 
 /* ---- what is done once a run ------------------------------------------------------- */
 
-/* Where a run has several segments, 16 bits do not hold what corrects it for the zero points: sum(w) of each output
- * and -sum(a - z_a) of a row in 32 bits. */
-VNNI static void add_segments(const oq_tiles *t, const oq_run *run, int32_t sums[OQ_PANEL])
-{
-    memset(sums, 0, OQ_PANEL * sizeof *sums);
-    for (int64_t s = run->segment; s < run->segment + run->segments; s++)
-        for (int64_t i = 0; i < t->width; i++) sums[i] += t->code_sums[s * t->width + i];
-}
-
-INLINE int32_t row_total(const oq_run *run, const int32_t *pairs)
-{
-    int32_t sum = 0;
-    for (int64_t s = run->segment; s < run->segment + run->segments; s++) sum += (int16_t)(pairs[s] >> 16);
-    return sum;
-}
-
 /* total -= z_a sum(w) + z_w sum(a - z_a). */
 VNNI static void correct_long(const oq_tiles *t, const piece *x, panel *p, int row, int rows)
 {

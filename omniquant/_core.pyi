@@ -94,11 +94,13 @@ def block_forward(
     lengths: npt.ArrayLike | None = None,
     shared: npt.ArrayLike | None = None,
     in_parts: bool = False,
+    bfloat16: bool = False,
     threads: int = 1,
 ) -> npt.NDArray[np.float32]:
     """One transformer block on windows x [N, T, H] -> [N, T, H]; activation None: nothing is quantized.
 
     in_parts: products of floats may be those of bfloat16 parts (AMX), 2^-16 from exact, three times as fast.
+    bfloat16: products of the linears and of attention take operands rounded to it.
 
     lengths [S], which sum to T: every window is S texts that do not see each other; row t of cos and sin is
     then that of token t's position in its text. shared [S]: how many tokens of the last text that shares none
@@ -115,6 +117,7 @@ def block_backward(
     *,
     activation: Mapping[str, int | bool] | None = None,
     bfloat16: bool = False,
+    byte_gradients: bool = False,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.float32]]]:
     """Return the gradients of x [T, H] and {"q.weight": [n d, H], "norm1.weight": [H], ...} from dy [T, H].
@@ -123,7 +126,9 @@ def block_backward(
 
     The forward pass is made again for it.
 
-    bfloat16: products of the linears take operands rounded to it.
+    bfloat16: products of the linears take operands rounded to it. byte_gradients: on the way back, to bytes,
+    where no sum is too long for 32 bits.
+
     """
 
 def token_nll(
@@ -158,12 +163,13 @@ def head_divergence(
     lm_head_bias: npt.ArrayLike | None = None,
     logit_cap: float = 0,
     in_parts: bool = False,
+    bfloat16: bool = False,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
     """Divergence [M] of the next tokens behind hidden [M, H] from those behind a reference's, nats.
 
     Both go through a norm and a head [V, H] of their own. Beside it its mean's gradient [M, H] by hidden.
-    in_parts: as of :func:`block_forward`.
+    in_parts, bfloat16: as of :func:`block_forward`.
     """
 
 def divergence(

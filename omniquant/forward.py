@@ -163,15 +163,22 @@ def block_parts(
     *,
     activation: Activation | None = None,
     in_parts: bool = False,
+    bfloat16: bool = False,
     threads: int = 1,
 ) -> Iterator[tuple[slice, F32]]:
     """Yield what a block makes of hidden states [N, T, H], a few windows at a time: :func:`run_block`.
 
-    in_parts: products of floats may be those of bfloat16 parts, 2^-16 from exact, where that is faster.
+    in_parts: products of floats may be those of bfloat16 parts, 2^-16 from exact, where that is faster;
+    bfloat16: operands are rounded to it, as training does.
     """
     spec = model.spec_of(layer).to_core()
     cos, sin = rope_or_empty(model, x.shape[1], layer)
-    options: dict[str, Any] = {"activation": activation, "in_parts": in_parts, "threads": threads}
+    options: dict[str, Any] = {
+        "activation": activation,
+        "in_parts": in_parts,
+        "bfloat16": bfloat16,
+        "threads": threads,
+    }
     for part in chunks(x.shape[0], x.shape[1]):
         yield part, _core.block_forward(spec, weights, x[part], cos, sin, **options)
 
@@ -299,10 +306,19 @@ def run_texts(
 
 
 class Head:
-    """Where a model ends: its last norm and its output matrix, read once."""
+    """Where a model ends: its last norm and its output matrix, read once.
 
-    def __init__(self, model: ForwardModel) -> None:
+    Parameters
+    ----------
+    model : ForwardModel
+    like : Head, optional
+        Whose matrix stands for both where they are equal.
+    """
+
+    def __init__(self, model: ForwardModel, like: Head | None = None) -> None:
         self._spec, self._ends, self._matrix = model.spec, model.ends(), model.lm_head()
+        if like is not None and np.array_equal(self._matrix, like._matrix):
+            self._matrix = like._matrix
 
     def nll(self, hidden: F32, targets: I32, threads: int) -> tuple[npt.NDArray[np.float64], I32]:
         """Return the nats of targets [M] after hidden states [M, H], and the likeliest tokens [M]."""
@@ -321,7 +337,14 @@ class Head:
         )
 
     def divergence(
-        self, hidden: F32, reference: Head, theirs: F32, threads: int, *, in_parts: bool = False
+        self,
+        hidden: F32,
+        reference: Head,
+        theirs: F32,
+        threads: int,
+        *,
+        in_parts: bool = False,
+        bfloat16: bool = False,
     ) -> tuple[npt.NDArray[np.float64], F32]:
         """Compare the next tokens after hidden states [M, H] with those of a reference after its own.
 
@@ -342,6 +365,7 @@ class Head:
             lm_head_bias=self._ends.lm_head_bias,
             logit_cap=self._ends.logit_cap,
             in_parts=in_parts,
+            bfloat16=bfloat16,
             threads=threads,
         )
 

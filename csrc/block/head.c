@@ -4,12 +4,13 @@
 
 #include "base/parallel.h"
 #include "base/size.h"
+#include "math/bf16.h"
 #include "math/cross_entropy.h"
 #include "math/divergence.h"
 #include "math/gemm.h"
 #include "math/vector.h"
 
-#define CHUNK 64 /* rows whose logits exist at a time, of two models */
+enum { CHUNK = 128 }; /* rows whose logits exist at a time, of two models */
 
 static oq_norm_shape norm_shape(const oq_head *head, int64_t rows)
 {
@@ -33,6 +34,7 @@ oq_code oq_token_nll(oq_context *context, const oq_head *head, double *nll, int3
 /* Some rows of one head. */
 typedef struct {
     const oq_head *head;
+    uint16_t *half;  /* [V, H] the head in bfloat16; NULL: products are of floats */
     oq_real *normed; /* [CHUNK, H] */
     oq_real *logits; /* [CHUNK, V] */
     oq_norm_stats *stats;
@@ -44,12 +46,48 @@ typedef struct {
     oq_real share; /* of a row in the mean */
 } job;
 
-static oq_code create_side(oq_context *context, side *s, const oq_head *head)
+static oq_code halve(oq_context *context, const oq_real *x, int64_t count, uint16_t **half)
 {
-    s->head = head;
+    OQ_NEW(context, *half, count);
+    oq_bf16_from_real(context, x, *half, count);
+    return OQ_OK;
+}
+
+/* Models of one head in memory share its bfloat16 form: `like` is the other side, or NULL. */
+static oq_code create_side(oq_context *context, side *s, const oq_head *head, const side *like)
+{
+    *s = (side){.head = head};
+    if (like && like->head->head == head->head)
+        s->half = like->half;
+    else if (head->bf16)
+        OQ_TRY(halve(context, head->head, head->vocabulary * head->width, &s->half));
     OQ_NEW(context, s->normed, CHUNK * head->width);
     OQ_NEW(context, s->logits, CHUNK * head->vocabulary);
     OQ_NEW(context, s->stats, CHUNK);
+    return OQ_OK;
+}
+
+/* y [rows, V] = x [rows, H] head^T, or y [rows, H] = x [rows, V] head. */
+static oq_code multiply(oq_context *context, const side *s, const oq_real *x, int64_t rows, bool back, oq_real *y)
+{
+    const int64_t H = s->head->width, V = s->head->vocabulary;
+    const int64_t from = back ? V : H, to = back ? H : V;
+    const oq_mark mark = oq_arena_mark(context->arena);
+    uint16_t *half;
+    if (!s->half && back) return oq_linear_backward_input(context, x, s->head->head, y, rows, H, V, false);
+    if (!s->half) return oq_linear_forward(context, x, s->head->head, y, rows, H, V);
+    OQ_TRY(halve(context, x, rows * from, &half));
+    OQ_TRY(oq_bf16_gemm(context, &(oq_bf16_gemm_args){.transpose_b = !back,
+                                                      .m = rows,
+                                                      .n = to,
+                                                      .k = from,
+                                                      .a = half,
+                                                      .lda = from,
+                                                      .b = s->half,
+                                                      .ldb = H,
+                                                      .c = y,
+                                                      .ldc = to}));
+    oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
 
@@ -57,7 +95,7 @@ static oq_code side_forward(oq_context *context, const side *s, int64_t first, i
 {
     const oq_head *h = s->head;
     oq_norm_forward(context, norm_shape(h, rows), h->hidden + first * h->width, h->gain, h->bias, s->normed, s->stats);
-    OQ_TRY(oq_linear_forward(context, s->normed, h->head, s->logits, rows, h->width, h->vocabulary));
+    OQ_TRY(multiply(context, s, s->normed, rows, false, s->logits));
     if (h->head_bias) oq_add_to_rows(s->logits, h->head_bias, rows, h->vocabulary);
     oq_cap(h->logit_cap, s->logits, rows * h->vocabulary);
     return OQ_OK;
@@ -70,7 +108,7 @@ static oq_code side_backward(oq_context *context, const side *s, int64_t first, 
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_real *dnormed, *dx = dhidden + first * h->width;
     OQ_NEW(context, dnormed, rows * h->width);
-    OQ_TRY(oq_linear_backward_input(context, s->logits, h->head, dnormed, rows, h->width, h->vocabulary, false));
+    OQ_TRY(multiply(context, s, s->logits, rows, true, dnormed));
     memset(dx, 0, sizeof *dx * (size_t)(rows * h->width));
     OQ_TRY(oq_norm_backward(context, norm_shape(h, rows), h->hidden + first * h->width, h->gain, s->stats, dnormed, dx,
                             NULL, NULL));
@@ -93,8 +131,8 @@ oq_code oq_head_divergence(oq_context *context, const oq_head *head, const oq_he
 {
     const oq_mark mark = oq_arena_mark(context->arena);
     side model, other;
-    OQ_TRY(create_side(context, &model, head));
-    OQ_TRY(create_side(context, &other, reference));
+    OQ_TRY(create_side(context, &model, head, NULL));
+    OQ_TRY(create_side(context, &other, reference, &model));
     for (int64_t first = 0; first < head->rows; first += CHUNK) {
         const int64_t rows = oq_least(CHUNK, head->rows - first);
         OQ_TRY(oq_check_cancel(context));

@@ -15,6 +15,7 @@ typedef struct {
     const oq_real *head;        /* [V, H] */
     const oq_real *head_bias;   /* [V] or NULL */
     double logit_cap;           /* 0: none */
+    bool bf16;                  /* operands of products are rounded to it; of the divergence alone */
     const int32_t *targets;     /* [M]; of the likelihood alone */
 } oq_head;
 

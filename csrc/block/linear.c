@@ -75,6 +75,21 @@ oq_code oq_weights_to_bf16(oq_context *context, const oq_block_spec *spec, oq_bl
     return OQ_OK;
 }
 
+int64_t oq_outputs_summed(const oq_block_spec *spec, int which)
+{
+    return (oq_is_stacked(spec, which) ? oq_rows_of_expert(spec, which, 0) : oq_all_rows(spec, which)).out;
+}
+
+void oq_weights_take_byte_gradients(const oq_block_spec *spec, oq_block_weights *weights)
+{
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        if (!oq_has_linear(spec, i) || oq_is_router(i)) continue;
+        oq_forms *forms = &weights->forms[i];
+        forms->byte_gradients = oq_has_byte_gradients(oq_outputs_summed(spec, i));
+        if (!forms->half) forms->real = (oq_real *)weights->weight[i]; /* which products only read */
+    }
+}
+
 #define AT(pointer, offset) ((pointer) ? (pointer) + (offset) : NULL)
 
 oq_code oq_rows_forward(oq_context *context, const oq_block_weights *weights, oq_linear_rows rows, const oq_forms *x,

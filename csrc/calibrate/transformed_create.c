@@ -26,13 +26,10 @@ bool oq_has_integer_linear(const oq_block_spec *spec, const oq_options *options,
            oq_has_integer_product(options->activation.x, groups.quantizer, groups.width);
 }
 
-/* Whether its backward products take bytes; the gradient of an expert's input sums over that expert's own rows. */
 static bool has_byte_gradients(const oq_transformed *t, int linear)
 {
-    const oq_linear_rows rows =
-        oq_is_stacked(t->spec, linear) ? oq_rows_of_expert(t->spec, linear, 0) : oq_all_rows(t->spec, linear);
     return t->options->byte_gradients && oq_quantizes(t->options, linear) && !oq_is_router(linear) &&
-           oq_has_byte_gradients(rows.out);
+           oq_has_byte_gradients(oq_outputs_summed(t->spec, linear));
 }
 
 static oq_code create_forms(oq_context *context, oq_transformed *t, int linear)

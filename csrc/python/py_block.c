@@ -7,6 +7,7 @@
 #include "python/block_args.h"
 #include "python/topics.h"
 #include "python/training.h"
+#include "quant/gradient_products.h"
 #include "quant/ste_tape.h"
 
 /* N windows of T tokens, S texts in each, H hidden; e epochs, t numbers in all learnables. */
@@ -27,7 +28,7 @@ struct values {
     PyObject *weight_gradients; /* owned by the call */
     double loss, *trace;
     int32_t *expert_tokens;
-    bool mapped, in_parts, bfloat16;
+    bool mapped, in_parts, bfloat16, byte_gradients;
     PyObject *folded_tensors; /* owned by the call */
     oq_folded folded;
     oq_calibration_result result;
@@ -167,6 +168,7 @@ static const oq_argument block_forward_arguments[] = {
     OQ_ARRAY(lengths, "S", .flags = OQ_KEYWORD),
     OQ_ARRAY(shared, "S", .flags = OQ_KEYWORD),
     OQ_SCALAR(in_parts, .flags = OQ_KEYWORD),
+    OQ_SCALAR(bfloat16, .flags = OQ_KEYWORD),
     OQ_THREADS,
     OQ_RESULT(y, "NTH"),
 };
@@ -177,10 +179,12 @@ static oq_code block_forward_run(oq_call *call, values *v)
                               .quantizers = &v->activation,
                               .rope = v->rope,
                               .tokens = oq_size(call, 'T'),
+                              .bf16 = v->bfloat16,
                               .lengths = v->lengths,
                               .shared = v->shared,
                               .texts = oq_size(call, 'S')};
     call->context.in_parts = v->in_parts;
+    if (run.bf16) OQ_TRY(oq_weights_to_bf16(&call->context, &v->spec, &v->tensors));
     return oq_block_forward_windows(&call->context, &run, &v->tensors, v->x, v->y, oq_size(call, 'N'));
 }
 
@@ -216,6 +220,7 @@ static const oq_argument block_backward_arguments[] = {
     ROPE,
     OQ_STRUCT(activation, oq_activation_fields, .flags = OQ_KEYWORD),
     OQ_SCALAR(bfloat16, .flags = OQ_KEYWORD),
+    OQ_SCALAR(byte_gradients, .flags = OQ_KEYWORD),
     OQ_THREADS,
     OQ_RESULT(dx, "TH"),
     OQ_DERIVED(make_gradients),
@@ -234,6 +239,7 @@ static oq_code block_backward_run(oq_call *call, values *v)
     oq_saved saved;
     oq_real *y;
     if (run.bf16) OQ_TRY(oq_weights_to_bf16(context, &v->spec, &v->tensors));
+    if (v->byte_gradients && oq_has_byte_gradients(run.tokens)) oq_weights_take_byte_gradients(&v->spec, &v->tensors);
     OQ_TRY(oq_saved_create(context, &run, &saved));
     OQ_NEW(context, y, run.tokens * v->spec.hidden);
     OQ_TRY(oq_block_forward(context, &run, &v->tensors, v->x, &saved, y));

@@ -74,6 +74,7 @@ static const oq_argument head_divergence_arguments[] = {
     OQ_FIELD("lm_head_bias", values, head.head_bias, .shape = "V", .flags = OQ_NULLABLE | OQ_KEYWORD),
     OQ_FIELD("logit_cap", values, head.logit_cap, .flags = OQ_KEYWORD, .range = "[0, inf)"),
     OQ_SCALAR(in_parts, .flags = OQ_KEYWORD),
+    OQ_FIELD("bfloat16", values, head.bf16, .flags = OQ_KEYWORD),
     OQ_THREADS,
     OQ_RESULT(kl, "M"),
     OQ_RESULT(dhidden, "MH"),

@@ -38,17 +38,25 @@ class Student:
     reference : ForwardModel
         The model in full precision.
     threads : int
+    exact : bool
+        To learn from float32 products too, rather than from the fastest of this machine.
 
     Attributes
     ----------
     factors : Factors
     """
 
-    def __init__(self, model: QuantizedModel, reference: ForwardModel, threads: int) -> None:
+    def __init__(
+        self, model: QuantizedModel, reference: ForwardModel, threads: int, *, exact: bool = False
+    ) -> None:
         self._model, self._threads = model, threads
         self._states = [model.state(index) for index in range(model.num_layers)]
-        self._head, self._reference = Head(model), Head(reference)
-        self._bfloat16 = _core.runtime_info()["products"] == "bfloat16"
+        self._head = Head(model)
+        self._reference = Head(reference, like=self._head)
+        machine = _core.runtime_info()
+        self._in_parts = machine["products"] == "bfloat16"
+        self._bfloat16 = self._in_parts and not exact
+        self._byte_gradients = machine["gradients"] == "int8" and not exact
         self.factors = Factors(self._entries())
 
     def _entries(self) -> Iterator[Entry]:
@@ -80,8 +88,11 @@ class Student:
     def _weights(self, index: int) -> Weights:
         return dequantized(self.state(index).folded, self._model.scheme.block(index))
 
-    def forward(self, window: I32) -> list[F32]:
-        """Return the hidden states [T, H] before every block of one window [T], and behind the last."""
+    def forward(self, window: I32, *, learn: bool = False) -> list[F32]:
+        """Return the hidden states [T, H] before every block of one window [T], and behind the last.
+
+        To learn from, products take what is fastest, as calibration's; to judge by, float.
+        """
         states = [self._model.embed(window)]
         for index in range(self._model.num_layers):
             ((_, y),) = block_parts(
@@ -90,16 +101,22 @@ class Student:
                 self._weights(index),
                 states[-1][None],
                 activation=activation_of(self._model, index),
-                in_parts=self._bfloat16,
+                in_parts=self._in_parts,
+                bfloat16=self._bfloat16 and learn,
                 threads=self._threads,
             )
             states.append(y[0])
         return states
 
-    def at_the_head(self, hidden: F32, reference: F32) -> tuple[float, F32]:
+    def at_the_head(self, hidden: F32, reference: F32, *, learn: bool = False) -> tuple[float, F32]:
         """Return the mean divergence of hidden states [T, H] from the reference's, nats, and its gradient."""
         kl, gradient = self._head.divergence(
-            hidden, self._reference, reference, self._threads, in_parts=self._bfloat16
+            hidden,
+            self._reference,
+            reference,
+            self._threads,
+            in_parts=self._in_parts,
+            bfloat16=self._bfloat16 and learn,
         )
         return float(kl.mean()), gradient
 
@@ -109,8 +126,8 @@ class Student:
 
     def gradients(self, window: I32, reference: F32) -> tuple[float, F32]:
         """Return the same and its gradient by factors.theta [total]."""
-        states = self.forward(window)
-        kl, d = self.at_the_head(states.pop(), reference)
+        states = self.forward(window, learn=True)
+        kl, d = self.at_the_head(states.pop(), reference, learn=True)
         dtheta = np.zeros_like(self.factors.theta)
         for index in reversed(range(self._model.num_layers)):
             d = self._back_through(index, states.pop(), d, dtheta)
@@ -128,6 +145,7 @@ class Student:
             *rope_or_empty(self._model, len(x), index),
             activation=activation_of(self._model, index),
             bfloat16=self._bfloat16,
+            byte_gradients=self._byte_gradients,
             threads=self._threads,
         )
         for name in self.factors.names(index):

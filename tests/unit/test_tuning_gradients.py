@@ -11,6 +11,9 @@ from omniquant import _core
 needs_bfloat16 = pytest.mark.skipif(
     _core.runtime_info()["products"] != "bfloat16", reason="no fast bfloat16 products here"
 )
+needs_bytes = pytest.mark.skipif(
+    _core.runtime_info()["products"] == "float32", reason="no products of bytes here"
+)
 STEP = 1e-6  # head norms of few channels curve steeply
 ROUNDED = {"bits": 8, "q_bits": 16, "k_bits": 8, "v_bits": 8, "symmetric": False, "full_range": False}
 
@@ -61,13 +64,16 @@ def test_a_block_of_experts_has_its_gradients_too() -> None:
     assert np.isfinite(dx).all()
 
 
+@pytest.mark.parametrize("byte_gradients", [False, pytest.param(True, marks=needs_bytes)])
 @pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_leave_a_blocks_gradients_as_they_are(threads: int, bfloat16: bool) -> None:
+def test_threads_leave_a_blocks_gradients_as_they_are(
+    threads: int, bfloat16: bool, byte_gradients: bool
+) -> None:
     case = Draw(2, hidden_size=24, ffn_size=32).case()
     x = case.x_fp[0]
     arguments = case.spec, case.weights, x, x, case.cos, case.sin
-    options = {"activation": ROUNDED, "bfloat16": bfloat16}
+    options = {"activation": ROUNDED, "bfloat16": bfloat16, "byte_gradients": byte_gradients}
     dx, dweights = _core.block_backward(*arguments, **options, threads=threads)
     again, more = _core.block_backward(*arguments, **options)
     np.testing.assert_array_equal(dx, again)
@@ -84,6 +90,32 @@ def test_bfloat16_products_are_near_those_of_float() -> None:
     for name, values in exact.items():
         error = np.linalg.norm(rounded[name] - values) / np.linalg.norm(values)
         assert 0 < error < 0.03, name
+
+
+@needs_bytes
+@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
+def test_gradients_in_bytes_are_near_those_of_float(bfloat16: bool) -> None:
+    experts = {"num_experts": 3, "experts_per_token": 2, "normalized_experts": True, "shared_ffn_size": 24}
+    for draw in (Draw(2, hidden_size=24, ffn_size=32), Draw(3, mlp="gated", hidden_size=24, **experts)):
+        case = draw.case()
+        x = case.x_fp[0]
+        arguments = case.spec, case.weights, x, x, case.cos, case.sin
+        (dx, exact), (rounded_dx, rounded) = (
+            _core.block_backward(*arguments, bfloat16=bfloat16, byte_gradients=kind) for kind in (False, True)
+        )
+        for name, values in ({"x": dx} | exact).items():
+            error = np.linalg.norm(({"x": rounded_dx} | rounded)[name] - values) / np.linalg.norm(values)
+            assert error < 0.04, name
+        assert (rounded_dx != dx).any()
+
+
+@needs_bfloat16
+def test_a_forward_pass_in_bfloat16_is_near_that_of_float() -> None:
+    case = Draw(2, hidden_size=24, ffn_size=32).case()
+    arguments = case.spec, case.weights, case.x_fp, case.cos, case.sin
+    exact, rounded = (_core.block_forward(*arguments, bfloat16=kind) for kind in (False, True))
+    assert 0 < np.linalg.norm(rounded - exact) < 0.02 * np.linalg.norm(exact)
+    np.testing.assert_array_equal(_core.block_forward(*arguments, bfloat16=True, threads=3), rounded)
 
 
 def head(random, M, H, V, norm):
@@ -126,11 +158,25 @@ def test_heads_agree_with_numpy_and_differences(norm: str, cap: float, M: int, H
     assert (gradient * direction).sum() == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
-def test_threads_leave_a_heads_gradient_as_it_is() -> None:
-    arguments, named = head(np.random.default_rng(0), 70, 16, 33, "rms")
+@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
+def test_threads_leave_a_heads_gradient_as_it_is(bfloat16: bool) -> None:
+    arguments, named = head(np.random.default_rng(0), 150, 16, 33, "rms")
+    named["bfloat16"] = bfloat16
     one, three = (_core.head_divergence(*arguments, **named, threads=threads) for threads in (1, 3))
     for a, b in zip(one, three, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@needs_bfloat16
+def test_a_head_in_bfloat16_is_near_one_in_float() -> None:
+    """Of two matrices, and of one that both sides share."""
+    arguments, named = head(np.random.default_rng(0), 150, 16, 33, "rms")
+    for shared in (False, True):
+        both = (*arguments[:7], arguments[5]) if shared else arguments
+        kl, gradient = _core.head_divergence(*both, **named)
+        near, rounded = _core.head_divergence(*both, **named, bfloat16=True)
+        assert 0 < np.linalg.norm(near - kl) < 0.02 * np.linalg.norm(kl)
+        assert 0 < np.linalg.norm(rounded - gradient) < 0.02 * np.linalg.norm(gradient)
 
 
 @pytest.mark.parametrize("group_size", [0, 1, 5, 16, 17, 64])

@@ -2,8 +2,8 @@
 
     OMNIQUANT_SMOLLM2=SmolLM2-135M-Instruct.Q4_1.gguf python -m pytest benchmarks/test_generate.py
 
-Ours is W4A8 (bytes of activations, as llama.cpp's Q8_1), rounded to nearest; llama.cpp runs the Q4_1 file.
-Needs xllamacpp. Each turn runs both, the other one first every second time; medians are compared.
+Ours is W4A8 (bytes of activations, as llama.cpp's Q8_1) and W4A16, rounded to nearest; llama.cpp runs the
+Q4_1 file. Needs xllamacpp. Each turn runs both, the other one first every second time; medians are compared.
 """
 
 from __future__ import annotations
@@ -34,14 +34,19 @@ def gguf() -> Path:
     return Path(path)
 
 
+@pytest.fixture(scope="module", params=["W4A8", "W4A16"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def result(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return SmolLM2 at W4A8, rounded to nearest."""
+def result(gguf: Path, scheme: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return SmolLM2, rounded to nearest."""
     import omniquant
 
     folder = tmp_path_factory.mktemp("smollm2") / "result"
     model = omniquant.load_model(gguf)
-    omniquant.calibrate(model, [list(range(32))], "W4A8", method="rtn", output=folder, progress=False)
+    omniquant.calibrate(model, [list(range(32))], scheme, method="rtn", output=folder, progress=False)
     return folder
 
 
@@ -90,7 +95,7 @@ def theirs(gguf: Path, threads: int) -> Any:
     return run
 
 
-def test_tokens_a_second(gguf: Path, result: Path, threads: int) -> None:
+def test_tokens_a_second(gguf: Path, scheme: str, result: Path, threads: int) -> None:
     runs = ours(result, threads), theirs(gguf, threads)
     for run in runs:
         run()
@@ -101,7 +106,7 @@ def test_tokens_a_second(gguf: Path, result: Path, threads: int) -> None:
     for name, which in (("prompt", 0), ("generated", 1)):
         mine, other = (statistics.median(rates[which] for rates in side) for side in turns)
         RESULTS.append(
-            f"SmolLM2, {threads} thread{'s' * (threads > 1)}, {name} tokens: "
+            f"SmolLM2 {scheme}, {threads} thread{'s' * (threads > 1)}, {name} tokens: "
             f"ours {mine:.0f}/s, llama.cpp {other:.0f}/s, ratio {mine / other:.2f}"
         )
 
@@ -124,7 +129,7 @@ print(resident() - before, time.perf_counter() - started)
 """
 
 
-def test_memory_and_start(result: Path) -> None:
+def test_memory_and_start(scheme: str, result: Path) -> None:
     """Resident memory a loaded model adds to a process, over the size of its files; seconds until it runs."""
     done = subprocess.run(
         [sys.executable, "-c", _MEMORY, str(result)], capture_output=True, text=True, check=True, timeout=600
@@ -133,5 +138,5 @@ def test_memory_and_start(result: Path) -> None:
     files = sum(path.stat().st_size for path in result.iterdir())
     assert added <= 1.1 * files
     RESULTS.append(
-        f"SmolLM2 loaded in {seconds:.2f} s: {added / files:.2f} x the files' {files / 2**20:.0f} MiB"
+        f"SmolLM2 {scheme} loaded in {seconds:.2f} s: {added / files:.2f} x its {files / 2**20:.0f} MiB of files"
     )

@@ -37,12 +37,6 @@ INLINE __m512i columns_of(const oq_tiles *t, const oq_run *run, int64_t lane, in
     return _mm512_or_si512(_mm512_cvtepu16_epi32(sums), _mm512_slli_epi32(_mm512_cvtepu8_epi32(zeros), 16));
 }
 
-/* sum -= z_a sum(w) + z_w sum(a - z_a): products of pairs of 16 bits, of one row and segment. */
-INLINE void correct(__m512i *sum, __m512i columns, const int32_t *pair)
-{
-    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(*sum) : "v"(columns), "m"(*pair));
-}
-
 /* Where a run has several segments, 16 bits do not hold what corrects it for the zero points: sum(w) of each output
  * and -sum(a - z_a) of a row in 32 bits. */
 VNNI static inline void add_segments(const oq_tiles *t, const oq_run *run, int32_t sums[OQ_PANEL])
@@ -70,9 +64,6 @@ INLINE __m512 join(const __m512i *sums, const int planes)
         _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[0]), base), _mm512_cvtepi32_ps(sums[1]));
     return _mm512_add_ps(_mm512_mul_ps(high, base), _mm512_cvtepi32_ps(sums[2]));
 }
-
-/* Before a row's first run there is nothing to add to: zero. */
-INLINE __mmask16 sums_before(const oq_run *run) { return run->segment ? 0xffff : 0; }
 
 /* to [16] = before + sum scale, times x's scale of the segment where it has one. */
 INLINE void add_scaled(__mmask16 before, float *to, __m512 sum, __m512 scale, const float *x_scale)

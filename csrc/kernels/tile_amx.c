@@ -108,6 +108,12 @@ static void multiply_pair(const piece *x, const int8_t *a, const int8_t *below, 
 
 /* ---- what is done once a run ------------------------------------------------------- */
 
+/* sum -= z_a sum(w) + z_w sum(a - z_a): products of pairs of 16 bits, of one row and segment. */
+INLINE void correct(__m512i *sum, __m512i columns, const int32_t *pair)
+{
+    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(*sum) : "v"(columns), "m"(*pair));
+}
+
 /* total -= z_a sum(w) + z_w sum(a - z_a). */
 VNNI static void correct_long(const oq_tiles *t, const piece *x, panel *p, int row, int rows)
 {
@@ -120,6 +126,9 @@ VNNI static void correct_long(const oq_tiles *t, const piece *x, panel *p, int r
         for (int64_t i = 0; i < t->width; i++) p->total[r][i] += minus_z * sums[i] + minus_sum * zeros[i];
     }
 }
+
+/* Before a row's first run there is nothing to add to: zero. */
+INLINE __mmask16 sums_before(const oq_run *run) { return run->segment ? 0xffff : 0; }
 
 /* Rows of some tiles: t->sums += float(total) scale. */
 INLINE void flush_tiles(const oq_tiles *t, const oq_run *run, const panel *p, int row, int rows, int first,

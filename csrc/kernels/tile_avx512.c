@@ -86,7 +86,7 @@ INLINE void correct_long(const oq_tiles *t, const oq_run *run, const int32_t *co
     }
 }
 
-/* t->sums += float(sums) scale. */
+/* t->sums += float(sums) scale: zeros before the first run. */
 INLINE void flush(const oq_tiles *t, const oq_run *run, int64_t lane, __m512i sums[ROWS][TILES], const int rows,
                   const int tiles, const int planes)
 {

@@ -138,5 +138,5 @@ def test_memory_and_start(scheme: str, result: Path) -> None:
     files = sum(path.stat().st_size for path in result.iterdir())
     assert added <= 1.1 * files
     RESULTS.append(
-        f"SmolLM2 {scheme} loaded in {seconds:.2f} s: {added / files:.2f} times {files / 2**20:.0f} MiB of files"
+        f"SmolLM2 {scheme} loaded in {seconds:.2f} s: {added / files:.2f} x {files / 2**20:.0f} MiB of files"
     )

@@ -173,8 +173,9 @@ def _check_target(
         # Imported late: only who names a format needs their table.
         from omniquant.export.table import refuse_target
 
-        if refuse_target(scheme, options, model):
-            say(f"{options.target} has no place for all of {scheme}: exporting will need --weights-only")
+        needs = refuse_target(scheme, options, model)
+        if needs:
+            say(f"{options.target} has no place for all of {scheme}: exporting will need {needs}")
 
 
 def _measured(folder: Path) -> Allocation | None:

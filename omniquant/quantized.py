@@ -31,6 +31,7 @@ from omniquant.runtime.matrix import Matrix
 from omniquant.runtime.perplexity import Runtime, evaluate_on
 from omniquant.runtime.prompt import Prompt, Wishes, start_text
 from omniquant.state import BlockStore, StateDirectory
+from omniquant.tuning.record import Tuning
 
 
 class Outer(Protocol):
@@ -105,6 +106,11 @@ class QuantizedModel(Layered):
     def options(self) -> CalibrationOptions:
         """Method and options of the calibration."""
         return self._header.options
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What tuning did to it; None: it was not tuned."""
+        return self._header.tuning
 
     @property
     def config(self) -> Mapping[str, object]:

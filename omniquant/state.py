@@ -139,6 +139,7 @@ class StateDirectory:
             If it belongs to another scheme, method, option, model or data: the first difference is named.
         """
         if not (folder / MANIFEST_NAME).exists():
+            say(f"{folder}: nothing to resume, a new run")
             return cls.create(folder, header, model)
         state = cls.open(folder)
         difference = state.manifest.header.difference(header)
@@ -299,7 +300,8 @@ def refuse_foreign(folder: Path) -> None:
     names = names_in(folder)
     if MANIFEST_NAME in names:
         raise CheckpointError(
-            f"{folder}: holds a result already; continue it with --resume or choose another"
+            f"{folder}: holds a result already: choose another directory, or go on with what is unfinished "
+            "by --resume (resume=True)"
         )
     for name in names:
         if name not in _OWN_NAMES and not _is_litter(name):

@@ -159,7 +159,8 @@ def _facts(model: Model | QuantizedModel, runtime: str) -> tuple[dict[str, Any],
         facts |= {"scheme": str(model.scheme), "method": model.options.method, "fake_quantized": fake}
         facts["runtime"] = runtime
         how = "fake-quantized" if fake else "on integers"
-        return facts, f"{model.name} ({model.scheme} {model.options.method}, {how})"
+        tuned = "" if model.tuning is None else ", tuned"
+        return facts, f"{model.name} ({model.scheme} {model.options.method}{tuned}, {how})"
     if runtime == "integer":
         raise ConfigError(f"--runtime integer: {model.name} is no result of omniquant quantize")
     return facts, f"{model.name} ({_precision(model)})"

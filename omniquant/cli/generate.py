@@ -18,6 +18,13 @@ and generated tokens a second, apart) to standard error. Without --temperature t
 """
 
 
+_ENDS = {
+    "end": "the text ended",
+    "stop": "a stop text came",
+    "length": "as many as were asked for",
+}
+
+
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     parser = command(
@@ -80,5 +87,5 @@ def run(arguments: argparse.Namespace) -> None:
     note(
         arguments,
         f"{found.prompt_tokens} prompt tokens at {found.prefill_rate:.1f}/s, "
-        f"{len(found.tokens)} generated at {found.decode_rate:.1f}/s, {found.finish}",
+        f"{len(found.tokens)} generated at {found.decode_rate:.1f}/s, {_ENDS[found.finish]}",
     )

@@ -12,6 +12,7 @@ from omniquant.config.method import CHOICES, METHODS
 from omniquant.config.preset import PRESETS
 from omniquant.config.recipe import AUTO
 from omniquant.errors import ConfigError
+from omniquant.models.load import EMBEDDED_NAME
 
 _EXAMPLES = """\
   omniquant quantize omniquant-tiny --scheme W4A4 --method affinequant --output out
@@ -143,7 +144,7 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
         "--up-down",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="also scales between up and down; default: affinequant with activations quantized",
+        help="also scales between up and down; default: with omniquant, and with affinequant at A4 to A8",
     )
     group.add_argument(
         "--start",
@@ -196,7 +197,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="default",
-        help="fast: few epochs at high rates, rounding learned too: a quarter the time",
+        help="fast: few epochs at high rates, rounding learned too: a fifth of the time",
     )
     group.add_argument("--epochs", type=int, help="default 20, 40 at 2 bits; fast: 3, 8 at 2 bits")
     group.add_argument(
@@ -319,6 +320,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _text(summary: dict[str, Any]) -> str:
+    data = "" if summary["model"] == EMBEDDED_NAME else " --data TEXT"  # that model brings text of its own
     margin = (
         "" if summary["min_margin"] is None else f", smallest dominance margin {summary['min_margin']:.3g}"
     )
@@ -326,5 +328,5 @@ def _text(summary: dict[str, Any]) -> str:
         f"{summary['output']}: {summary['model']} {summary['scheme']} by {summary['method']}, "
         f"{len(summary['blocks'])} blocks in {summary['seconds']:.1f} s, "
         f"peak memory {summary['peak_rss_mib']:.0f} MiB{margin}\n"
-        f"next: omniquant evaluate {summary['output']} --data TEXT"
+        f"next: omniquant evaluate {summary['output']}{data}"
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from omniquant._version import __version__
-from omniquant.describe import bits_per_weight, counted, describe_maps
+from omniquant.describe import bits_per_weight, counted, describe_maps, described_choices
 from omniquant.export.content import Content
 
 _TEMPLATE = """\
 ---
 library_name: {library}
-tags: [quantized, omniquant, {method}]
+tags: [{tags}]
 ---
 
 # {model}, {scheme} by {method}
@@ -19,8 +19,8 @@ tags: [quantized, omniquant, {method}]
 | | |
 |---|---|
 | scheme | {scheme}: {bits:.3f} bits a weight of the linears, scales counted |
-| method | {method}, {epochs} on {samples} of {seqlen} tokens, seed {seed} |
-| arithmetic | {arithmetic} |
+| method | {method}{choices}, {epochs} on {samples} of {seqlen} tokens, seed {seed} |
+{tuned}| arithmetic | {arithmetic} |
 | activations | {activations} |
 | at run time | {cost} |
 
@@ -50,7 +50,10 @@ def model_card(content: Content, title: str, library: str, load: str, half: str 
     header, options = result.header, result.options
     return _TEMPLATE.format(
         library=library,
+        tags=", ".join(dict.fromkeys(("quantized", "omniquant", options.method))),
         method=options.method,
+        choices=described_choices(options),
+        tuned="" if header.tuning is None else f"| tuned | {header.tuning} |\n",
         model=header.model["name"],
         source=header.model["source"],
         version=__version__,

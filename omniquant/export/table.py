@@ -143,18 +143,28 @@ def refuse(wish: may.Wish) -> None:
         check(wish)
 
 
-def refuse_target(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> bool:
+def _takes(wish: may.Wish) -> bool:
+    try:
+        refuse(wish)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def refuse_target(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> str:
     """Raise UnsupportedError if the target of a calibration could not hold its result, before it begins.
 
     Returns
     -------
-    bool
-        Whether the target takes the weights, but not the activations.
+    str
+        Options that exporting will need, where the target takes the weights but no activations, and where
+        its usual variant takes neither; empty: none.
     """
     wish = may.Wish.of(model, options.target, "", scheme, options, weights_only=True)
     refuse(wish)
-    try:
-        refuse(replace(wish, weights_only=False))
-    except UnsupportedError:
-        return True
-    return False
+    needs = [] if _takes(replace(wish, weights_only=False)) else ["--weights-only"]
+    variants = format_of(options.target)[0].variants
+    able = [variant for variant in variants if _takes(replace(wish, variant=variant))]
+    if able and able[0] != variants[0]:
+        needs.append(f"--variant {able[0]}")
+    return " ".join(needs)

@@ -41,7 +41,8 @@ class Tuning:
         learners = self.samples - self.judges
         return (
             f"{counted(self.epochs, 'epoch')} of {learners} windows of {self.seqlen} tokens; "
-            f"divergence on {self.judges} others {self.kl_before:.4f} -> {self.kl_after:.4f} nats a token"
+            f"divergence on {counted(self.judges, 'other')} "
+            f"{self.kl_before:.4f} -> {self.kl_after:.4f} nats a token"
             f"{'' if self.helped else ': it did not help, all left as it was'}"
         )
 

@@ -197,7 +197,8 @@ def test_info_of_a_result(capsys, quantize, tmp_path):
 def test_resume_makes_the_same_result(capsys, quantize, tmp_path):
     succeeds(capsys, *quantize())
     succeeds(capsys, *quantize("--resume"))
-    succeeds(capsys, *quantize("--resume", output=tmp_path / "new"))
+    _, err = succeeds(capsys, *quantize("--resume", output=tmp_path / "new"))
+    assert f"{tmp_path / 'new'}: nothing to resume, a new run" in err
     assert contents(tmp_path / "new") == contents(tmp_path / "out")
 
 
@@ -296,6 +297,9 @@ def test_what_a_target_will_not_hold_is_told_at_the_start(capsys, quantize, tmp_
     assert "huggingface has no place for all of W4A4: exporting will need --weights-only" in err
     out, _ = succeeds(capsys, "info", str(tmp_path / "out"))
     assert "rtn (target huggingface)" in out
+    more = {"method": "rtn", "scheme": "W3A16g4", "output": tmp_path / "odd"}
+    _, err = succeeds(capsys, *quantize("--target", "onnx", **more))
+    assert "exporting will need --variant dequantize-linear" in err
     more = {"method": "rtn", "scheme": "W4A16", "output": tmp_path / "weights"}
     _, err = succeeds(capsys, *quantize("--target", "huggingface", **more))
     assert "weights-only" not in err

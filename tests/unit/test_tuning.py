@@ -295,6 +295,14 @@ def test_the_command_tunes_and_info_tells(folder, model, tmp_path, capsys):
     assert main(["info", str(output)]) == 0
     told = capsys.readouterr().out
     assert "tuned     4 epochs of 10 windows of 16 tokens; divergence on 2 others" in told
+    assert main(["evaluate", str(output), "--data", str(windows), "--seqlen", "16"]) == 0
+    assert "rtn, tuned, fake-quantized" in capsys.readouterr().out
+    export = ["--format", "huggingface", "--weights-only", "--output", str(tmp_path / "export")]
+    assert main(["export", str(output), *export]) == 0
+    capsys.readouterr()
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "| tuned | 4 epochs of 10 windows of 16 tokens; divergence on 2 others" in card
+    assert "tags: [quantized, omniquant, rtn]" in card
     assert main(["tune", str(directory), *arguments]) == 2
     assert "holds a result already" in capsys.readouterr().err
     evaluated = omniquant.QuantizedModel.load(output)

@@ -298,17 +298,13 @@ class CalibrationOptions:
     def with_products(self, scheme: QuantConfig, products: str, gradients: str) -> CalibrationOptions:
         """Return the same options with "auto" replaced by what is fastest of what serves the scheme.
 
-        Rounding operands to 8 bits would drown the error of finer weights beside float inputs.
-
         Parameters
         ----------
         scheme : QuantConfig
         products, gradients : str
             The processor's fastest kinds.
         """
-        finest = max((own.w_bits for own in scheme.schemes if own.quantizes_weights), default=0)
-        fine = scheme.weight_only and finest > 4
-        chosen = self
+        fine, chosen = scheme.finer_than_bytes, self
         if self.products == "auto":
             chosen = replace(chosen, products="integer" if products == "bfloat16" and fine else products)
         if self.gradients == "auto":

@@ -204,6 +204,12 @@ class QuantConfig:
         return all(bits is not None and bits >= FLOAT_BITS for bits in (*inputs, *self._attention_bits()))
 
     @property
+    def finer_than_bytes(self) -> bool:
+        """Whether operands of 8 bits would drown its error: weights above 4 bits, inputs in float."""
+        bits = (scheme.w_bits for scheme in self.schemes if scheme.quantizes_weights)
+        return self.weight_only and max(bits, default=0) > 4
+
+    @property
     def quantizes_weights(self) -> bool:
         """Whether weights become integers, of all linears or of some."""
         return any(scheme.w_bits < FLOAT_BITS for scheme in self.schemes)

@@ -39,7 +39,8 @@ class Student:
         The model in full precision.
     threads : int
     exact : bool
-        To learn from float32 products too, rather than from the fastest of this machine.
+        To learn from float32 products too, rather than from the fastest of this machine; so it is where those
+        would drown the scheme's error.
 
     Attributes
     ----------
@@ -54,6 +55,7 @@ class Student:
         self._head = Head(model)
         self._reference = Head(reference, like=self._head)
         machine = _core.runtime_info()
+        exact = exact or model.scheme.finer_than_bytes
         self._in_parts = machine["products"] == "bfloat16"
         self._bfloat16 = self._in_parts and not exact
         self._byte_gradients = machine["gradients"] == "int8" and not exact

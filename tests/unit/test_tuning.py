@@ -114,6 +114,15 @@ def test_gradients_agree_with_differences(model, scheme, options):
     assert (sides[0] - sides[1]) / (2 * step) == pytest.approx((gradient * direction).sum(), rel=0.02)
 
 
+def test_fine_weights_learn_from_exact_products(model):
+    """At 8 bits what bfloat16 does to the predictions is as much as what is to be learned."""
+    student = Student(calibrated(model, "W8A16").fold(), model, 1)
+    hidden = omniquant.forward.run_blocks(model, WINDOWS[:1])[0]
+    assert student.gradients(WINDOWS[0], hidden)[0] == pytest.approx(
+        student.divergence(WINDOWS[0], hidden), rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("options", [{"rotation": "online"}, {"embedding_bits": 8, "head_bits": 8}])
 def test_a_view_of_the_model_is_tuned_and_stored(wide, tmp_path, options):
     result = calibrated(wide, output=tmp_path / "result", **options)

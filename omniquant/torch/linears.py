@@ -68,9 +68,8 @@ def swap_linears(
 ) -> None:
     """Replace every linear of a transformers model's blocks by one on packed integers, in place.
 
-    Inputs are rounded to the scheme's activation bits on the way (16: fixed point, a step for every 128
-    inputs; 32: as exact as float32); norms take the gains that were folded into them. Embedding, last norm
-    and head are left as they are.
+    Inputs are rounded to the scheme's activation bits on the way (16: kept as exact as float32); norms take
+    the gains that were folded into them. Embedding, last norm and head are left as they are.
 
     Parameters
     ----------
@@ -185,7 +184,7 @@ def _packed(linear: Mapping[str, Array], scheme: QuantConfig, threads: int | Non
         None if scheme.w_symmetric else linear["zero_point"],
         bits=scheme.w_bits,
         group_size=None if group is None else min(group, columns),
-        activations="float" if scheme.a_bits > 16 else f"int{scheme.a_bits}",
+        activations="float" if scheme.a_bits >= FLOAT_BITS else f"int{scheme.a_bits}",
         symmetric_activations=scheme.a_symmetric,
         full_range_activations=scheme.a_full_range,
         bias=linear.get("bias"),

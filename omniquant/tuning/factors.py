@@ -1,6 +1,6 @@
 """The steps h of all quantized weights and the gains of norms by factors of them, and Adam to train those.
 
-h = rounded(h_0 exp(theta)),   dtheta = h dh          so that no step turns negative
+h = rounded(h_0 exp(rate theta)),   dtheta = rate h dh          so that no step turns negative
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ class Entry:
         As calibration left them.
     bits : int
         Significant ones a value may have; 0: all.
+    rate : float
+        Of its learning, beside that of the others.
     """
 
     block: int
     name: str
     values: F32
     bits: int
+    rate: float = 1.0
 
 
 class Factors:
@@ -67,13 +70,13 @@ class Factors:
     def get(self, block: int, name: str) -> F32:
         """Return one tensor at theta."""
         place, entry = self._places[block, name]
-        values = entry.values * np.exp(self.theta[place]).reshape(entry.values.shape)
+        values = entry.values * np.exp(entry.rate * self.theta[place]).reshape(entry.values.shape)
         return _core.round_scales(values, entry.bits) if entry.bits else values
 
     def add_gradient(self, dtheta: F32, block: int, name: str, gradient: F32) -> None:
         """Add one tensor's part to dtheta [total], from its gradient."""
-        place, _ = self._places[block, name]
-        dtheta[place] += (gradient * self.get(block, name)).ravel()
+        place, entry = self._places[block, name]
+        dtheta[place] += (entry.rate * gradient * self.get(block, name)).ravel()
 
 
 class Adam:

@@ -27,6 +27,8 @@ from omniquant.tuning.factors import Entry, Factors
 
 # Float in every result and format; those of norms behind linears are constants of the backward pass.
 _GAINS = ("norm1.weight", "norm2.weight")
+# At the scales' rate they undo on SmolLM2 what scales gain: 0.1475 -> 0.1478 nats, at a tenth -> 0.1443.
+_GAIN_RATE = 0.1
 
 
 class Student:
@@ -70,7 +72,7 @@ class Student:
                     yield Entry(index, f"{name}.scale", state.folded[f"{name}.scale"], bits)
             for name in _GAINS:
                 if name in state.folded:
-                    yield Entry(index, name, state.folded[name], 0)
+                    yield Entry(index, name, state.folded[name], 0, _GAIN_RATE)
 
     def digest(self) -> str:
         """Return the sha256 of all blocks as calibration left them."""

@@ -80,12 +80,13 @@ int64_t oq_outputs_summed(const oq_block_spec *spec, int which)
     return (oq_is_stacked(spec, which) ? oq_rows_of_expert(spec, which, 0) : oq_all_rows(spec, which)).out;
 }
 
-void oq_weights_take_byte_gradients(const oq_block_spec *spec, oq_block_weights *weights)
+void oq_weights_take_byte_gradients(const oq_block_run *run, oq_block_weights *weights)
 {
     for (int i = 0; i < OQ_LINEARS; i++) {
-        if (!oq_has_linear(spec, i) || oq_is_router(i)) continue;
+        if (!oq_has_linear(run->spec, i) || oq_is_router(i)) continue;
         oq_forms *forms = &weights->forms[i];
-        forms->byte_gradients = oq_has_byte_gradients(oq_outputs_summed(spec, i));
+        forms->byte_gradients =
+            oq_has_byte_gradients(run->tokens) && oq_has_byte_gradients(oq_outputs_summed(run->spec, i));
         if (!forms->half) forms->real = (oq_real *)weights->weight[i]; /* which products only read */
     }
 }

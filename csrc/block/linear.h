@@ -21,8 +21,8 @@ oq_code oq_input_create(oq_context *context, const oq_block_run *run, int64_t ro
 
 /* Give the weights of every linear but routers their bfloat16 forms, in the arena: for weights that stand still. */
 oq_code oq_weights_to_bf16(oq_context *context, const oq_block_spec *spec, oq_block_weights *weights);
-/* The backward products of the same linears take bytes, where those sums are not too long for them. */
-void oq_weights_take_byte_gradients(const oq_block_spec *spec, oq_block_weights *weights);
+/* The backward products of the same linears take bytes, where sums over outputs and over tokens are not too long. */
+void oq_weights_take_byte_gradients(const oq_block_run *run, oq_block_weights *weights);
 /* The sums of a linear's backward product to its input: its outputs, or those of one expert. */
 int64_t oq_outputs_summed(const oq_block_spec *spec, int which);
 

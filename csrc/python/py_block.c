@@ -7,7 +7,6 @@
 #include "python/block_args.h"
 #include "python/topics.h"
 #include "python/training.h"
-#include "quant/gradient_products.h"
 #include "quant/ste_tape.h"
 
 /* N windows of T tokens, S texts in each, H hidden; e epochs, t numbers in all learnables. */
@@ -239,7 +238,7 @@ static oq_code block_backward_run(oq_call *call, values *v)
     oq_saved saved;
     oq_real *y;
     if (run.bf16) OQ_TRY(oq_weights_to_bf16(context, &v->spec, &v->tensors));
-    if (v->byte_gradients && oq_has_byte_gradients(run.tokens)) oq_weights_take_byte_gradients(&v->spec, &v->tensors);
+    if (v->byte_gradients) oq_weights_take_byte_gradients(&run, &v->tensors);
     OQ_TRY(oq_saved_create(context, &run, &saved));
     OQ_NEW(context, y, run.tokens * v->spec.hidden);
     OQ_TRY(oq_block_forward(context, &run, &v->tensors, v->x, &saved, y));

@@ -97,8 +97,13 @@ def open_any(path: str) -> Model | QuantizedModel:
 
 def check_data(data: str | None, name: str) -> None:
     """Raise DataError when there is neither a file nor a model that brings its own text."""
-    if data is None and name != EMBEDDED_NAME:
+    if data is None and data_option(name):
         raise DataError(f"--data is needed: only {EMBEDDED_NAME} brings text of its own")
+
+
+def data_option(name: str) -> str:
+    """Return what a command to come needs to name a text, nothing for the model that brings its own."""
+    return "" if name == EMBEDDED_NAME else " --data TEXT"
 
 
 @contextmanager

@@ -7,12 +7,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from omniquant.cli.common import Commands, add_run_options, check_data, command, emit, is_result, note
+from omniquant.cli.common import (
+    Commands,
+    add_run_options,
+    check_data,
+    command,
+    data_option,
+    emit,
+    is_result,
+    note,
+)
 from omniquant.config.method import CHOICES, METHODS
 from omniquant.config.preset import PRESETS
 from omniquant.config.recipe import AUTO
 from omniquant.errors import ConfigError
-from omniquant.models.load import EMBEDDED_NAME
 
 _EXAMPLES = """\
   omniquant quantize omniquant-tiny --scheme W4A4 --method affinequant --output out
@@ -320,7 +328,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _text(summary: dict[str, Any]) -> str:
-    data = "" if summary["model"] == EMBEDDED_NAME else " --data TEXT"  # that model brings text of its own
     margin = (
         "" if summary["min_margin"] is None else f", smallest dominance margin {summary['min_margin']:.3g}"
     )
@@ -328,5 +335,5 @@ def _text(summary: dict[str, Any]) -> str:
         f"{summary['output']}: {summary['model']} {summary['scheme']} by {summary['method']}, "
         f"{len(summary['blocks'])} blocks in {summary['seconds']:.1f} s, "
         f"peak memory {summary['peak_rss_mib']:.0f} MiB{margin}\n"
-        f"next: omniquant evaluate {summary['output']}{data}"
+        f"next: omniquant evaluate {summary['output']}{data_option(summary['model'])}"
     )

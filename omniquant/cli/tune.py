@@ -6,8 +6,16 @@ import argparse
 import time
 from typing import Any
 
-from omniquant.cli.common import Commands, add_run_options, check_data, command, emit, note, shown_progress
-from omniquant.models.load import EMBEDDED_NAME
+from omniquant.cli.common import (
+    Commands,
+    add_run_options,
+    check_data,
+    command,
+    data_option,
+    emit,
+    note,
+    shown_progress,
+)
 
 _EXAMPLES = """\
   omniquant tune DIR --model MODEL --data text.txt --samples 128 --seqlen 512 --output tuned
@@ -89,9 +97,8 @@ def run(arguments: argparse.Namespace) -> None:
     seconds, peak = time.monotonic() - started, peak_rss_mib()
     facts: dict[str, Any] = {"helped": tuning.helped, "seconds": round(seconds, 3), "peak_rss_mib": peak}
     data = {"output": arguments.output, **tuning.to_dict(), **facts}
-    data_option = "" if model.name == EMBEDDED_NAME else " --data TEXT"
     text = (
         f"{arguments.output}: {tuning}, {seconds:.1f} s, peak memory {peak:.0f} MiB\n"
-        f"next: omniquant evaluate {arguments.output}{data_option} --against {arguments.model}"
+        f"next: omniquant evaluate {arguments.output}{data_option(model.name)} --against {arguments.model}"
     )
     emit(arguments, data, text)

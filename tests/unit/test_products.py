@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 from random_blocks import Case, Draw
 from small_run import small_model, small_tokens
-from ways import AVAILABLE, KINDS
+from ways import AVAILABLE, KINDS, needs_bfloat16, needs_integer
 
 from omniquant import CalibrationOptions, QuantConfig, _core, calibrate
 from omniquant.errors import ConfigError, UnsupportedError
 from omniquant.models.model import Model
-
-needs_integer = pytest.mark.skipif("integer" not in AVAILABLE, reason="no exact byte products here")
-needs_bfloat16 = pytest.mark.skipif("bfloat16" not in AVAILABLE, reason="no fast bfloat16 products here")
 
 
 def block(seed: int, quirks: bool = False, **forced: object) -> Case:

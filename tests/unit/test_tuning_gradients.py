@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from random_blocks import Case, Draw, double_core, quantized_shapes
+from ways import needs_bfloat16, needs_integer
 
 from omniquant import _core
 
-needs_bfloat16 = pytest.mark.skipif(
-    _core.runtime_info()["products"] != "bfloat16", reason="no fast bfloat16 products here"
-)
-needs_bytes = pytest.mark.skipif(
-    _core.runtime_info()["products"] == "float32", reason="no products of bytes here"
-)
 STEP = 1e-6  # head norms of few channels curve steeply
 ROUNDED = {"bits": 8, "q_bits": 16, "k_bits": 8, "v_bits": 8, "symmetric": False, "full_range": False}
 
@@ -64,7 +59,7 @@ def test_a_block_of_experts_has_its_gradients_too() -> None:
     assert np.isfinite(dx).all()
 
 
-@pytest.mark.parametrize("byte_gradients", [False, pytest.param(True, marks=needs_bytes)])
+@pytest.mark.parametrize("byte_gradients", [False, pytest.param(True, marks=needs_integer)])
 @pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_leave_a_blocks_gradients_as_they_are(
@@ -92,7 +87,7 @@ def test_bfloat16_products_are_near_those_of_float() -> None:
         assert 0 < error < 0.03, name
 
 
-@needs_bytes
+@needs_integer
 @pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
 def test_gradients_in_bytes_are_near_those_of_float(bfloat16: bool) -> None:
     experts = {"num_experts": 3, "experts_per_token": 2, "normalized_experts": True, "shared_ffn_size": 24}

@@ -110,10 +110,18 @@ typedef struct {
     const oq_real *left[OQ_INPUTS], *right[OQ_INPUTS], *clip[OQ_INPUTS];
 } oq_block_weights;
 
-/* Gradients of the same, norms behind linears being constants; what is NULL is not wanted. All are added to, but
- * weights' are overwritten if fresh, and x's always. */
+/* Takes gradients of weights in passing, dw [count, in] of rows from `first` on: they are not kept. */
+typedef struct {
+    oq_code (*take)(oq_context *context, void *user, int linear, int64_t first, int64_t count, const oq_real *dw);
+    void *user;
+    bool of[OQ_LINEARS]; /* the linears whose it takes */
+} oq_weight_taker;
+
+/* Gradients of the same, norms behind linears being constants; what is NULL is not wanted, unless it is a weight's that
+ * is taken. All are added to, but weights' are overwritten if fresh, and x's always. */
 typedef struct {
     bool fresh;
+    oq_weight_taker taker;
     oq_real *x; /* [T, H] */
     oq_real *weight[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_real *gain[OQ_INPUT_NORMS], *norm_bias[OQ_INPUT_NORMS], *map_inverse[OQ_INPUT_NORMS];

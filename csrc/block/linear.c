@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "block/weight_gradient.h"
 #include "math/bf16.h"
 #include "math/gemm.h"
 #include "math/vector.h"
@@ -117,55 +118,43 @@ oq_code oq_block_linear_forward(oq_context *context, const oq_block_run *run, co
 }
 
 /* Both products take dy rounded once. */
-static oq_code backward_bf16(oq_context *context, int64_t T, oq_linear_shape shape, const uint16_t *x,
-                             const uint16_t *w, const oq_real *dy, oq_real *dw, bool fresh, oq_real *dx,
-                             bool accumulate)
+static oq_code backward_bf16(oq_context *context, const oq_block_gradients *gradients, oq_linear_rows rows, int64_t T,
+                             const oq_forms *x, const uint16_t *w, const oq_real *dy, oq_real *dx, bool accumulate)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
     uint16_t *dy_half;
-    OQ_NEW(context, dy_half, T * shape.out);
-    oq_bf16_from_real(context, dy, dy_half, T * shape.out);
-    if (dw)
-        OQ_TRY(oq_bf16_gemm(context, &(oq_bf16_gemm_args){.transpose_a = true,
-                                                          .accumulate = !fresh,
-                                                          .m = shape.out,
-                                                          .n = shape.in,
-                                                          .k = T,
-                                                          .a = dy_half,
-                                                          .lda = shape.out,
-                                                          .b = x,
-                                                          .ldb = shape.in,
-                                                          .c = dw,
-                                                          .ldc = shape.in}));
+    OQ_NEW(context, dy_half, T * rows.out);
+    oq_bf16_from_real(context, dy, dy_half, T * rows.out);
+    OQ_TRY(oq_weight_gradient(
+        context, gradients, rows,
+        &(oq_weight_product){.operands = OQ_OF_HALVES, .T = T, .dy_half = dy_half, .x = x}));
     if (dx)
         OQ_TRY(oq_bf16_gemm(context, &(oq_bf16_gemm_args){.accumulate = accumulate,
                                                           .m = T,
-                                                          .n = shape.in,
-                                                          .k = shape.out,
+                                                          .n = rows.in,
+                                                          .k = rows.out,
                                                           .a = dy_half,
-                                                          .lda = shape.out,
+                                                          .lda = rows.out,
                                                           .b = w,
-                                                          .ldb = shape.in,
+                                                          .ldb = rows.in,
                                                           .c = dx,
-                                                          .ldc = shape.in}));
+                                                          .ldc = rows.in}));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
 
-static oq_code backward_bytes(oq_context *context, int64_t T, oq_linear_shape shape, const oq_forms *x,
-                              const oq_forms *w, const oq_real *dy, oq_real *dw, bool fresh, oq_real *dx,
-                              bool accumulate)
+static oq_code backward_bytes(oq_context *context, const oq_block_gradients *gradients, oq_linear_rows rows, int64_t T,
+                              const oq_forms *x, const oq_forms *w, const oq_real *dy, oq_real *dx, bool accumulate)
 {
-    if (dw) OQ_TRY(oq_byte_gradient_of_weight(context, dy, x, dw, T, shape.in, shape.out, !fresh));
-    if (dx) OQ_TRY(oq_byte_gradient_of_input(context, dy, w, dx, T, shape.in, shape.out, accumulate));
-    return OQ_OK;
+    OQ_TRY(oq_weight_gradient(context, gradients, rows,
+                              &(oq_weight_product){.operands = OQ_OF_BYTES, .T = T, .dy = dy, .x = x}));
+    return dx ? oq_byte_gradient_of_input(context, dy, w, dx, T, rows.in, rows.out, accumulate) : OQ_OK;
 }
 
 oq_code oq_rows_backward(oq_context *context, const oq_block_weights *weights, const oq_block_gradients *gradients,
                          oq_linear_rows rows, const oq_forms *x, const oq_real *dy, int64_t T, oq_real *dx,
                          bool accumulate)
 {
-    const oq_linear_shape shape = {rows.out, rows.in};
     const int64_t at = rows.first * rows.in;
     const oq_forms w = oq_forms_behind(&weights->forms[rows.which], rows.first, rows.in);
     oq_real *dw = AT(gradients->weight[rows.which], at), *db = AT(gradients->bias[rows.which], rows.first);
@@ -174,11 +163,10 @@ oq_code oq_rows_backward(oq_context *context, const oq_block_weights *weights, c
         return OQ_OK;
     }
     if (db) OQ_TRY(oq_column_sums(context, dy, db, T, rows.out));
-    if (w.byte_gradients)
-        return backward_bytes(context, T, shape, x, &w, dy, dw, gradients->fresh, dx, accumulate);
-    if (x->half && w.half)
-        return backward_bf16(context, T, shape, x->half, w.half, dy, dw, gradients->fresh, dx, accumulate);
-    if (dw) OQ_TRY(oq_linear_backward_weight(context, dy, x->real, dw, T, rows.in, rows.out, !gradients->fresh));
+    if (w.byte_gradients) return backward_bytes(context, gradients, rows, T, x, &w, dy, dx, accumulate);
+    if (x->half && w.half) return backward_bf16(context, gradients, rows, T, x, w.half, dy, dx, accumulate);
+    OQ_TRY(oq_weight_gradient(context, gradients, rows,
+                              &(oq_weight_product){.operands = OQ_OF_REALS, .T = T, .dy = dy, .x = x}));
     if (!dx) return OQ_OK;
     return oq_linear_backward_input(context, dy, weights->weight[rows.which] + at, dx, T, rows.in, rows.out,
                                     accumulate);

@@ -76,10 +76,10 @@ static oq_code gradients(oq_context *context, void *user, const oq_real *theta, 
     *loss = 0;
     for (int64_t i = 0; i < count; i++) {
         double one;
-        OQ_TRY(oq_session_window(context, s, windows[i], 1 / (double)count, true, &one));
+        OQ_TRY(oq_session_window(context, s, windows[i], 1 / (double)count, dtheta, &one));
         *loss += one / (double)count;
     }
-    OQ_TRY(oq_transformed_backward(context, &s->transformed, theta, dtheta));
+    OQ_TRY(oq_transformed_backward(context, &s->transformed, dtheta));
     if (s->expert_tokens) oq_freeze_starved(&s->transformed, s->expert_tokens, dtheta);
     return OQ_OK;
 }

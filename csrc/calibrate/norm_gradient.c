@@ -6,16 +6,21 @@
 
 enum { STRIP = 64 }; /* columns at a time */
 
+/* sums [H] += over `count` rows of W^ of a linear: sum_n W^_ni dW_ni, or where dw is NULL sum_n W^_ni db_n. */
 typedef struct {
-    const oq_transformed *t;
-    int site;
-    double *with_dw, *with_db; /* [H] sum_n W^_ni dW_ni, sum_n W^_ni db_n; the second may be NULL */
+    oq_forms forms; /* of W^, and its real form, from the first of those rows on */
+    const oq_real *w;
+    const oq_real *dw, *db;
+    int64_t count, H;
+    double *sums;
 } job;
 
 static bool reads(const oq_transformed *t, int site, int linear)
 {
     return oq_has_linear(t->spec, linear) && oq_sites_of(t->spec, linear).columns == site;
 }
+
+static bool has_gradient(const oq_transformed *t, int linear) { return t->dweight[linear] || t->taken[linear]; }
 
 bool oq_norm_learns_by_weights(const oq_transformed *t, int norm)
 {
@@ -26,7 +31,7 @@ bool oq_norm_learns_by_weights(const oq_transformed *t, int norm)
     if (t->map[site].kind != OQ_MAP_DIAGONAL || !reads_x || oq_is_quantized(t->options->activation.x)) return false;
     if (t->options->map[OQ_SITE_FACTORS] != OQ_MAP_NONE || (has_mlp && t->spec->experts.count)) return false;
     for (int i = 0; i < OQ_LINEARS; i++)
-        if (reads(t, site, i) && (!t->dweight[i] || (t->list->shift[site] >= 0 && !t->dbias[i]))) return false;
+        if (reads(t, site, i) && (!has_gradient(t, i) || (t->list->shift[site] >= 0 && !t->dbias[i]))) return false;
     return true;
 }
 
@@ -41,23 +46,35 @@ static const oq_real *columns_of(const oq_forms *forms, const oq_real *w, int64_
 static void one_strip(void *user, int64_t item, int worker)
 {
     const job *j = user;
-    const oq_transformed *t = j->t;
-    const oq_block_weights weights = oq_transformed_weights(t);
-    const int64_t H = t->spec->hidden, first = item * STRIP, count = oq_least(STRIP, H - first);
+    const int64_t first = item * STRIP, count = oq_least(STRIP, j->H - first);
     oq_real room[STRIP];
     (void)worker;
-    for (int linear = 0; linear < OQ_LINEARS; linear++) {
-        if (!reads(t, j->site, linear)) continue;
-        for (int64_t n = 0; n < oq_shape_of(t->spec, linear).out; n++) {
-            const int64_t at = n * H + first;
-            const oq_real *w = columns_of(&weights.forms[linear], weights.weight[linear], at, count, room);
-            const oq_real *dw = t->dweight[linear] + at;
-            for (int64_t i = 0; i < count; i++) j->with_dw[first + i] += (double)w[i] * (double)dw[i];
-            if (!j->with_db) continue;
-            const double db = (double)t->dbias[linear][n];
-            for (int64_t i = 0; i < count; i++) j->with_db[first + i] += (double)w[i] * db;
-        }
+    for (int64_t n = 0; n < j->count; n++) {
+        const int64_t at = n * j->H + first;
+        const oq_real *w = columns_of(&j->forms, j->w, at, count, room);
+        if (j->dw)
+            for (int64_t i = 0; i < count; i++) j->sums[first + i] += (double)w[i] * (double)j->dw[at + i];
+        else
+            for (int64_t i = 0; i < count; i++) j->sums[first + i] += (double)w[i] * (double)j->db[n];
     }
+}
+
+/* Of rows from `first` on; dw and db begin there. */
+static void add_up(const oq_context *context, const oq_transformed *t, int linear, int64_t first, job j)
+{
+    const oq_block_weights weights = oq_transformed_weights(t);
+    j.H = t->spec->hidden;
+    j.forms = oq_forms_behind(&weights.forms[linear], first, j.H);
+    j.w = weights.weight[linear] ? weights.weight[linear] + first * j.H : NULL;
+    oq_parallel_for(context->threads, oq_pieces(j.H, STRIP), one_strip, &j);
+}
+
+void oq_norm_take(const oq_context *context, const oq_transformed *t, int linear, int64_t first, int64_t count,
+                  const oq_real *dw)
+{
+    for (int norm = 0; norm < OQ_INPUT_NORMS; norm++)
+        if (t->by_weights[norm] && reads(t, oq_site_of_norm(norm), linear))
+            add_up(context, t, linear, first, (job){.dw = dw, .count = count, .sums = t->along_weights[norm]});
 }
 
 oq_code oq_norm_backward_by_weights(oq_context *context, oq_transformed *t, oq_real *dtheta, int norm)
@@ -67,14 +84,18 @@ oq_code oq_norm_backward_by_weights(oq_context *context, oq_transformed *t, oq_r
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_map *map = &t->map[site];
     oq_real *dshift = oq_part(t->list, t->list->shift[site], dtheta);
-    job j = {t, site, NULL, NULL};
-    OQ_NEW_ZERO(context, j.with_dw, H);
-    if (dshift) OQ_NEW_ZERO(context, j.with_db, H);
-    oq_parallel_for(context->threads, oq_pieces(H, STRIP), one_strip, &j);
+    double *along_biases;
+    OQ_NEW_ZERO(context, along_biases, H);
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        if (!reads(t, site, i)) continue;
+        const int64_t out = oq_shape_of(t->spec, i).out;
+        if (t->dweight[i]) oq_norm_take(context, t, i, 0, out, t->dweight[i]);
+        if (dshift) add_up(context, t, i, 0, (job){.db = t->dbias[i], .count = out, .sums = along_biases});
+    }
     /* h = (g x^ + b - delta) / s, so dh h summed up is d(1/s) times 1/s. */
     for (int64_t i = 0; i < H; i++) {
-        map->dinverse[i] += (oq_real)(j.with_dw[i] / (double)map->inverse[i]);
-        if (dshift) dshift[i] -= (oq_real)(j.with_db[i] * (double)map->inverse[i]);
+        map->dinverse[i] += (oq_real)(t->along_weights[norm][i] / (double)map->inverse[i]);
+        if (dshift) dshift[i] -= (oq_real)(along_biases[i] * (double)map->inverse[i]);
     }
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;

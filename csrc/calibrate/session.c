@@ -162,28 +162,29 @@ static oq_code look_ahead(oq_context *context, oq_session *s, int64_t window, oq
     return dy ? oq_ahead_backward(context, &s->ahead, dy) : OQ_OK;
 }
 
-static oq_code pass(oq_context *context, oq_session *s, int64_t window, double share, bool learn, double *loss)
+static oq_code pass(oq_context *context, oq_session *s, int64_t window, double share, oq_real *dtheta,
+                    double *loss)
 {
     const int64_t T = s->data->tokens, H = s->spec->hidden, offset = window * T * H;
     const oq_block_weights weights = oq_transformed_weights(&s->transformed);
     const double *token_weights = s->token_weights + window * T;
-    oq_real *dy = learn ? s->dy : NULL;
+    oq_real *dy = dtheta ? s->dy : NULL;
     OQ_TRY(oq_block_forward(context, &s->run, &weights, s->data->x_q + offset, &s->saved, s->y));
-    if (learn) memset(dy, 0, sizeof *dy * (size_t)(T * H));
+    if (dy) memset(dy, 0, sizeof *dy * (size_t)(T * H));
     *loss = oq_loss(s->y, s->data->target + offset, token_weights, dy, T, H);
     if (s->data->aug_target) *loss += oq_loss(s->y, s->data->aug_target + offset, token_weights, dy, T, H);
     OQ_TRY(look_ahead(context, s, window, dy, loss));
-    if (!learn) return OQ_OK;
+    if (!dtheta) return OQ_OK;
     if (share != 1) oq_scale(dy, (oq_real)share, T * H);
-    const oq_block_gradients gradients = oq_transformed_gradients(&s->transformed);
+    const oq_block_gradients gradients = oq_transformed_gradients(&s->transformed, dtheta);
     s->transformed.fresh = false;
     return oq_block_backward(context, &s->run, &weights, &s->saved, dy, &gradients);
 }
 
-oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, double share, bool learn,
+oq_code oq_session_window(oq_context *context, oq_session *s, int64_t window, double share, oq_real *dtheta,
                           double *loss)
 {
-    OQ_TRY(pass(context, s, window, share, learn, loss));
+    OQ_TRY(pass(context, s, window, share, dtheta, loss));
     oq_session_drop(s, window);
     return OQ_OK;
 }
@@ -207,7 +208,7 @@ oq_code oq_session_loss(oq_context *context, oq_session *s, double *loss)
         double one;
         OQ_TRY(oq_check_cancel(context));
         oq_session_want(s, judge(s, i + 1));
-        OQ_TRY(oq_session_window(context, s, judge(s, i), 1, false, &one));
+        OQ_TRY(oq_session_window(context, s, judge(s, i), 1, NULL, &one));
         *loss += one / (double)s->judges;
     }
     return OQ_OK;
@@ -232,8 +233,8 @@ oq_code oq_block_loss(oq_context *context, const oq_block_spec *spec, const oq_b
     memset(dtheta, 0, sizeof *dtheta * (size_t)s.list.total);
     for (int64_t i = 0; i < data->samples; i++) {
         double one;
-        OQ_TRY(oq_session_window(context, &s, i, 1 / (double)data->samples, true, &one));
+        OQ_TRY(oq_session_window(context, &s, i, 1 / (double)data->samples, dtheta, &one));
         *loss += one / (double)data->samples;
     }
-    return oq_transformed_backward(context, &s.transformed, theta, dtheta);
+    return oq_transformed_backward(context, &s.transformed, dtheta);
 }

@@ -28,8 +28,9 @@ oq_code oq_session_create(oq_context *context, oq_session *session, const oq_blo
                           const oq_calibration_data *data);
 /* Check every window of every stream, and weigh its tokens: before the first loss. */
 oq_code oq_session_take(oq_context *context, oq_session *session);
-/* Loss of one window under the transformed weights; gradients are added when learn is set. */
-oq_code oq_session_window(oq_context *context, oq_session *session, int64_t window, double share, bool learn,
+/* Loss of one window under the transformed weights; its gradients are gathered, and those taken in passing added to
+ * dtheta, unless that is NULL. */
+oq_code oq_session_window(oq_context *context, oq_session *session, int64_t window, double share, oq_real *dtheta,
                           double *loss);
 /* The window is needed soon. */
 void oq_session_want(const oq_session *session, int64_t window);

@@ -7,6 +7,7 @@
 #include "calibrate/norm_gradient.h"
 #include "calibrate/shift.h"
 #include "calibrate/stages.h"
+#include "calibrate/weight_taker.h"
 #include "math/bf16.h"
 
 oq_groups oq_weight_groups(const oq_block_spec *spec, const oq_options *options, int linear)
@@ -23,13 +24,6 @@ oq_clip oq_weight_clip(const oq_transformed *t, int linear, const oq_real *theta
                      .min_logit = oq_part_const(list, list->lwc_min[linear], theta),
                      .offset = oq_part_const(list, list->offset[linear], theta),
                      .scaling = {t->column_factors[linear], t->row_factors[linear]}};
-}
-
-static oq_clip_gradients clip_gradients(const oq_learnables *list, int linear, oq_real *dtheta)
-{
-    return (oq_clip_gradients){.max_logit = oq_part(list, list->lwc_max[linear], dtheta),
-                               .min_logit = oq_part(list, list->lwc_min[linear], dtheta),
-                               .offset = oq_part(list, list->offset[linear], dtheta)};
 }
 
 /* What W takes of its input's map: W (A1 (x) A2)^T. */
@@ -140,12 +134,23 @@ static void zero(oq_real *x, int64_t count)
     if (x) memset(x, 0, sizeof *x * (size_t)count);
 }
 
+static void zero_sums(double *x, int64_t count)
+{
+    if (x) memset(x, 0, sizeof *x * (size_t)count);
+}
+
 static void zero_gradients(oq_transformed *t)
 {
     t->fresh = true;
     memset(t->dlac, 0, sizeof t->dlac);
-    for (int i = 0; i < OQ_LINEARS; i++) zero(t->dbias[i], oq_shape_of(t->spec, i).out);
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(t->spec, i);
+        zero(t->dbias[i], shape.out);
+        zero_sums(t->dcolumn_factors[i], shape.in);
+        zero_sums(t->drow_factors[i], shape.out);
+    }
     for (int i = 0; i < OQ_INPUT_NORMS; i++) {
+        zero_sums(t->along_weights[i], t->spec->hidden);
         zero(t->dgain[i], t->spec->hidden);
         zero(t->dnorm_bias[i], t->spec->hidden);
     }
@@ -153,6 +158,7 @@ static void zero_gradients(oq_transformed *t)
 
 oq_code oq_transformed_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int64_t epoch)
 {
+    t->theta = theta;
     for (int site = 0; site < OQ_SITES; site++) {
         oq_affine *affine = &t->map[site].affine;
         if (t->map[site].kind == OQ_MAP_NONE) continue;
@@ -188,39 +194,27 @@ static oq_code input_map_backward(oq_context *context, oq_transformed *t, int li
     return OQ_OK;
 }
 
-/* dw [out, in]: gradient of W^ in; that of the last stage out, where it is wanted. */
-static oq_code quantizer_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta,
-                                  int linear, bool wanted, oq_real *dw)
+/* Back from the factors of the diagonal maps its quantizer applies. */
+static void factors_backward(oq_transformed *t, int linear)
 {
     const oq_linear_sites sites = oq_sites_of(t->spec, linear);
-    const oq_groups groups = oq_weight_groups(t->spec, t->options, linear);
-    const oq_mark mark = oq_arena_mark(context->arena);
-    oq_clip_gradients gradients = clip_gradients(t->list, linear, dtheta);
-    if (t->column_factors[linear]) OQ_NEW_ZERO(context, gradients.columns, groups.width);
-    if (t->row_factors[linear]) OQ_NEW_ZERO(context, gradients.rows, groups.rows);
-    OQ_TRY(oq_fake_quantize_backward(context, &groups, oq_weight_clip(t, linear, theta),
-                                     oq_staged_weight(t, linear), t->ranges[linear], dw, wanted ? dw : NULL,
-                                     gradients));
     if (t->column_factors[linear])
         oq_map_factors_backward(&t->map[sites.columns], false, oq_repeat_of(t->spec, sites.columns, linear),
-                                gradients.columns);
+                                t->dcolumn_factors[linear]);
     if (t->row_factors[linear])
         oq_map_factors_backward(&t->map[sites.rows], sites.inverse, oq_repeat_of(t->spec, sites.rows, linear),
-                                gradients.rows);
-    oq_arena_rewind(context->arena, mark);
-    return OQ_OK;
+                                t->drow_factors[linear]);
 }
 
-static oq_code linear_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta,
-                               int linear)
+static oq_code linear_backward(oq_context *context, oq_transformed *t, int linear)
 {
     const oq_linear_sites sites = oq_sites_of(t->spec, linear);
     const oq_linear_shape shape = oq_shape_of(t->spec, linear);
     const bool columns = t->after_columns[linear], rows = t->after_rows[linear], mapped = t->after_input[linear];
     oq_real *dw = t->dweight[linear]; /* gradient of W^, then of each stage before it, in place */
+    if (dw && oq_quantizes(t->options, linear)) OQ_TRY(oq_lead_back(context, t, linear, 0, shape.out, dw, dw));
+    factors_backward(t, linear);
     if (!dw) return OQ_OK;
-    if (oq_quantizes(t->options, linear))
-        OQ_TRY(quantizer_backward(context, t, theta, dtheta, linear, columns || rows || mapped, dw));
     const oq_mark mark = oq_arena_mark(context->arena);
     if (mapped) OQ_TRY(input_map_backward(context, t, linear, columns || rows, &dw));
     if (rows) {
@@ -279,8 +273,10 @@ static void norm_backward(oq_transformed *t, const oq_real *theta, oq_real *dthe
     }
 }
 
-oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta)
+oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, oq_real *dtheta)
 {
+    const oq_real *theta = t->theta;
+    t->dtheta = dtheta;
     for (int i = 0; i < OQ_INPUT_NORMS; i++) {
         if (t->by_weights[i])
             OQ_TRY(oq_norm_backward_by_weights(context, t, dtheta, i));
@@ -291,7 +287,7 @@ oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq
         for (int k = 0; t->lac[i] && k < 2; k++) oq_part(t->list, t->list->lac[i], dtheta)[k] += t->dlac[i][k];
     for (int i = 0; i < OQ_LINEARS; i++) {
         if (!oq_has_linear(t->spec, i)) continue;
-        OQ_TRY(linear_backward(context, t, theta, dtheta, i));
+        OQ_TRY(linear_backward(context, t, i));
         OQ_TRY(bias_backward(context, t, dtheta, i));
     }
     for (int site = 0; site < OQ_SITES; site++)

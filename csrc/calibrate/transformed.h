@@ -27,12 +27,18 @@ typedef struct {
     oq_range *ranges[OQ_LINEARS];
     oq_real *bias_before_rows[OQ_LINEARS], *bias[OQ_LINEARS];
     oq_real *gain[OQ_INPUT_NORMS], *norm_bias[OQ_INPUT_NORMS];
-    oq_real *dweight[OQ_LINEARS], *dbias[OQ_LINEARS]; /* gradients of W^ and b~; NULL where nothing learns */
+    /* Gradients of W^ and b~; NULL where nothing learns, and of a W^ whose gradient is taken in passing. */
+    oq_real *dweight[OQ_LINEARS], *dbias[OQ_LINEARS];
+    bool taken[OQ_LINEARS]; /* see weight_taker.h */
+    double *dcolumn_factors[OQ_LINEARS], *drow_factors[OQ_LINEARS];
     oq_real *dgain[OQ_INPUT_NORMS], *dnorm_bias[OQ_INPUT_NORMS];
-    bool by_weights[OQ_INPUT_NORMS]; /* the norm's map learns from dweight and dbias instead: norm_gradient.h */
+    bool by_weights[OQ_INPUT_NORMS];       /* the norm's map learns from those of W^ and b~: norm_gradient.h */
+    double *along_weights[OQ_INPUT_NORMS]; /* [H] sum_n W^_ni dW_ni of its linears; NULL: it does not */
     const oq_real *lac[OQ_INPUTS]; /* [2] logits, a part of theta; NULL: activations are not clipped */
     oq_real dlac[OQ_INPUTS][2];
     bool fresh; /* no window has been backward yet: the weights' gradients are not zeroed but overwritten */
+    const oq_real *theta; /* what was applied last */
+    oq_real *dtheta;      /* what takes gradients in passing */
 } oq_transformed;
 
 oq_code oq_transformed_create(oq_context *context, oq_transformed *t, const oq_block_spec *spec,
@@ -42,12 +48,13 @@ oq_code oq_transformed_create(oq_context *context, oq_transformed *t, const oq_b
 bool oq_has_integer_linear(const oq_block_spec *spec, const oq_options *options, int linear);
 /* Apply the learnables theta under a mask; zeroes the gradients. */
 oq_code oq_transformed_forward(oq_context *context, oq_transformed *t, const oq_real *theta, int64_t epoch);
-/* dtheta += from the gradients gathered by oq_block_backward. */
-oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, const oq_real *theta, oq_real *dtheta);
+/* dtheta += from the gradients gathered by oq_block_backward, but those it has taken in passing. */
+oq_code oq_transformed_backward(oq_context *context, oq_transformed *t, oq_real *dtheta);
 
 /* Views for the block. */
 oq_block_weights oq_transformed_weights(const oq_transformed *t);
-oq_block_gradients oq_transformed_gradients(oq_transformed *t);
+/* dtheta: += what is taken in passing. */
+oq_block_gradients oq_transformed_gradients(oq_transformed *t, oq_real *dtheta);
 /* W of a linear against its input as a map sees it, before the rotation. */
 const oq_real *oq_unrotated_weight(const oq_transformed *t, int linear);
 /* What a linear's quantizer reads, and with what it reads it. */

@@ -3,6 +3,7 @@
 #include "block/linear.h"
 #include "calibrate/norm_gradient.h"
 #include "calibrate/stages.h"
+#include "calibrate/weight_taker.h"
 #include "quant/gradient_products.h"
 #include "quant/integer_product.h"
 
@@ -76,7 +77,10 @@ static oq_code create_linear(oq_context *context, oq_transformed *t, int linear)
         OQ_NEW(context, t->after_rows[linear], count);
     if (oq_has_input_map(t)) OQ_NEW(context, t->after_input[linear], count);
     OQ_TRY(create_forms(context, t, linear));
-    if (learned) OQ_NEW(context, t->dweight[linear], count);
+    t->taken[linear] = learned && oq_is_taken(t, linear);
+    if (learned && !t->taken[linear]) OQ_NEW(context, t->dweight[linear], count);
+    if (t->column_factors[linear]) OQ_NEW(context, t->dcolumn_factors[linear], shape.in);
+    if (t->row_factors[linear]) OQ_NEW(context, t->drow_factors[linear], shape.out);
     if (!t->original->bias[linear]) return OQ_OK;
     OQ_NEW(context, t->bias_before_rows[linear], shape.out);
     OQ_NEW(context, t->bias[linear], shape.out);
@@ -90,6 +94,7 @@ static oq_code create_norm(oq_context *context, oq_transformed *t, int norm)
     const int64_t H = t->spec->hidden;
     t->by_weights[norm] = oq_norm_learns_by_weights(t, norm);
     const bool learned = t->map[site].kind != OQ_MAP_NONE && !t->by_weights[norm];
+    if (t->by_weights[norm]) OQ_NEW(context, t->along_weights[norm], H);
     OQ_NEW(context, t->gain[norm], H);
     if (learned) OQ_NEW(context, t->dgain[norm], H);
     if (!t->original->norm_bias[norm]) return OQ_OK;

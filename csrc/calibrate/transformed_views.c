@@ -1,5 +1,7 @@
 #include "calibrate/transformed.h"
 
+#include "calibrate/weight_taker.h"
+
 oq_block_weights oq_transformed_weights(const oq_transformed *t)
 {
     oq_block_weights weights = {0};
@@ -28,9 +30,10 @@ oq_block_weights oq_transformed_weights(const oq_transformed *t)
     return weights;
 }
 
-oq_block_gradients oq_transformed_gradients(oq_transformed *t)
+oq_block_gradients oq_transformed_gradients(oq_transformed *t, oq_real *dtheta)
 {
-    oq_block_gradients gradients = {.fresh = t->fresh};
+    oq_block_gradients gradients = {.fresh = t->fresh, .taker = oq_taker(t)};
+    t->dtheta = dtheta;
     for (int i = 0; i < OQ_LINEARS; i++) {
         gradients.weight[i] = t->dweight[i];
         gradients.bias[i] = t->dbias[i];

@@ -40,6 +40,24 @@ typedef struct {
     double *columns, *rows; /* of the scaling's factors, where they are */
 } oq_clip_gradients;
 
+/* Both, of the rows of a matrix from some row on. */
+static inline oq_clip oq_clip_behind(oq_clip clip, const oq_groups *groups, int64_t row)
+{
+    const int64_t at = row * oq_groups_per_row(groups);
+    if (clip.max_logit) clip.max_logit += at, clip.min_logit += at;
+    if (clip.offset) clip.offset += row * groups->width;
+    if (clip.scaling.rows) clip.scaling.rows += row;
+    return clip;
+}
+static inline oq_clip_gradients oq_clip_gradients_behind(oq_clip_gradients g, const oq_groups *groups, int64_t row)
+{
+    const int64_t at = row * oq_groups_per_row(groups);
+    if (g.max_logit) g.max_logit += at, g.min_logit += at;
+    if (g.offset) g.offset += row * groups->width;
+    if (g.rows) g.rows += row;
+    return g;
+}
+
 /* The wanted forms of fake_quantize(x); ranges [rows, groups] keeps each group's min and max for the backward
  * pass. Integer forms are for one grid a row. */
 oq_code oq_quantize_forms(oq_context *context, const oq_groups *groups, oq_clip clip, const oq_real *x,

@@ -1,7 +1,6 @@
 #include "quant/gradient_products.h"
 
 #include "base/parallel.h"
-#include "math/byte_vectors.h"
 #include "math/gemm_amx.h"
 #include "math/igemm.h"
 #include "math/transpose_bytes.h"
@@ -21,14 +20,6 @@ bool oq_has_byte_gradients(int64_t length)
 
 bool oq_prefers_byte_gradients(void) { return oq_has_byte_gradients(1) && !oq_igemm_amx_runs(); }
 
-/* The right operand of either product: columns [vectors, length] of bytes, and the sums of those. */
-typedef struct {
-    const int8_t *bytes;
-    const oq_real *scale;
-    int32_t *sum;
-    int most; /* which no byte exceeds in size */
-} columns;
-
 static oq_code fill(oq_context *context, int64_t count, int32_t value, int32_t **to)
 {
     OQ_NEW(context, *to, count);
@@ -45,7 +36,7 @@ static oq_code ones(oq_context *context, int64_t count, const oq_real **to)
     return OQ_OK;
 }
 
-static oq_code add_up(oq_context *context, columns *c, int64_t vectors, int64_t length)
+static oq_code add_up(oq_context *context, oq_byte_columns *c, int64_t vectors, int64_t length)
 {
     OQ_NEW(context, c->sum, vectors);
     oq_sum_bytes(context, c->bytes, vectors, length, c->sum);
@@ -54,7 +45,7 @@ static oq_code add_up(oq_context *context, columns *c, int64_t vectors, int64_t 
 
 /* Of codes [rows, width], of which those bits are turned that are set in `flip`. */
 static oq_code columns_of_codes(oq_context *context, const uint8_t *codes, uint8_t flip, int64_t rows, int64_t width,
-                                columns *c)
+                                oq_byte_columns *c)
 {
     uint8_t *turned;
     OQ_NEW(context, turned, width * rows);
@@ -65,18 +56,19 @@ static oq_code columns_of_codes(oq_context *context, const uint8_t *codes, uint8
 }
 
 /* Of the numbers of x [rows, width], rounded. */
-static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_t rows, int64_t width, columns *c)
+static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_t rows, int64_t width,
+                                  oq_byte_columns *c)
 {
     oq_byte_vectors vectors;
     OQ_TRY(oq_byte_vectors_create(context, width, rows, 0, &vectors));
     oq_bytes_of_columns(context, &(oq_byte_source){x->real, x->half, rows, width}, NULL, &vectors);
-    *c = (columns){.bytes = (const int8_t *)vectors.codes, .scale = vectors.scale, .most = MIDDLE};
+    *c = (oq_byte_columns){.bytes = (const int8_t *)vectors.codes, .scale = vectors.scale, .most = MIDDLE};
     return add_up(context, c, width, rows);
 }
 
 /* y [m, n] (+)= h (gradient [m, k] columns [n, k]^T - rest [m]). */
-static oq_code multiply(oq_context *context, const oq_byte_vectors *gradient, const int32_t *rest, const columns *by,
-                        oq_real *y, int64_t m, int64_t n, int64_t k, bool accumulate)
+static oq_code multiply(oq_context *context, const oq_byte_vectors *gradient, const int32_t *rest,
+                        const oq_byte_columns *by, oq_real *y, int64_t m, int64_t n, int64_t k, bool accumulate)
 {
     int32_t *zero;
     OQ_TRY(fill(context, m, gradient->zero, &zero));
@@ -100,7 +92,7 @@ oq_code oq_byte_gradient_of_input(oq_context *context, const oq_real *dy, const 
                                   int64_t rows, int64_t in, int64_t out, bool accumulate)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    columns by = {.most = w->most};
+    oq_byte_columns by = {.most = w->most};
     oq_byte_vectors gradient;
     if (w->centred)
         OQ_TRY(columns_of_codes(context, (const uint8_t *)w->centred, 0, out, in, &by));
@@ -145,23 +137,27 @@ static oq_code rest_of(oq_context *context, const oq_byte_vectors *gradient, con
     return OQ_OK;
 }
 
-oq_code oq_byte_gradient_of_weight(oq_context *context, const oq_real *dy, const oq_forms *x, oq_real *dw,
-                                   int64_t rows, int64_t in, int64_t out, bool accumulate)
+oq_code oq_byte_gradient_of_weight(oq_context *context, const oq_real *dy, const oq_forms *x, int64_t rows, int64_t in,
+                                   int64_t out, oq_byte_gradient *of)
+{
+    const bool wide = x->most > INT8_MAX; /* codes that are no signed bytes */
+    *of = (oq_byte_gradient){.x = {.most = wide ? MIDDLE : x->most}, .rows = rows, .in = in};
+    OQ_TRY(oq_byte_vectors_create(context, out, rows, MIDDLE, &of->gradient));
+    oq_bytes_of_columns(context, &(oq_byte_source){dy, NULL, rows, out}, x->codes ? x->scale : NULL, &of->gradient);
+    if (!x->codes) return columns_of_numbers(context, x, rows, in, &of->x);
+    OQ_TRY(columns_of_codes(context, x->codes, wide ? MIDDLE : 0, rows, in, &of->x));
+    return rest_of(context, &of->gradient, x, wide ? MIDDLE : 0, rows, out, &of->rest);
+}
+
+oq_code oq_byte_gradient_rows(oq_context *context, const oq_byte_gradient *of, int64_t first, int64_t count,
+                              oq_real *dw, bool accumulate)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    const bool wide = x->most > INT8_MAX; /* codes that are no signed bytes */
-    columns by = {.most = wide ? MIDDLE : x->most};
-    oq_byte_vectors gradient;
-    int32_t *rest = NULL;
-    OQ_TRY(oq_byte_vectors_create(context, out, rows, MIDDLE, &gradient));
-    oq_bytes_of_columns(context, &(oq_byte_source){dy, NULL, rows, out}, x->codes ? x->scale : NULL, &gradient);
-    if (x->codes) {
-        OQ_TRY(columns_of_codes(context, x->codes, wide ? MIDDLE : 0, rows, in, &by));
-        OQ_TRY(rest_of(context, &gradient, x, wide ? MIDDLE : 0, rows, out, &rest));
-    } else {
-        OQ_TRY(columns_of_numbers(context, x, rows, in, &by));
-    }
-    OQ_TRY(multiply(context, &gradient, rest, &by, dw, out, in, rows, accumulate));
+    oq_byte_vectors gradient = of->gradient;
+    gradient.codes += first * of->rows;
+    gradient.scale += first;
+    OQ_TRY(multiply(context, &gradient, of->rest ? of->rest + first : NULL, &of->x, dw, count, of->in, of->rows,
+                    accumulate));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

@@ -5,6 +5,7 @@
 #define OQ_QUANT_GRADIENT_PRODUCTS_H
 
 #include "base/context.h"
+#include "math/byte_vectors.h"
 #include "quant/forms.h"
 
 /* Whether this processor multiplies bytes, and sums of so many products fit. */
@@ -17,8 +18,27 @@ bool oq_prefers_byte_gradients(void);
 /* dx [rows, in] (+)= dy [rows, out] W^; w: centred and scale, or real, or half [out, in]. */
 oq_code oq_byte_gradient_of_input(oq_context *context, const oq_real *dy, const oq_forms *w, oq_real *dx,
                                   int64_t rows, int64_t in, int64_t out, bool accumulate);
-/* dw [out, in] (+)= dy^T x; x: codes, scale and zero, or real, or half [rows, in]. */
-oq_code oq_byte_gradient_of_weight(oq_context *context, const oq_real *dy, const oq_forms *x, oq_real *dw,
-                                   int64_t rows, int64_t in, int64_t out, bool accumulate);
+
+/* The right operand of either product: columns [vectors, length] of bytes, and the sums of those. */
+typedef struct {
+    const int8_t *bytes;
+    const oq_real *scale;
+    int32_t *sum;
+    int most; /* which no byte exceeds in size */
+} oq_byte_columns;
+
+/* Both operands of dW [out, in] = dy^T x in bytes, in the arena. */
+typedef struct {
+    oq_byte_vectors gradient; /* [out, rows] */
+    oq_byte_columns x;        /* [in, rows] */
+    int32_t *rest;            /* [out] what the zero points of x add to the sums; NULL: nothing */
+    int64_t rows, in;
+} oq_byte_gradient;
+/* x: codes, scale and zero, or real, or half [rows, in]; dy [rows, out]. */
+oq_code oq_byte_gradient_of_weight(oq_context *context, const oq_real *dy, const oq_forms *x, int64_t rows, int64_t in,
+                                   int64_t out, oq_byte_gradient *of);
+/* dw [count, in] (+)= rows of dW from `first` on. */
+oq_code oq_byte_gradient_rows(oq_context *context, const oq_byte_gradient *of, int64_t first, int64_t count,
+                              oq_real *dw, bool accumulate);
 
 #endif

@@ -146,7 +146,11 @@ static void what_bytes_hold_is_multiplied_exactly(int64_t rows, int64_t in, int6
     }
     for (int i = 0; i < COUNT; ++i) l.dx[i] = l.dw[i] = 1000;
     CHECK(oq_byte_gradient_of_input(&context, l.dy, &w_forms, l.dx, rows, in, out, accumulate) == OQ_OK);
-    CHECK(oq_byte_gradient_of_weight(&context, l.dy, &x_forms, l.dw, rows, in, out, accumulate) == OQ_OK);
+    oq_byte_gradient of;
+    CHECK(oq_byte_gradient_of_weight(&context, l.dy, &x_forms, rows, in, out, &of) == OQ_OK);
+    const int64_t upper = out / 3; /* in two lots */
+    CHECK(oq_byte_gradient_rows(&context, &of, upper, out - upper, l.dw + upper * in, accumulate) == OQ_OK);
+    CHECK(oq_byte_gradient_rows(&context, &of, 0, upper, l.dw, accumulate) == OQ_OK);
     check_products(&l, accumulate ? 1000 : 0);
     oq_arena_destroy(context.arena);
 }

@@ -58,6 +58,18 @@ def test_gradients_equal_differences_of_the_frozen_surrogate(double: Any) -> Non
     check_blocks(double, range(300))
 
 
+def test_gradients_of_weights_with_more_rows_than_go_back_at_once(double: Any) -> None:
+    """Of products in float 1024; norm1's map of weights alone learns from the same rows."""
+    checked = 0
+    for seed in range(12):
+        sizes = {"hidden_size": 6, "ffn_size": 1100, "tokens": 5, "samples": 2}
+        learned = {"lwc": True, "norm_map": "diagonal", "input_map": "none", "rotate_down": False}
+        bits = {"w_bits": 4, "bits": 8 if seed % 2 else 16, "v_bits": 16}
+        case = Draw(seed, **sizes, **learned, **bits).case()
+        checked += check_gradients(double, case, np.random.default_rng(seed))
+    assert checked >= 8
+
+
 def kinds_of(case: Case) -> set[tuple[str, Any]]:
     """Return every choice a case makes, as (axis, value)."""
     spec, options = case.spec, case.options

@@ -75,6 +75,23 @@ def test_gradients_in_bytes_point_where_float_gradients_do(
 
 
 @needs_integer
+@pytest.mark.parametrize("bits", [4, 16])
+def test_gradients_in_bytes_of_more_rows_than_go_back_at_once(bits: int) -> None:
+    """128 of them: those of every learnable, as those of the first rows alone could be right."""
+    quantizers = {"bits": bits, "q_bits": 16, "k_bits": 16, "v_bits": 16}
+    for seed in range(4):
+        case = block(seed, ffn_size=300, w_bits=4, group_size=0, lwc=True, input_map="none", **quantizers)
+        case.options |= {"products": "integer"}
+        found = {}
+        for gradients in ("float", "int8"):
+            case.options |= {"gradients": gradients}
+            found[gradients] = case.loss(_core)[1]
+        for name in ("gate.lwc_max", "up.lwc_max", "up.lwc_min"):
+            g, h = np.ravel(found["float"][name]), np.ravel(found["int8"][name])
+            assert g @ h / (np.linalg.norm(g) * np.linalg.norm(h)) >= 0.999, name
+
+
+@needs_integer
 def test_gradients_in_bytes_serve_experts_and_linears_in_float() -> None:
     for seed in range(8):
         case = block(seed, quirks=True, w_bits=4, group_size=0, bits=4 if seed % 2 else 16)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from omniquant.bench import BenchResult, bench
 from omniquant.cli.common import Commands, add_run_options, command, emit
 from omniquant.config.method import CHOICES
-from omniquant.config.preset import PRESETS
+from omniquant.config.preset import PRESETS, SAMPLES, SEQLEN
 from omniquant.config.recipe import AUTO
 from omniquant.describe import counted
 from omniquant.errors import ConfigError
@@ -18,13 +18,12 @@ from omniquant.permits import permits_online
 
 _EXAMPLES = """\
   omniquant bench MODEL --scheme W4A4 --method affinequant --seqlen 512 --samples 128 --epochs 20
-  omniquant bench MODEL --scheme W3A16g64 --method auto --samples 64
+  omniquant bench MODEL --scheme W3A16g64 --method auto --samples 64 --seqlen 512
   omniquant bench --hidden 2048 --ffn 5632 --heads 32 --kv-heads 4 --layers 22 --scheme W3A16
 
 A few steps of one block of random weights are timed, and its products by themselves; nothing is read but the
 model's shape, and nothing is written.
 """
-_SEQLEN = 512
 _SIZES = ("hidden", "ffn", "heads", "kv_heads")
 
 
@@ -47,8 +46,10 @@ def add_parser(commands: Commands) -> None:
     group.add_argument("--scheme", required=True)
     group.add_argument("--method", choices=("omniquant", "affinequant", AUTO), default="omniquant")
     group.add_argument("--target", choices=CHOICES["target"], help="the format auto's recipe is to fit")
-    group.add_argument("--seqlen", type=int, help="tokens a window; default 512, or as many as MODEL takes")
-    group.add_argument("--samples", type=int, default=128, help="windows; default 128")
+    group.add_argument(
+        "--seqlen", type=int, help=f"tokens a window; default {SEQLEN}, or as many as MODEL takes"
+    )
+    group.add_argument("--samples", type=int, default=SAMPLES, help=f"windows; default {SAMPLES}")
     group.add_argument("--preset", choices=PRESETS, default="default", help="as for quantize")
     group.add_argument("--epochs", type=int, help="default: the method's, or the preset's")
     group.add_argument("--norm-map", choices=CHOICES["norm_map"])
@@ -91,7 +92,7 @@ def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int, bool]:
         if given:
             raise ConfigError(f"--{given[0].replace('_', '-')} describes a shape, MODEL already has one")
         model = load_model(arguments.model)
-        most = min(_SEQLEN, model.max_positions)
+        most = min(SEQLEN, model.max_positions)
         seqlen = most if arguments.seqlen is None else arguments.seqlen
         model.check_seqlen(seqlen)
         return model.spec, arguments.layers or model.num_layers, seqlen, permits_online(model.architecture)
@@ -104,7 +105,7 @@ def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int, bool]:
     head_dim = sizes["hidden"] // sizes["heads"]
     spec = BlockSpec(sizes["hidden"], sizes["ffn"], sizes["heads"], sizes["kv_heads"], head_dim)
     layers = 32 if arguments.layers is None else arguments.layers
-    return spec, layers, _SEQLEN if arguments.seqlen is None else arguments.seqlen, True
+    return spec, layers, SEQLEN if arguments.seqlen is None else arguments.seqlen, True
 
 
 def _arithmetic(result: BenchResult) -> str:

@@ -18,7 +18,7 @@ from omniquant.cli.common import (
     note,
 )
 from omniquant.config.method import CHOICES, METHODS
-from omniquant.config.preset import PRESETS
+from omniquant.config.preset import PRESETS, SAMPLES, SEQLEN
 from omniquant.config.recipe import AUTO
 from omniquant.errors import ConfigError
 
@@ -121,8 +121,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data", metavar="FILE", help="a text file, or a .npy of token ids: one stream, or windows [N, T]"
     )
-    group.add_argument("--samples", type=int, metavar="N", help="windows, default 32; of a short text fewer")
-    group.add_argument("--seqlen", type=int, default=256, metavar="T", help="tokens a window, default 256")
+    group.add_argument(
+        "--samples", type=int, metavar="N", help=f"windows, default {SAMPLES}; of a short text fewer"
+    )
+    group.add_argument(
+        "--seqlen", type=int, default=SEQLEN, metavar="T", help=f"tokens a window, default {SEQLEN}"
+    )
 
 
 def _add_maps(parser: argparse.ArgumentParser) -> None:
@@ -296,7 +300,7 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.models.load import load_model
 
     model = load_model(arguments.model)
-    samples = 32 if arguments.samples is None else arguments.samples
+    samples = SAMPLES if arguments.samples is None else arguments.samples
     windows = calibration_windows(arguments.data, model, samples, arguments.seqlen)
     options = choose_options(arguments.method, scheme, model.architecture, given, len(windows))
     if arguments.samples is not None and len(windows) < samples:

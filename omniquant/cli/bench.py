@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from omniquant.bench import BenchResult, bench
@@ -24,7 +25,8 @@ _EXAMPLES = """\
 A few steps of one block of random weights are timed, and its products by themselves; nothing is read but the
 model's shape, and nothing is written.
 """
-_SIZES = ("hidden", "ffn", "heads", "kv_heads")
+_NEEDED = ("hidden", "ffn", "heads")
+_SIZES = (*_NEEDED, "kv_heads")
 
 
 def add_parser(commands: Commands) -> None:
@@ -40,7 +42,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a folder, a .gguf file or omniquant-tiny")
     shape = parser.add_argument_group("shape, instead of a model")
     for name in _SIZES:
-        shape.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
+        shape.add_argument(_option(name), type=int, metavar="N")
     shape.add_argument("--layers", type=int, metavar="N", help="blocks of the model; default 32")
     group = parser.add_argument_group("calibration")
     group.add_argument("--scheme", required=True)
@@ -90,22 +92,36 @@ def _shape(arguments: argparse.Namespace) -> tuple[BlockSpec, int, int, bool]:
     given = [name for name, value in sizes.items() if value is not None]
     if arguments.model is not None:
         if given:
-            raise ConfigError(f"--{given[0].replace('_', '-')} describes a shape, MODEL already has one")
+            raise ConfigError(f"{_option(given[0])} describes a shape, MODEL already has one")
         model = load_model(arguments.model)
         most = min(SEQLEN, model.max_positions)
         seqlen = most if arguments.seqlen is None else arguments.seqlen
         model.check_seqlen(seqlen)
         return model.spec, arguments.layers or model.num_layers, seqlen, permits_online(model.architecture)
-    sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
-    for name, value in sizes.items():
-        if value is None or value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}: give a model, or sizes of at least 1")
-    if sizes["hidden"] % sizes["heads"]:
-        raise ConfigError(f"--hidden {sizes['hidden']} is no multiple of --heads {sizes['heads']}")
-    head_dim = sizes["hidden"] // sizes["heads"]
-    spec = BlockSpec(sizes["hidden"], sizes["ffn"], sizes["heads"], sizes["kv_heads"], head_dim)
     layers = 32 if arguments.layers is None else arguments.layers
-    return spec, layers, SEQLEN if arguments.seqlen is None else arguments.seqlen, True
+    return _spec(sizes), layers, SEQLEN if arguments.seqlen is None else arguments.seqlen, True
+
+
+def _spec(sizes: Mapping[str, int | None]) -> BlockSpec:
+    """Return the spec of a block of given sizes; ConfigError, by the options' names, where there is none."""
+    given = {name: value for name, value in sizes.items() if value is not None}
+    missing = [_option(name) for name in _NEEDED if name not in given]
+    if not given:
+        raise ConfigError(f"nothing to time: give a MODEL or a shape: {', '.join(missing)}")
+    if missing:
+        have = ", ".join(_option(name) for name in given)
+        raise ConfigError(f"a shape needs {', '.join(missing)} beside {have}")
+    for name, value in given.items():
+        if value < 1:
+            raise ConfigError(f"{_option(name)} is {value}, expected at least 1")
+    hidden, ffn, heads = (given[name] for name in _NEEDED)
+    if hidden % heads:
+        raise ConfigError(f"--hidden {hidden} is no multiple of --heads {heads}")
+    return BlockSpec(hidden, ffn, heads, given.get("kv_heads", heads), hidden // heads)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _arithmetic(result: BenchResult) -> str:

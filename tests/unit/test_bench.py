@@ -196,7 +196,12 @@ def test_windows_are_no_longer_than_the_model_takes(
     ("arguments", "message"),
     [
         (["omniquant-tiny", "--hidden", "64"], "--hidden describes a shape"),
-        (["--hidden", "64"], "--ffn is None"),
+        ([], "nothing to time: give a MODEL or a shape: --hidden, --ffn, --heads"),
+        (["--hidden", "64"], "a shape needs --ffn, --heads beside --hidden"),
+        (["--ffn", "8", "--heads", "4"], "a shape needs --hidden beside --ffn, --heads"),
+        (["--kv-heads", "2"], "a shape needs --hidden, --ffn, --heads beside --kv-heads"),
+        (["--hidden", "64", "--ffn", "0", "--heads", "4"], "--ffn is 0, expected at least 1"),
+        (["--hidden", "64", "--ffn", "8", "--heads", "4", "--kv-heads", "0"], "--kv-heads is 0"),
         (["--hidden", "65", "--ffn", "8", "--heads", "4"], "no multiple of --heads"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniquant.errors import DataError
 from omniquant.manifest import MANIFEST_NAME
-from omniquant.models.load import EMBEDDED_NAME
+from omniquant.models.load import EMBEDDED_NAME, check_there
 
 if TYPE_CHECKING:
     from omniquant.forward import Progress
@@ -93,6 +93,13 @@ def open_any(path: str) -> Model | QuantizedModel:
     from omniquant.models.load import load_model
 
     return load_model(path)
+
+
+def check_paths(*models: str | None) -> None:
+    """Raise CheckpointError for the first path that leads nowhere, before anything else is asked for."""
+    for path in models:
+        if path is not None:
+            check_there(path)
 
 
 def check_data(data: str | None, name: str) -> None:

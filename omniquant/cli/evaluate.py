@@ -10,6 +10,7 @@ from omniquant.cli.common import (
     Commands,
     add_run_options,
     check_data,
+    check_paths,
     command,
     emit,
     open_any,
@@ -73,6 +74,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and report."""
+    check_paths(arguments.model, arguments.against)
     _check_choice(arguments)
     if arguments.tasks is None:
         _perplexity(arguments)

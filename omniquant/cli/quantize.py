@@ -11,6 +11,7 @@ from omniquant.cli.common import (
     Commands,
     add_run_options,
     check_data,
+    check_paths,
     command,
     data_option,
     emit,
@@ -280,6 +281,7 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.memory import DEFAULT_MEMORY, parse_bytes
     from omniquant.threads import resolve_threads
 
+    check_paths(arguments.model)
     scheme = QuantConfig.parse(arguments.scheme)
     names = {field.name for field in fields(CalibrationOptions)} - {"method"}
     given = {name: value for name, value in vars(arguments).items() if name in names}

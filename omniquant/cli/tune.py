@@ -10,6 +10,7 @@ from omniquant.cli.common import (
     Commands,
     add_run_options,
     check_data,
+    check_paths,
     command,
     data_option,
     emit,
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.tuning.tune import tune
 
     started = time.monotonic()
+    check_paths(arguments.result, arguments.model)
     check_data(arguments.data, arguments.model)
     result = CalibrationResult.load(arguments.result)
     model = load_model(arguments.model)

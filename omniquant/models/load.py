@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -40,22 +41,23 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     """
     if str(source) == EMBEDDED_NAME:
         return _load_folder(_embedded_folder(), EMBEDDED_NAME)
+    check_there(source)
     path = Path(source)
-    # An unusable path (a NUL inside, a name too long) is simply not there.
-    if _is(path, "is_dir"):
+    if path.is_dir():
         return _load_folder(path, path.resolve().name)
-    if not _is(path, "is_file"):
-        raise CheckpointError(f"{str(path)!r}: no such folder or file, and not {EMBEDDED_NAME}")
     if path.suffix == ".gguf":
         return _load_gguf(path)
     raise CheckpointError(f"{path}: expected a .gguf file or a folder with config.json")
 
 
-def _is(path: Path, kind: str) -> bool:
-    try:
-        return bool(getattr(path, kind)())
-    except (OSError, ValueError):
-        return False
+def check_there(source: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError where a model's path leads to no folder or file; nothing is read."""
+    path = Path(source)
+    # An unusable path (a NUL inside, a name too long) is simply not there.
+    with suppress(OSError, ValueError):
+        if str(source) == EMBEDDED_NAME or path.is_dir() or path.is_file():
+            return
+    raise CheckpointError(f"{str(path)!r}: no such folder or file, and not {EMBEDDED_NAME}")
 
 
 def _embedded_folder() -> Path:

@@ -255,6 +255,23 @@ def test_bad_models_are_told(capsys, quantize, tokens, tmp_path):
     assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize", "NOWHERE", "--scheme", "W4A16", "--output", "z"],
+        ["tune", "FOLDER", "--model", "NOWHERE", "--output", "z"],
+        ["tune", "NOWHERE", "--model", "FOLDER", "--output", "z"],
+        ["evaluate", "NOWHERE"],
+        ["evaluate", "FOLDER", "--against", "NOWHERE"],
+        ["evaluate", "FOLDER", "--against", "NOWHERE", "--limit", "1"],
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named_before_data_that_lack(capsys, folder, tmp_path, arguments):
+    nowhere = str(tmp_path / "nowhere")
+    filled = [{"NOWHERE": nowhere, "FOLDER": folder}.get(word, word) for word in arguments]
+    assert f"{nowhere!r}: no such folder or file" in fails(capsys, *filled)
+
+
 def test_data_is_needed_except_by_the_embedded_model(capsys, folder):
     assert "--data is needed" in fails(capsys, "evaluate", folder)
 

@@ -182,6 +182,54 @@ class BarProgress(Callback):
             self._bar.close()
 
 
+class NowAndThen:
+    """Lines of a count that takes minutes, for logs and pipes: short runs write none, long ones a few.
+
+    Parameters
+    ----------
+    unit : str
+        What is counted, such as "step".
+    stream : file, optional
+        None: standard error.
+    """
+
+    FIRST_SECONDS, EVERY_SECONDS = 10.0, 30.0
+
+    def __init__(self, unit: str, stream: IO[str] | None = None) -> None:
+        self._unit, self._stream = unit, stream
+        self._began = self._called_at = self._since = time.monotonic()
+        self._done = self._done_then = 0
+        self._due = self._began + self.FIRST_SECONDS
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take note that so many of the total are done, and write a line if it is time for one."""
+        now = time.monotonic()
+        if done < self._done:  # another count begins, at a pace of its own
+            self._since, self._done_then = self._called_at, 0
+        self._done, self._called_at = done, now
+        if now < self._due or not self._done_then < done < total:
+            return
+        # The pace since the line before: what is counted may take longer in the end than at the beginning.
+        left = (now - self._since) / (done - self._done_then) * (total - done)
+        so_far = f"{_clock(now - self._began)} so far, about {rough_duration(left)} left"
+        print(f"{done} of {total} {self._unit}s, {so_far}", file=self._stream or sys.stderr, flush=True)
+        self._since, self._done_then, self._due = now, done, now + self.EVERY_SECONDS
+
+
+def rough_duration(seconds: float) -> str:
+    """Return a duration for people: "45 s", "9 min", "2.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _clock(seconds: float) -> str:
+    """Return "1:02" or "1:00:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def progress_callback(stream: IO[str] | None = None) -> Callback:
     """Return a bar for a terminal, a line a block for anything else."""
     target = stream or sys.stderr

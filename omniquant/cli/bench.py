@@ -16,6 +16,7 @@ from omniquant.errors import ConfigError
 from omniquant.models.load import load_model
 from omniquant.models.spec import BlockSpec
 from omniquant.permits import permits_online
+from omniquant.progress import rough_duration
 
 _EXAMPLES = """\
   omniquant bench MODEL --scheme W4A4 --method affinequant --seqlen 512 --samples 128 --epochs 20
@@ -129,7 +130,7 @@ def _arithmetic(result: BenchResult) -> str:
 
 
 def _text(result: BenchResult) -> str:
-    share = result.gemm_ms_alone / result.ms_per_step
+    share, took = result.gemm_ms_alone / result.ms_per_step, rough_duration(result.projected_seconds)
     arithmetic = f"{_arithmetic(result)}, {counted(result.threads, 'thread')}"
     windows = f"{counted(result.samples, 'window')} of {result.seqlen} tokens"
     return "\n".join(
@@ -137,14 +138,8 @@ def _text(result: BenchResult) -> str:
             f"a step           {result.ms_per_step:.1f} ms ({arithmetic})",
             f"products alone   {result.gemm_ms_alone:.1f} ms, {share:.0%} of a step",
             f"a forward pass   {result.ms_per_forward:.1f} ms (full precision)",
-            f"whole model      {_duration(result.projected_seconds)} for {counted(result.layers, 'block')}: "
+            f"whole model      {took} for {counted(result.layers, 'block')}: "
             f"{result.scheme} {result.method}, {windows}, {counted(result.epochs, 'epoch')}",
             f"peak memory      {result.peak_rss_mib:.0f} MiB here",
         )
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omniquant.errors import DataError
 from omniquant.manifest import MANIFEST_NAME
 from omniquant.models.load import EMBEDDED_NAME, check_there
+from omniquant.progress import NowAndThen
 
 if TYPE_CHECKING:
     from omniquant.forward import Progress
@@ -114,14 +115,20 @@ def data_option(name: str) -> str:
 
 
 @contextmanager
-def shown_progress(arguments: argparse.Namespace, unit: str) -> Iterator[Progress | None]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    if arguments.quiet or not sys.stderr.isatty():
+def shown_progress(arguments: argparse.Namespace) -> Iterator[Progress | None]:
+    """Show a bar on a terminal, a line now and then elsewhere.
+
+    What a step is, a block over some windows or a window, the runtime decides.
+    """
+    if arguments.quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield NowAndThen("step")
         return
     from tqdm import tqdm
 
-    with tqdm(unit=unit, leave=False, file=sys.stderr) as bar:
+    with tqdm(unit="step", leave=False, file=sys.stderr) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     windows = calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
     about = f"{len(windows)} windows of {windows.shape[1]} tokens"
     note(arguments, f"{arguments.result}: {result.scheme} {result.method}, {about}")
-    with shown_progress(arguments, "step") as progress:
+    with shown_progress(arguments) as progress:
         tuned = tune(
             result,
             model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from small_run import contents, small_folder, small_tokens
 import omniquant
 from omniquant import cli
 from omniquant.cli import main
+from omniquant.progress import NowAndThen
 
 BLOCK_KEYS = {
     "index", "seconds", "loss_rtn", "loss_initial", "loss_final", "min_margin", "max_condition",
@@ -149,7 +151,19 @@ def test_evaluate_text_and_streams(capsys, folder, tmp_path):
 def test_evaluate_shows_a_bar_on_a_terminal(capsys, folder, tokens, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     _, err = succeeds(capsys, "evaluate", folder, "--data", tokens)
-    assert "block" in err
+    assert "step/s" in err or "s/step" in err or "?step" in err
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_evaluate_writes_lines_to_a_log_where_it_takes_long(capsys, folder, tokens, monkeypatch, against):
+    command = ["evaluate", folder, "--data", tokens, *(["--against", folder] if against else [])]
+    _, err = succeeds(capsys, *command)
+    assert err == ""
+    monkeypatch.setattr(NowAndThen, "FIRST_SECONDS", 0.0)
+    _, err = succeeds(capsys, *command)
+    assert re.fullmatch(r"1 of \d steps, 0:00 so far, about 0 s left\n", err)
+    _, err = succeeds(capsys, *command, "--quiet")
+    assert err == ""
 
 
 def test_info_of_a_model(capsys, folder):

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.gguf_reader import GgufFile
 from omniquant.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from omniquant.checkpoint.graphs import refuse_graph
 from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
 from omniquant.checkpoint.text_settings import settings_from_folder, settings_from_gguf
@@ -75,9 +76,11 @@ def _load_folder(folder: Path, name: str) -> Model:
         raise CheckpointError(
             f"{folder}: looks like a result of omniquant quantize, but has no manifest.json"
         )
-    found = sorted(folder.glob("*.gguf"))
-    if len(found) == 1 and not any(folder.glob("*.safetensors*")):
-        return _load_gguf(found[0])  # an export of ours
+    if not any(folder.glob("*.safetensors*")):
+        found = sorted(folder.glob("*.gguf"))
+        if len(found) == 1:
+            return _load_gguf(found[0])  # an export of ours
+        refuse_graph(folder)
     config_path = folder / "config.json"
     config = Fields(read_json_object(config_path, _MAX_CONFIG_BYTES), str(config_path))
     adapter = adapter_for_model_type(config.text("model_type"), config.where)

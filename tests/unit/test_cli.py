@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -340,6 +341,21 @@ def test_fewer_windows_than_asked_for_and_what_auto_chose_are_told(capsys, quant
     _, err = succeeds(capsys, *quantize("--samples", "99", method="auto", scheme="W3A16"))
     assert "the data hold 4 windows, 99 were asked for" in err
     assert "W3A16 omniquant (rounding learned, start search" in err
+
+
+@pytest.mark.parametrize(
+    ("file", "engine"), [("model.onnx", "ONNX Runtime"), ("openvino_model.xml", "OpenVINO")]
+)
+def test_a_graph_is_told_whose_it_is(capsys, folder, tokens, tmp_path, file, engine):
+    graph = tmp_path / "graph"
+    shutil.copytree(folder, graph)
+    (graph / file).write_bytes(b"a graph")
+    succeeds(capsys, "info", str(graph))  # weights are there beside it
+    (graph / "model.safetensors").unlink()
+    words = f"{graph}: holds an exported {file}, which {engine} runs; omniquant reads models and results"
+    for command in ("info", "evaluate", "generate"):
+        more = {"info": [], "evaluate": ["--data", tokens], "generate": ["--prompt", "a"]}[command]
+        assert words in fails(capsys, command, str(graph), *more)
 
 
 def test_a_result_without_its_manifest_is_told(capsys, quantize, tmp_path):

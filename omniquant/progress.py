@@ -85,16 +85,25 @@ class MapSnapshots(Callback):
             self.maps.append(values)
 
 
+def _losses(report: BlockReport) -> str:
+    """Return start, what was kept and plain rounding, equal ones once where nothing was trained."""
+    rounded = f" (rtn {report.loss_rtn:.4g})"
+    if report.steps or report.loss_initial != report.loss_final:
+        return f"loss {report.loss_initial:.4g} -> {report.loss_final:.4g}{rounded}"
+    return f"loss {report.loss_final:.4g}{'' if report.loss_rtn == report.loss_final else rounded}"
+
+
 def describe(report: BlockReport, blocks: int) -> str:
     """Return one line about a finished block."""
-    loss = f"loss {report.loss_initial:.4g} -> {report.loss_final:.4g} (rtn {report.loss_rtn:.4g})"
     margin = "" if report.min_margin is None else f", margin {report.min_margin:.3g}"
     kept = "" if report.kept == "final" else f", kept {report.kept}"
     starved = ""
     if report.starved and report.steps:
         which = ", ".join(str(expert) for expert in report.starved)
         starved = f", experts {which} data-free (fewer than {LEAST_TOKENS} tokens)"
-    return f"block {report.index + 1}/{blocks}: {loss}{margin}{kept}{starved}, {report.seconds:.1f} s"
+    return (
+        f"block {report.index + 1}/{blocks}: {_losses(report)}{margin}{kept}{starved}, {report.seconds:.1f} s"
+    )
 
 
 class LineProgress(Callback):

@@ -18,7 +18,7 @@ from omniquant.cli.common import (
     is_result,
     note,
 )
-from omniquant.config.method import CHOICES, METHODS
+from omniquant.config.method import CHOICES, METHODS, UNTRAINED
 from omniquant.config.preset import PRESETS, SAMPLES, SEQLEN
 from omniquant.config.recipe import AUTO
 from omniquant.errors import ConfigError
@@ -307,9 +307,9 @@ def run(arguments: argparse.Namespace) -> None:
     options = choose_options(arguments.method, scheme, model.architecture, given, len(windows))
     if arguments.samples is not None and len(windows) < samples:
         note(arguments, f"the data hold {counted(len(windows), 'window')}, {samples} were asked for")
-    budget = (
-        f"{counted(len(windows), 'window')} of {windows.shape[1]} tokens, {counted(options.epochs, 'epoch')}"
-    )
+    budget = f"{counted(len(windows), 'window')} of {windows.shape[1]} tokens"
+    if options.method not in UNTRAINED:
+        budget += f", {counted(options.epochs, 'epoch')}"
     note(
         arguments,
         f"{model.name} ({model.source}), {model.num_layers} blocks: {scheme} {options.method}"

@@ -229,6 +229,14 @@ def test_auto_says_what_it_chose(capsys, quantize, tmp_path):
     )
 
 
+def test_methods_that_train_nothing_tell_no_epochs_and_rtn_one_loss(capsys, quantize, tmp_path):
+    _, err = succeeds(capsys, *quantize(method="rtn"))
+    assert "W4A4 rtn, 4 windows of 12 tokens\n" in err
+    assert re.search(r"^block 1/2: loss [\d.e-]+, [\d.]+ s$", err, re.MULTILINE)
+    _, err = succeeds(capsys, *quantize(method="omniquant", output=tmp_path / "trained"))
+    assert "W4A4 omniquant, 4 windows of 12 tokens, 1 epoch\n" in err
+
+
 def test_training_options_of_methods_that_train_nothing_are_noted(capsys, quantize):
     _, err = succeeds(capsys, *quantize(method="rtn"))
     assert "rtn trains nothing: --epochs 1 has no effect" in err

@@ -54,6 +54,20 @@ def test_a_line_tells_loss_margin_and_time():
     assert describe(report(1, None, "rtn"), 2) == "block 2/2: loss 0.4 -> 0.125 (rtn 0.5), kept rtn, 2.0 s"
 
 
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ((0.5, 0.5, 0.5), "loss 0.5, 2.0 s"),
+        ((0.5, 0.25, 0.25), "loss 0.25 (rtn 0.5), 2.0 s"),
+        ((0.5, 0.5, 0.125), "loss 0.5 -> 0.125 (rtn 0.5), 2.0 s"),
+    ],
+)
+def test_equal_losses_are_told_once_where_nothing_is_trained(losses, words):
+    assert describe(BlockReport(0, *losses, seconds=2.0), 2) == f"block 1/2: {words}"
+    trained = describe(BlockReport(0, 0.5, 0.5, 0.5, steps=8, seconds=2.0), 2)
+    assert trained == "block 1/2: loss 0.5 -> 0.5 (rtn 0.5), 2.0 s"
+
+
 def test_lines_for_pipes():
     stream = io.StringIO()
     play(LineProgress(stream))

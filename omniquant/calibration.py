@@ -143,7 +143,7 @@ def calibrate(
             wishes,
             known=_measured(Path(output)) if resume and output is not None else None,
             threads=workers,
-            check=partial(_check_target, chosen, model, partial(_tell, listeners)),
+            check=partial(_foresee_exports, chosen, model, partial(_tell, listeners)),
             say=partial(_tell, listeners),
         )
         fastest = _core.runtime_info()
@@ -165,17 +165,15 @@ def in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions)
     return model
 
 
-def _check_target(
+def _foresee_exports(
     options: CalibrationOptions, model: Model, say: Callable[[str], None], scheme: QuantConfig
 ) -> None:
-    """Refuse a scheme that the options' target cannot hold, and say so where it holds its weights alone."""
-    if options.target != "any":
-        # Imported late: only who names a format needs their table.
-        from omniquant.export.table import refuse_target
+    """Refuse a scheme that the options' target cannot hold, and say what exporting will lack."""
+    if options.target != "any" or any(each.group_size for each in scheme.schemes):
+        # Imported late: only who names a format or groups needs their table.
+        from omniquant.export.foreseen import foresee
 
-        needs = refuse_target(scheme, options, model)
-        if needs:
-            say(f"{options.target} has no place for all of {scheme}: exporting will need {needs}")
+        foresee(scheme, options, model, say)
 
 
 def _measured(folder: Path) -> Allocation | None:

@@ -345,6 +345,28 @@ def test_what_a_target_will_not_hold_is_told_at_the_start(capsys, quantize, tmp_
     assert "weights-only" not in err
 
 
+@pytest.mark.parametrize(
+    ("scheme", "more", "words"),
+    [
+        (
+            "W4A16g8",
+            [],
+            "groups of 8: down with 20 inputs ends in a shorter one, which compressed-tensors, gptq, ",
+        ),
+        ("W4A16g6", [], "groups of 6: q with 16 inputs and 6 others end in a shorter one, which "),
+        ("W4A16g4", ["--override", "layers.0.q=W8A16g8"], "groups of 8: down with 20 inputs ends in "),
+        ("W4A16g4", [], None),
+        ("W4A16g20", [], None),
+        ("W4A16", [], None),
+        ("W4A16g8", ["--target", "huggingface"], None),
+    ],
+)
+def test_groups_that_leave_a_rest_are_told_once(capsys, quantize, scheme, more, words):
+    _, err = succeeds(capsys, *quantize(*more, scheme=scheme, method="rtn"))
+    assert err.count("in a shorter one") == (words is not None)
+    assert words is None or words in err
+
+
 def test_fewer_windows_than_asked_for_and_what_auto_chose_are_told(capsys, quantize):
     _, err = succeeds(capsys, *quantize("--samples", "99", method="auto", scheme="W3A16"))
     assert "the data hold 4 windows, 99 were asked for" in err

@@ -213,7 +213,7 @@ class NowAndThen:
     def __call__(self, done: int, total: int) -> None:
         """Take note that so many of the total are done, and write a line if it is time for one."""
         now = time.monotonic()
-        if done < self._done:  # another count begins, at a pace of its own
+        if done <= self._done:  # another count begins, at a pace of its own
             self._since, self._done_then = self._called_at, 0
         self._done, self._called_at = done, now
         if now < self._due or not self._done_then < done < total:

@@ -162,5 +162,10 @@ def test_the_time_left_is_by_the_last_pace_and_another_count_has_its_own(clock):
     ]
 
 
+def test_a_count_of_one_before_another_is_no_part_of_its_pace(clock):
+    lines = counted_lines(clock, [(600, 1, 1), (5, 1, 3), (5, 2, 3)])
+    assert lines == ["1 of 3 steps, 10:05 so far, about 10 s left"]
+
+
 def test_durations_for_people():
     assert [rough_duration(s) for s in (1.4, 119.0, 540.0, 9000.0)] == ["1 s", "119 s", "9 min", "2.5 h"]

@@ -365,6 +365,8 @@ def test_groups_that_leave_a_rest_are_told_once(capsys, quantize, scheme, more, 
     _, err = succeeds(capsys, *quantize(*more, scheme=scheme, method="rtn"))
     assert err.count("in a shorter one") == (words is not None)
     assert words is None or words in err
+    _, err = succeeds(capsys, *quantize(*more, "--resume", scheme=scheme, method="rtn"))
+    assert "in a shorter one" not in err
 
 
 def test_fewer_windows_than_asked_for_and_what_auto_chose_are_told(capsys, quantize):

@@ -11,6 +11,7 @@ import numpy as np
 from omniquant import _core
 from omniquant.blockfile import linear_shapes
 from omniquant.config import CalibrationOptions, QuantConfig, core_options
+from omniquant.config.preset import SAMPLES, SEQLEN
 from omniquant.errors import ConfigError
 from omniquant.forward import F32, Weights
 from omniquant.memory import peak_rss_mib
@@ -97,8 +98,8 @@ def bench(
     scheme: QuantConfig | str,
     method: str = "omniquant",
     *,
-    seqlen: int = 512,
-    samples: int = 128,
+    seqlen: int = SEQLEN,
+    samples: int = SAMPLES,
     layers: int = 32,
     steps: int = 5,
     threads: int | None = None,
@@ -114,7 +115,7 @@ def bench(
     scheme : QuantConfig or str
     method : {"omniquant", "affinequant", "auto"}
     seqlen, samples, layers : int
-        Of the calibration to project to.
+        Of the calibration to project to; windows are by default those of ``omniquant quantize``.
     steps : int
         Steps to time, after one to warm up.
     threads : int, optional

@@ -29,18 +29,25 @@ from omniquant.config.scheme import BlockScheme
 from omniquant.errors import CheckpointError
 from omniquant.forward import F32, Weights
 from omniquant.models.spec import BlockSpec
+from omniquant.reprs import one_line_repr
 
 Array = npt.NDArray[Any]
 
 _LEARNABLE = "learnable."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlockState:
     """A calibrated block: the folded tensors as ``_core.fold_block`` returns them, and what was learned."""
 
     folded: dict[str, Array]
     learnables: dict[str, Array]
+
+    @one_line_repr
+    def __repr__(self) -> str:
+        coded = ", ".join(name.removesuffix(".codes") for name in self.folded if name.endswith(".codes"))
+        codes = f"codes of {coded}" if coded else "no codes"
+        return f"{codes}; {len(self.folded)} tensors, {len(self.learnables)} learnables"
 
 
 def linear_shapes(spec: BlockSpec) -> dict[str, tuple[int, int]]:

@@ -33,7 +33,7 @@ from omniquant.errors import ConfigError, DataError, OmniQuantError
 from omniquant.forward import I32, Activation, Weights, as_windows, block_parts, chunks, rope_or_empty
 from omniquant.manifest import MANIFEST_NAME, Header, Manifest
 from omniquant.memory import DEFAULT_MEMORY, parse_bytes, peak_rss_mib
-from omniquant.mixed.allocation import CANDIDATE_BITS, Allocation
+from omniquant.mixed.allocation import CANDIDATE_BITS
 from omniquant.mixed.plan import Wishes, mixed_scheme
 from omniquant.models.adapter import Architecture
 from omniquant.models.model import Model
@@ -136,14 +136,15 @@ def calibrate(
         for listener in listeners:
             stack.callback(listener.on_end)
         workers = resolve_threads(threads)
+        begun = _begun(Path(output)) if resume and output is not None else None
         scheme, allocation = mixed_scheme(
             model,
             windows,
             scheme,
             wishes,
-            known=_measured(Path(output)) if resume and output is not None else None,
+            known=None if begun is None else begun.allocation,
             threads=workers,
-            check=partial(_check_target, chosen, model, partial(_tell, listeners)),
+            check=partial(_foresee_exports, chosen, model, begun is None, partial(_tell, listeners)),
             say=partial(_tell, listeners),
         )
         fastest = _core.runtime_info()
@@ -165,24 +166,23 @@ def in_its_basis(model: Model, scheme: QuantConfig, options: CalibrationOptions)
     return model
 
 
-def _check_target(
-    options: CalibrationOptions, model: Model, say: Callable[[str], None], scheme: QuantConfig
+def _foresee_exports(
+    options: CalibrationOptions, model: Model, new: bool, say: Callable[[str], None], scheme: QuantConfig
 ) -> None:
-    """Refuse a scheme that the options' target cannot hold, and say so where it holds its weights alone."""
-    if options.target != "any":
-        # Imported late: only who names a format needs their table.
-        from omniquant.export.table import refuse_target
+    """Refuse a scheme that the options' target cannot hold, and say, once, what exporting will lack."""
+    grouped = new and any(each.group_size for each in scheme.schemes)
+    if options.target != "any" or grouped:
+        # Imported late: only who names a format or groups needs their table.
+        from omniquant.export.foreseen import foresee
 
-        needs = refuse_target(scheme, options, model)
-        if needs:
-            say(f"{options.target} has no place for all of {scheme}: exporting will need {needs}")
+        foresee(scheme, options, model, say)
 
 
-def _measured(folder: Path) -> Allocation | None:
-    """Return what the bits of a calibration that is resumed were chosen by."""
+def _begun(folder: Path) -> Header | None:
+    """Return what the calibration that is resumed is of; None where nothing was begun."""
     if not (folder / MANIFEST_NAME).exists():
         return None
-    return Manifest.read(folder).header.allocation
+    return Manifest.read(folder).header
 
 
 def _tell(listeners: Iterable[Callback], line: str) -> None:

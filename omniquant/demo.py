@@ -21,6 +21,7 @@ CASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("W3A16", ("rtn", "omniquant", "affinequant")),
     ("W2A16g64", ("rtn", "omniquant", "affinequant")),
 )
+ROWS = 1 + sum(len(methods) for _, methods in CASES)  # full precision is the first
 SEQLEN = 256
 
 

@@ -85,16 +85,25 @@ class MapSnapshots(Callback):
             self.maps.append(values)
 
 
+def _losses(report: BlockReport) -> str:
+    """Return start, what was kept and plain rounding, equal ones once where nothing was trained."""
+    rounded = f" (rtn {report.loss_rtn:.4g})"
+    if report.steps or report.loss_initial != report.loss_final:
+        return f"loss {report.loss_initial:.4g} -> {report.loss_final:.4g}{rounded}"
+    return f"loss {report.loss_final:.4g}{'' if report.loss_rtn == report.loss_final else rounded}"
+
+
 def describe(report: BlockReport, blocks: int) -> str:
     """Return one line about a finished block."""
-    loss = f"loss {report.loss_initial:.4g} -> {report.loss_final:.4g} (rtn {report.loss_rtn:.4g})"
     margin = "" if report.min_margin is None else f", margin {report.min_margin:.3g}"
     kept = "" if report.kept == "final" else f", kept {report.kept}"
     starved = ""
     if report.starved and report.steps:
         which = ", ".join(str(expert) for expert in report.starved)
         starved = f", experts {which} data-free (fewer than {LEAST_TOKENS} tokens)"
-    return f"block {report.index + 1}/{blocks}: {loss}{margin}{kept}{starved}, {report.seconds:.1f} s"
+    return (
+        f"block {report.index + 1}/{blocks}: {_losses(report)}{margin}{kept}{starved}, {report.seconds:.1f} s"
+    )
 
 
 class LineProgress(Callback):
@@ -180,6 +189,54 @@ class BarProgress(Callback):
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class NowAndThen:
+    """Lines of a count that takes minutes, for logs and pipes: short runs write none, long ones a few.
+
+    Parameters
+    ----------
+    unit : str
+        What is counted, such as "step".
+    stream : file, optional
+        None: standard error.
+    """
+
+    FIRST_SECONDS, EVERY_SECONDS = 10.0, 30.0
+
+    def __init__(self, unit: str, stream: IO[str] | None = None) -> None:
+        self._unit, self._stream = unit, stream
+        self._began = self._called_at = self._since = time.monotonic()
+        self._done = self._done_then = 0
+        self._due = self._began + self.FIRST_SECONDS
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take note that so many of the total are done, and write a line if it is time for one."""
+        now = time.monotonic()
+        if done <= self._done:  # another count begins, at a pace of its own
+            self._since, self._done_then = self._called_at, 0
+        self._done, self._called_at = done, now
+        if now < self._due or not self._done_then < done < total:
+            return
+        # The pace since the line before: what is counted may take longer in the end than at the beginning.
+        left = (now - self._since) / (done - self._done_then) * (total - done)
+        so_far = f"{_clock(now - self._began)} so far, about {rough_duration(left)} left"
+        print(f"{done} of {total} {self._unit}s, {so_far}", file=self._stream or sys.stderr, flush=True)
+        self._since, self._done_then, self._due = now, done, now + self.EVERY_SECONDS
+
+
+def rough_duration(seconds: float) -> str:
+    """Return a duration for people: "45 s", "9 min", "2.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _clock(seconds: float) -> str:
+    """Return "1:02" or "1:00:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def progress_callback(stream: IO[str] | None = None) -> Callback:

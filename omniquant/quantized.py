@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from omniquant.blockfile import Array, BlockState, dequantized
+from omniquant.checkpoint.text import shown
 from omniquant.checkpoint.text_settings import TextSettings
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import CheckpointError
@@ -25,6 +26,7 @@ from omniquant.models.layered import Layered
 from omniquant.models.model import Model
 from omniquant.outer import StoredOuter
 from omniquant.report import BlockReport
+from omniquant.reprs import one_line_repr
 from omniquant.runtime.engine import Engine, all_logits
 from omniquant.runtime.generation import Generation, TextGenerator
 from omniquant.runtime.matrix import Matrix
@@ -262,6 +264,11 @@ class QuantizedModel(Layered):
         """Return the output matrix [V, H]."""
         return self._outer.lm_head()
 
+    @one_line_repr
+    def __repr__(self) -> str:
+        what = f"{self.scheme} {self.options.method}{'' if self.tuning is None else ' tuned'}"
+        return f"{shown(self.name)}, {what}, {self.num_layers} blocks"
+
 
 class CalibrationResult:
     """What :func:`omniquant.calibrate` returns: every block quantized, and a report of each.
@@ -470,7 +477,9 @@ class CalibrationResult:
             "blocks": [report.to_dict() for report in reports],
         }
 
+    @one_line_repr
     def __repr__(self) -> str:
-        done, layers = len(self.blocks), self.header.num_layers
-        what = f"{self.header.model['name']} {self.scheme} {self.method}, {done}/{layers} blocks"
-        return f"<CalibrationResult {what} in {self.folder or 'memory'}>"
+        where = "memory" if self.folder is None else repr(str(self.folder))
+        what = f"{self.scheme} {self.method}{'' if self.header.tuning is None else ' tuned'}"
+        done = f"{len(self.blocks)}/{self.header.num_layers} blocks"
+        return f"{shown(self.header.model['name'])}, {what}, {done} in {where}"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from omniquant.errors import DataError
 from omniquant.manifest import MANIFEST_NAME
-from omniquant.models.load import EMBEDDED_NAME
+from omniquant.models.load import EMBEDDED_NAME, check_there
+from omniquant.progress import NowAndThen
 
 if TYPE_CHECKING:
     from omniquant.forward import Progress
@@ -95,6 +96,13 @@ def open_any(path: str) -> Model | QuantizedModel:
     return load_model(path)
 
 
+def check_paths(*models: str | None) -> None:
+    """Raise CheckpointError for the first path that leads nowhere, before anything else is asked for."""
+    for path in models:
+        if path is not None:
+            check_there(path)
+
+
 def check_data(data: str | None, name: str) -> None:
     """Raise DataError when there is neither a file nor a model that brings its own text."""
     if data is None and data_option(name):
@@ -107,14 +115,20 @@ def data_option(name: str) -> str:
 
 
 @contextmanager
-def shown_progress(arguments: argparse.Namespace, unit: str) -> Iterator[Progress | None]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    if arguments.quiet or not sys.stderr.isatty():
+def shown_progress(arguments: argparse.Namespace) -> Iterator[Progress | None]:
+    """Show a bar on a terminal, a line now and then elsewhere.
+
+    What a step is, a block over some windows or a window, the runtime decides.
+    """
+    if arguments.quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield NowAndThen("step")
         return
     from tqdm import tqdm
 
-    with tqdm(unit=unit, leave=False, file=sys.stderr) as bar:
+    with tqdm(unit="step", leave=False, file=sys.stderr) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total

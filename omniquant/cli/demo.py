@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omniquant.cli.common import Commands, add_run_options, command, emit, note
+from omniquant.cli.common import Commands, add_run_options, command, emit, note, shown_progress
+
+if TYPE_CHECKING:
+    from omniquant.demo import DemoRow
 
 _EXAMPLES = """\
   omniquant demo                          about two minutes on two cores
@@ -53,19 +60,34 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the demo and report."""
-    from omniquant.demo import cells, plots_or_reason, render, run_demo
+    from omniquant.demo import plots_or_reason, render, run_demo
 
-    demo = run_demo(
-        samples=arguments.samples,
-        epochs=arguments.epochs,
-        max_tokens=arguments.max_tokens,
-        seed=arguments.seed,
-        threads=arguments.threads,
-        say=lambda row: note(arguments, "  ".join(filter(None, cells(row)))),
-    )
+    with _told(arguments) as say:
+        demo = run_demo(
+            samples=arguments.samples,
+            epochs=arguments.epochs,
+            max_tokens=arguments.max_tokens,
+            seed=arguments.seed,
+            threads=arguments.threads,
+            say=say,
+        )
     paths, reason = ([], "") if arguments.no_plots else plots_or_reason(demo, Path(arguments.output))
     if reason:
         note(arguments, f"no plots: {reason}")
     data = {"rows": [row.to_dict() for row in demo.rows], "plots": [str(path) for path in paths]}
     written = "".join(f"\nwrote {path}" for path in paths)
     emit(arguments, data, f"{render(demo.rows)}\n{_LEGEND}{written}")
+
+
+@contextmanager
+def _told(arguments: argparse.Namespace) -> Iterator[Callable[[DemoRow], None]]:
+    """Tell each row as it comes; count them in a bar where the table follows on the same terminal."""
+    from omniquant.demo import ROWS, cells
+    from omniquant.forward import Steps
+
+    if arguments.json or not (sys.stderr.isatty() and sys.stdout.isatty()):
+        yield lambda row: note(arguments, "  ".join(filter(None, cells(row))))
+        return
+    with shown_progress(arguments) as progress:
+        step = Steps(progress, ROWS)
+        yield lambda row: step()

@@ -10,6 +10,7 @@ from omniquant.cli.common import (
     Commands,
     add_run_options,
     check_data,
+    check_paths,
     command,
     emit,
     open_any,
@@ -73,6 +74,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and report."""
+    check_paths(arguments.model, arguments.against)
     _check_choice(arguments)
     if arguments.tasks is None:
         _perplexity(arguments)
@@ -101,7 +103,7 @@ def _zero_shot(arguments: argparse.Namespace) -> None:
     known_tasks(arguments.tasks)  # before a model is read
     model = open_any(arguments.model)
     against = None if arguments.against is None else open_any(arguments.against)
-    with shown_progress(arguments, "block") as progress:
+    with shown_progress(arguments) as progress:
         found = zero_shot(
             model,
             arguments.tasks,
@@ -137,7 +139,7 @@ def _perplexity(arguments: argparse.Namespace) -> None:
     against = None if arguments.against is None else open_any(arguments.against)
     # Tokenizer, vocabulary and longest sequence are all that is asked of it.
     windows = evaluation_windows(arguments.data, cast("Model", model), arguments.seqlen, arguments.max_tokens)
-    with shown_progress(arguments, "block") as progress:
+    with shown_progress(arguments) as progress:
         if against is None:
             found = evaluate_on(model, windows, runtime=arguments.runtime, threads=threads, progress=progress)
             emit(arguments, found.to_dict() | facts, f"{title}: {_told(found)}")

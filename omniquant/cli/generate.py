@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+from omniquant.checkpoint.graphs import refuse_graph
 from omniquant.cli.common import Commands, add_run_options, command, emit, is_result, note
 from omniquant.errors import CheckpointError
 
@@ -63,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.quantized import QuantizedModel
 
     if not is_result(arguments.model):
+        refuse_graph(Path(arguments.model))
         raise CheckpointError(f"{arguments.model}: no result of omniquant quantize: only those are run here")
     model = QuantizedModel.load(arguments.model)
     text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt

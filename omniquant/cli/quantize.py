@@ -11,14 +11,15 @@ from omniquant.cli.common import (
     Commands,
     add_run_options,
     check_data,
+    check_paths,
     command,
     data_option,
     emit,
     is_result,
     note,
 )
-from omniquant.config.method import CHOICES, METHODS
-from omniquant.config.preset import PRESETS
+from omniquant.config.method import CHOICES, METHODS, UNTRAINED
+from omniquant.config.preset import PRESETS, SAMPLES, SEQLEN
 from omniquant.config.recipe import AUTO
 from omniquant.errors import ConfigError
 
@@ -121,8 +122,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data", metavar="FILE", help="a text file, or a .npy of token ids: one stream, or windows [N, T]"
     )
-    group.add_argument("--samples", type=int, metavar="N", help="windows, default 32; of a short text fewer")
-    group.add_argument("--seqlen", type=int, default=256, metavar="T", help="tokens a window, default 256")
+    group.add_argument(
+        "--samples", type=int, metavar="N", help=f"windows, default {SAMPLES}; of a short text fewer"
+    )
+    group.add_argument(
+        "--seqlen", type=int, default=SEQLEN, metavar="T", help=f"tokens a window, default {SEQLEN}"
+    )
 
 
 def _add_maps(parser: argparse.ArgumentParser) -> None:
@@ -276,6 +281,7 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.memory import DEFAULT_MEMORY, parse_bytes
     from omniquant.threads import resolve_threads
 
+    check_paths(arguments.model)
     scheme = QuantConfig.parse(arguments.scheme)
     names = {field.name for field in fields(CalibrationOptions)} - {"method"}
     given = {name: value for name, value in vars(arguments).items() if name in names}
@@ -296,14 +302,14 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.models.load import load_model
 
     model = load_model(arguments.model)
-    samples = 32 if arguments.samples is None else arguments.samples
+    samples = SAMPLES if arguments.samples is None else arguments.samples
     windows = calibration_windows(arguments.data, model, samples, arguments.seqlen)
     options = choose_options(arguments.method, scheme, model.architecture, given, len(windows))
     if arguments.samples is not None and len(windows) < samples:
         note(arguments, f"the data hold {counted(len(windows), 'window')}, {samples} were asked for")
-    budget = (
-        f"{counted(len(windows), 'window')} of {windows.shape[1]} tokens, {counted(options.epochs, 'epoch')}"
-    )
+    budget = f"{counted(len(windows), 'window')} of {windows.shape[1]} tokens"
+    if options.method not in UNTRAINED:
+        budget += f", {counted(options.epochs, 'epoch')}"
     note(
         arguments,
         f"{model.name} ({model.source}), {model.num_layers} blocks: {scheme} {options.method}"

@@ -10,6 +10,7 @@ from omniquant.cli.common import (
     Commands,
     add_run_options,
     check_data,
+    check_paths,
     command,
     data_option,
     emit,
@@ -72,13 +73,14 @@ def run(arguments: argparse.Namespace) -> None:
     from omniquant.tuning.tune import tune
 
     started = time.monotonic()
+    check_paths(arguments.result, arguments.model)
     check_data(arguments.data, arguments.model)
     result = CalibrationResult.load(arguments.result)
     model = load_model(arguments.model)
     windows = calibration_windows(arguments.data, model, arguments.samples, arguments.seqlen)
     about = f"{len(windows)} windows of {windows.shape[1]} tokens"
     note(arguments, f"{arguments.result}: {result.scheme} {result.method}, {about}")
-    with shown_progress(arguments, "step") as progress:
+    with shown_progress(arguments) as progress:
         tuned = tune(
             result,
             model,

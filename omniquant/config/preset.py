@@ -7,6 +7,8 @@ from typing import Any
 from omniquant.config.scheme import QuantConfig
 
 PRESETS = ("default", "fast")
+# Windows and tokens in each that quantize takes where nobody says, and that bench therefore projects to.
+SAMPLES, SEQLEN = 32, 256
 
 
 def preset_values(preset: str, scheme: QuantConfig) -> dict[str, Any]:

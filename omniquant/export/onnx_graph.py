@@ -16,6 +16,7 @@ import numpy as np
 from omniquant import _core
 from omniquant._version import __version__
 from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.checkpoint.graphs import ONNX_NAME
 from omniquant.export.bits import nibbles
 from omniquant.export.card import model_card
 from omniquant.export.content import U8, Content, Linear
@@ -23,7 +24,6 @@ from omniquant.export.decoder import DESCRIPTION, Node, Values, build
 from omniquant.export.huggingface import write_common
 from omniquant.runtime.matrix import HALF, Matrix
 
-FILE_NAME = "model.onnx"
 _OPSET, _IR = 21, 10
 _INLINE_BYTES = 1 << 30  # protobuf holds 2 GiB; larger models keep their weights in a second file
 
@@ -59,7 +59,7 @@ def write(content: Content, folder: Path) -> None:
     write_common(content, folder)
     ops = OnnxOperations(content.variant)
     build(content, ops)
-    ops.save(folder / FILE_NAME)
+    ops.save(folder / ONNX_NAME)
     card = model_card(content, f"ONNX ({content.variant})", "onnx", _LOAD)
     atomic_write_bytes(folder / "README.md", card.encode())
 
@@ -87,7 +87,7 @@ class OnnxOperations:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR, producer_name="omniquant")
         model.producer_version = __version__
         large = sum(tensor.ByteSize() for tensor in self._initializers) > _INLINE_BYTES
-        location = {"save_as_external_data": True, "location": f"{FILE_NAME}.data"} if large else {}
+        location = {"save_as_external_data": True, "location": f"{ONNX_NAME}.data"} if large else {}
         self._onnx.save(model, path, **location)
 
     def input(self, name: str, dtype: type, shape: list[str | int]) -> Node:

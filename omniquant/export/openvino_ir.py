@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from omniquant.checkpoint.atomic import atomic_write_bytes
+from omniquant.checkpoint.graphs import OPENVINO_NAME
 from omniquant.export.bits import nibbles
 from omniquant.export.card import model_card
 from omniquant.export.content import U8, Content, Linear
 from omniquant.export.decoder import DESCRIPTION, Node, Values, build
 from omniquant.export.huggingface import write_common
 from omniquant.runtime.matrix import HALF, Matrix
-
-FILE_NAME = "openvino_model.xml"  # as Hugging Face's readers look for it
 
 _LOAD = (
     """\
@@ -55,7 +54,7 @@ def write(content: Content, folder: Path) -> None:
     write_common(content, folder)
     ops = OpenvinoOperations()
     build(content, ops)
-    ops.save(folder / FILE_NAME)
+    ops.save(folder / OPENVINO_NAME)
     card = model_card(content, "OpenVINO IR", "openvino", _LOAD)
     atomic_write_bytes(folder / "README.md", card.encode())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 
@@ -76,7 +76,12 @@ class Wish:
     @property
     def inputs(self) -> dict[str, int]:
         """The inputs K of every linear."""
-        return {name: columns for name, (_, columns) in linear_shapes(self.spec).items()}
+        return inputs_of(self.spec)
+
+
+def inputs_of(spec: BlockSpec) -> dict[str, int]:
+    """Return the inputs K of every linear of a block."""
+    return {name: columns for name, (_, columns) in linear_shapes(spec).items()}
 
 
 Check = Callable[[Wish], None]
@@ -212,11 +217,30 @@ def bits(*allowed: int, symmetric_at: tuple[int, ...] = ()) -> Check:
     return of_each(check)
 
 
-def whole_groups(multiple: int = 1) -> Check:
+def _one_a_row(scheme: QuantConfig, inputs: Mapping[str, int]) -> bool:
+    size = scheme.group_size
+    return size is None or all(size >= columns for columns in inputs.values())
+
+
+def short_groups(scheme: QuantConfig, inputs: Mapping[str, int]) -> dict[str, int]:
+    """Return those linears, with their inputs K, whose rows end in a shorter group under a uniform scheme."""
+    if scheme.group_size is None or _one_a_row(scheme, inputs) or not scheme.quantizes_weights:
+        return {}
+    return {name: columns for name, columns in inputs.items() if columns % scheme.group_size}
+
+
+@dataclass(frozen=True)
+class WholeGroups:
     """Want every row to be whole groups, and groups multiples of `multiple`; one a row is a group too."""
 
-    def check(wish: Wish) -> None:
-        inputs = wish.inputs
+    multiple: int = 1
+
+    def __call__(self, wish: Wish) -> None:
+        """Check each of the schemes a wish is mixed of."""
+        of_each(self._check)(wish)
+
+    def _check(self, wish: Wish) -> None:
+        multiple, inputs, size = self.multiple, wish.inputs, wish.scheme.group_size
         if not wish.scheme.quantizes_weights:
             return
         for name, columns in inputs.items():
@@ -225,18 +249,15 @@ def whole_groups(multiple: int = 1) -> Check:
                     f"{name} with {columns} inputs, no multiple of {multiple}",
                     "compressed-tensors, onnx --variant dequantize-linear or openvino",
                 )
-        size = wish.scheme.group_size
-        if size is None or all(size >= columns for columns in inputs.values()):
+        if size is None or _one_a_row(wish.scheme, inputs):
             return
         common = gcd(*inputs.values())
         fits = [g for g in range(multiple, common + 1, multiple) if common % g == 0]
         if size not in fits:
-            name, columns = next(((n, k) for n, k in inputs.items() if k % size), next(iter(inputs.items())))
-            no_multiple = f", of which {name} with {columns} inputs is no multiple"
-            why = no_multiple if columns % size else f": they are multiples of {multiple}"
+            short = next(iter(short_groups(wish.scheme, inputs).items()), None)
+            no_multiple = short and f", of which {short[0]} with {short[1]} inputs is no multiple"
+            why = no_multiple or f": they are multiples of {multiple}"
             raise wish.fail(f"groups of {size}{why}", _nearest_group(wish, size, fits))
-
-    return of_each(check)
 
 
 def _nearest_group(wish: Wish, size: int, fits: Sequence[int]) -> str:

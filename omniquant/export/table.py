@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import ConfigError, UnsupportedError
 from omniquant.export import refusals as may
 from omniquant.export.content import Content
-from omniquant.models.model import Model
 
 Writer = Callable[[Content, Path], None]
 
@@ -62,7 +60,7 @@ _WEIGHTS_ALONE = (
     may.float_activations,
 )
 
-_GRAPH = (may.llama_like, may.no_kronecker_map, may.float_activations, may.whole_groups())
+_GRAPH = (may.llama_like, may.no_kronecker_map, may.float_activations, may.WholeGroups())
 
 FORMATS: dict[str, Format] = {
     "compressed-tensors": Format(
@@ -77,19 +75,19 @@ FORMATS: dict[str, Format] = {
             may.no_clipped_activations,
             may.zero_points_of_one_scheme,
             may.one_scheme_a_tensor,
-            may.whole_groups(),
+            may.WholeGroups(),
         ),
     ),
     "gptq": Format(
         "auto-round, gptqmodel, vLLM",
         "gptq",
-        (*_WEIGHTS_ALONE, may.bits(2, 3, 4, 8), may.whole_groups(32), may.whole_outputs(32)),
+        (*_WEIGHTS_ALONE, may.bits(2, 3, 4, 8), may.WholeGroups(32), may.whole_outputs(32)),
         variants=("v2", "v1"),
     ),
     "awq": Format(
         "vLLM and other engines with AWQ kernels",
         "awq",
-        (*_WEIGHTS_ALONE, may.bits(4), may.whole_groups(8), may.whole_outputs(8)),
+        (*_WEIGHTS_ALONE, may.bits(4), may.WholeGroups(8), may.whole_outputs(8)),
     ),
     "gguf": Format(
         "llama.cpp",
@@ -101,7 +99,7 @@ FORMATS: dict[str, Format] = {
             may.float_activations,
             may.bits(4, 8, symmetric_at=(8,)),
             may.symmetric(8),
-            may.whole_groups(32),
+            may.WholeGroups(32),
         ),
         needs=("gguf",),
         extra="gguf",
@@ -141,30 +139,3 @@ def refuse(wish: may.Wish) -> None:
     found, _ = format_of(wish.format)
     for check in found.checks:
         check(wish)
-
-
-def _takes(wish: may.Wish) -> bool:
-    try:
-        refuse(wish)
-    except UnsupportedError:
-        return False
-    return True
-
-
-def refuse_target(scheme: QuantConfig, options: CalibrationOptions, model: Model) -> str:
-    """Raise UnsupportedError if the target of a calibration could not hold its result, before it begins.
-
-    Returns
-    -------
-    str
-        Options that exporting will need, where the target takes the weights but no activations, and where
-        its usual variant takes neither; empty: none.
-    """
-    wish = may.Wish.of(model, options.target, "", scheme, options, weights_only=True)
-    refuse(wish)
-    needs = [] if _takes(replace(wish, weights_only=False)) else ["--weights-only"]
-    variants = format_of(options.target)[0].variants
-    able = [variant for variant in variants if _takes(replace(wish, variant=variant))]
-    if able and able[0] != variants[0]:
-        needs.append(f"--variant {able[0]}")
-    return " ".join(needs)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from omniquant import _core
 from omniquant.errors import ConfigError
+from omniquant.reprs import one_line_repr
 from omniquant.threads import resolve_threads
 
 F32 = npt.NDArray[np.float32]
@@ -115,6 +116,10 @@ class Linear:
             kernel=kernel,
             threads=self._threads,
         )
+        outputs, inputs = np.shape(codes)
+        groups = "" if group_size is None else f", group_size {group_size}"
+        grid = "symmetric " if symmetric_activations else ""
+        self._about = f"{inputs} -> {outputs}, W{bits}{groups}, {grid}{activations} activations"
 
     def __call__(self, x: npt.ArrayLike, out: F32 | None = None) -> F32:
         """Return y [..., N] for x [..., K]; calls from several threads at a time are fine.
@@ -146,3 +151,7 @@ class Linear:
     def nbytes(self) -> int:
         """Bytes of memory the packed layer takes."""
         return _core.linear_info(self._packed)[1]
+
+    @one_line_repr
+    def __repr__(self) -> str:
+        return f"{self._about}, kernel {self.kernel}"

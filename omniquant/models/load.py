@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from omniquant.checkpoint.fields import Fields
 from omniquant.checkpoint.gguf_reader import GgufFile
 from omniquant.checkpoint.gguf_tokenizer import tokenizer_from_gguf
+from omniquant.checkpoint.graphs import refuse_graph
 from omniquant.checkpoint.json_file import read_json_object
 from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
 from omniquant.checkpoint.text_settings import settings_from_folder, settings_from_gguf
@@ -40,22 +42,23 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     """
     if str(source) == EMBEDDED_NAME:
         return _load_folder(_embedded_folder(), EMBEDDED_NAME)
+    check_there(source)
     path = Path(source)
-    # An unusable path (a NUL inside, a name too long) is simply not there.
-    if _is(path, "is_dir"):
+    if path.is_dir():
         return _load_folder(path, path.resolve().name)
-    if not _is(path, "is_file"):
-        raise CheckpointError(f"{str(path)!r}: no such folder or file, and not {EMBEDDED_NAME}")
     if path.suffix == ".gguf":
         return _load_gguf(path)
     raise CheckpointError(f"{path}: expected a .gguf file or a folder with config.json")
 
 
-def _is(path: Path, kind: str) -> bool:
-    try:
-        return bool(getattr(path, kind)())
-    except (OSError, ValueError):
-        return False
+def check_there(source: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError where a model's path leads to no folder or file; nothing is read."""
+    path = Path(source)
+    # An unusable path (a NUL inside, a name too long) is simply not there.
+    with suppress(OSError, ValueError):
+        if str(source) == EMBEDDED_NAME or path.is_dir() or path.is_file():
+            return
+    raise CheckpointError(f"{str(path)!r}: no such folder or file, and not {EMBEDDED_NAME}")
 
 
 def _embedded_folder() -> Path:
@@ -73,9 +76,11 @@ def _load_folder(folder: Path, name: str) -> Model:
         raise CheckpointError(
             f"{folder}: looks like a result of omniquant quantize, but has no manifest.json"
         )
-    found = sorted(folder.glob("*.gguf"))
-    if len(found) == 1 and not any(folder.glob("*.safetensors*")):
-        return _load_gguf(found[0])  # an export of ours
+    if not any(folder.glob("*.safetensors*")):
+        found = sorted(folder.glob("*.gguf"))
+        if len(found) == 1:
+            return _load_gguf(found[0])  # an export of ours
+        refuse_graph(folder)
     config_path = folder / "config.json"
     config = Fields(read_json_object(config_path, _MAX_CONFIG_BYTES), str(config_path))
     adapter = adapter_for_model_type(config.text("model_type"), config.where)

@@ -24,6 +24,7 @@ from omniquant.models.ends import Ends, ends_of
 from omniquant.models.experts import stacked
 from omniquant.models.layered import Layered
 from omniquant.models.tensors import TensorRef
+from omniquant.reprs import one_line_repr
 from omniquant.runtime.matrix import Matrix
 
 
@@ -225,6 +226,11 @@ class Model(Layered):
 
     def _load(self, ref: TensorRef) -> F32:
         return ref.read(self._source.load(ref.key))
+
+    @one_line_repr
+    def __repr__(self) -> str:
+        sizes = f"{self.num_layers} blocks, hidden {self.spec.hidden_size}"
+        return f"{shown(self.name)}, {sizes}, {self.source}"
 
 
 def _check_ref(source: TensorSource, ref: TensorRef) -> None:

@@ -14,6 +14,7 @@ import omniquant
 from omniquant.blockfile import BlockState
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import CheckpointError, ConfigError, UnsupportedError
+from omniquant.export.foreseen import told_short_groups
 from omniquant.export.refusals import Wish
 from omniquant.export.table import FORMATS, format_of, refuse
 from omniquant.models.spec import BlockSpec
@@ -291,3 +292,15 @@ def test_a_wish_knows_what_is_one_tensor(tmp_path):
     options = CalibrationOptions.for_method("rtn", QuantConfig.parse("W4A16"))
     found = Wish.of(model, "gguf", "", QuantConfig.parse("W4A16"), options)
     assert found.fused == (("q",), ("k",), ("v",), ("o",), ("gate",), ("up",), ("down",))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_who_is_said_to_refuse_short_groups_does(format):
+    asked = wish(format, "W4sA16g48", TINY)
+    (told,) = told_short_groups(asked.scheme, TINY)
+    assert told.startswith("groups of 48: q with 128 inputs and 5 others end in a shorter one, which ")
+    if format in told:
+        with pytest.raises(UnsupportedError, match="groups of 48, of which q with 128 inputs is no multiple"):
+            refuse(asked)
+    else:
+        refuse(asked)

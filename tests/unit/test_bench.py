@@ -1,14 +1,18 @@
 """``omniquant bench``: what it measures adds up, and what it refuses."""
 
 import json
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_run import small_folder
 
 from omniquant import CalibrationOptions, QuantConfig, _core
 from omniquant.bench import bench, step_products
-from omniquant.cli import main
+from omniquant.cli import build_parser, main
+from omniquant.config.preset import SAMPLES, SEQLEN
 from omniquant.describe import linear_parameters
 from omniquant.errors import ConfigError
 from omniquant.models.spec import BlockSpec
@@ -156,7 +160,7 @@ def test_the_command_prints_what_scripts_read(capsys: pytest.CaptureFixture[str]
 
 def test_the_command_takes_a_models_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--seqlen", "32", "--steps", "1"]) == 0
-    assert "for 5 blocks: W3A16 omniquant, 128 windows of 32 tokens, 20 epochs" in capsys.readouterr().out
+    assert "for 5 blocks: W3A16 omniquant, 32 windows of 32 tokens, 20 epochs" in capsys.readouterr().out
 
 
 def test_a_preset_is_projected(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,9 +169,23 @@ def test_a_preset_is_projected(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["epochs"] == 3
 
 
-def test_windows_are_no_longer_than_the_model_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_quantize_takes_by_default_is_projected(capsys: pytest.CaptureFixture[str]) -> None:
+    quantize = build_parser().parse_args(["quantize", "MODEL", "--scheme", "W3A16", "--output", "DIR"])
     assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--steps", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["seqlen"] == 256
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["seqlen"]) == (SAMPLES, SEQLEN)
+    assert quantize.seqlen == SEQLEN
+    assert quantize.samples is None  # SAMPLES, of a short text fewer without a word
+    defaults = {name: each.default for name, each in signature(bench).parameters.items()}
+    assert (defaults["samples"], defaults["seqlen"]) == (SAMPLES, SEQLEN)
+
+
+def test_windows_are_no_longer_than_the_model_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = str(small_folder(tmp_path / "short"))
+    assert main(["bench", short, "--scheme", "W3A16", "--steps", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seqlen"] == 128
     assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--seqlen", "512"]) == 2
     assert "omniquant-tiny takes 1 to 256" in capsys.readouterr().err
     assert main(["bench", "omniquant-tiny", "--scheme", "W3A16", "--seqlen", "0"]) == 2
@@ -178,7 +196,12 @@ def test_windows_are_no_longer_than_the_model_takes(capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         (["omniquant-tiny", "--hidden", "64"], "--hidden describes a shape"),
-        (["--hidden", "64"], "--ffn is None"),
+        ([], "nothing to time: give a MODEL or a shape: --hidden, --ffn, --heads"),
+        (["--hidden", "64"], "a shape needs --ffn, --heads beside --hidden"),
+        (["--ffn", "8", "--heads", "4"], "a shape needs --hidden beside --ffn, --heads"),
+        (["--kv-heads", "2"], "a shape needs --hidden, --ffn, --heads beside --kv-heads"),
+        (["--hidden", "64", "--ffn", "0", "--heads", "4"], "--ffn is 0, expected at least 1"),
+        (["--hidden", "64", "--ffn", "8", "--heads", "4", "--kv-heads", "0"], "--kv-heads is 0"),
         (["--hidden", "65", "--ffn", "8", "--heads", "4"], "no multiple of --heads"),
     ],
 )

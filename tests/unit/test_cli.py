@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from small_run import contents, small_folder, small_tokens
 import omniquant
 from omniquant import cli
 from omniquant.cli import main
+from omniquant.progress import NowAndThen
 
 BLOCK_KEYS = {
     "index", "seconds", "loss_rtn", "loss_initial", "loss_final", "min_margin", "max_condition",
@@ -149,7 +152,19 @@ def test_evaluate_text_and_streams(capsys, folder, tmp_path):
 def test_evaluate_shows_a_bar_on_a_terminal(capsys, folder, tokens, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     _, err = succeeds(capsys, "evaluate", folder, "--data", tokens)
-    assert "block" in err
+    assert "step/s" in err or "s/step" in err or "?step" in err
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_evaluate_writes_lines_to_a_log_where_it_takes_long(capsys, folder, tokens, monkeypatch, against):
+    command = ["evaluate", folder, "--data", tokens, *(["--against", folder] if against else [])]
+    _, err = succeeds(capsys, *command)
+    assert err == ""
+    monkeypatch.setattr(NowAndThen, "FIRST_SECONDS", 0.0)
+    _, err = succeeds(capsys, *command)
+    assert re.fullmatch(r"1 of \d steps, 0:00 so far, about 0 s left\n", err)
+    _, err = succeeds(capsys, *command, "--quiet")
+    assert err == ""
 
 
 def test_info_of_a_model(capsys, folder):
@@ -214,6 +229,14 @@ def test_auto_says_what_it_chose(capsys, quantize, tmp_path):
     )
 
 
+def test_methods_that_train_nothing_tell_no_epochs_and_rtn_one_loss(capsys, quantize, tmp_path):
+    _, err = succeeds(capsys, *quantize(method="rtn"))
+    assert "W4A4 rtn, 4 windows of 12 tokens\n" in err
+    assert re.search(r"^block 1/2: loss [\d.e-]+, [\d.]+ s$", err, re.MULTILINE)
+    _, err = succeeds(capsys, *quantize(method="omniquant", output=tmp_path / "trained"))
+    assert "W4A4 omniquant, 4 windows of 12 tokens, 1 epoch\n" in err
+
+
 def test_training_options_of_methods_that_train_nothing_are_noted(capsys, quantize):
     _, err = succeeds(capsys, *quantize(method="rtn"))
     assert "rtn trains nothing: --epochs 1 has no effect" in err
@@ -253,6 +276,23 @@ def test_bad_models_are_told(capsys, quantize, tokens, tmp_path):
     assert "no such folder or file" in fails(capsys, "evaluate", "none", "--data", tokens)
     assert "no such folder or file" in fails(capsys, "info", "none\0")
     assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize", "NOWHERE", "--scheme", "W4A16", "--output", "z"],
+        ["tune", "FOLDER", "--model", "NOWHERE", "--output", "z"],
+        ["tune", "NOWHERE", "--model", "FOLDER", "--output", "z"],
+        ["evaluate", "NOWHERE"],
+        ["evaluate", "FOLDER", "--against", "NOWHERE"],
+        ["evaluate", "FOLDER", "--against", "NOWHERE", "--limit", "1"],
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named_before_data_that_lack(capsys, folder, tmp_path, arguments):
+    nowhere = str(tmp_path / "nowhere")
+    filled = [{"NOWHERE": nowhere, "FOLDER": folder}.get(word, word) for word in arguments]
+    assert f"{nowhere!r}: no such folder or file" in fails(capsys, *filled)
 
 
 def test_data_is_needed_except_by_the_embedded_model(capsys, folder):
@@ -305,10 +345,49 @@ def test_what_a_target_will_not_hold_is_told_at_the_start(capsys, quantize, tmp_
     assert "weights-only" not in err
 
 
+@pytest.mark.parametrize(
+    ("scheme", "more", "words"),
+    [
+        (
+            "W4A16g8",
+            [],
+            "groups of 8: down with 20 inputs ends in a shorter one, which compressed-tensors, gptq, ",
+        ),
+        ("W4A16g6", [], "groups of 6: q with 16 inputs and 6 others end in a shorter one, which "),
+        ("W4A16g4", ["--override", "layers.0.q=W8A16g8"], "groups of 8: down with 20 inputs ends in "),
+        ("W4A16g4", [], None),
+        ("W4A16g20", [], None),
+        ("W4A16", [], None),
+        ("W4A16g8", ["--target", "huggingface"], None),
+    ],
+)
+def test_groups_that_leave_a_rest_are_told_once(capsys, quantize, scheme, more, words):
+    _, err = succeeds(capsys, *quantize(*more, scheme=scheme, method="rtn"))
+    assert err.count("in a shorter one") == (words is not None)
+    assert words is None or words in err
+    _, err = succeeds(capsys, *quantize(*more, "--resume", scheme=scheme, method="rtn"))
+    assert "in a shorter one" not in err
+
+
 def test_fewer_windows_than_asked_for_and_what_auto_chose_are_told(capsys, quantize):
     _, err = succeeds(capsys, *quantize("--samples", "99", method="auto", scheme="W3A16"))
     assert "the data hold 4 windows, 99 were asked for" in err
     assert "W3A16 omniquant (rounding learned, start search" in err
+
+
+@pytest.mark.parametrize(
+    ("file", "engine"), [("model.onnx", "ONNX Runtime"), ("openvino_model.xml", "OpenVINO")]
+)
+def test_a_graph_is_told_whose_it_is(capsys, folder, tokens, tmp_path, file, engine):
+    graph = tmp_path / "graph"
+    shutil.copytree(folder, graph)
+    (graph / file).write_bytes(b"a graph")
+    succeeds(capsys, "info", str(graph))  # weights are there beside it
+    (graph / "model.safetensors").unlink()
+    words = f"{graph}: holds an exported {file}, which {engine} runs; omniquant reads models and results"
+    for command in ("info", "evaluate", "generate"):
+        more = {"info": [], "evaluate": ["--data", tokens], "generate": ["--prompt", "a"]}[command]
+        assert words in fails(capsys, command, str(graph), *more)
 
 
 def test_a_result_without_its_manifest_is_told(capsys, quantize, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from small_run import small_model, small_tokens
 import omniquant
 from omniquant import demo as demo_module
 from omniquant.cli import main
-from omniquant.demo import CASES, DemoRow, plain_table, render, run_demo
+from omniquant.demo import CASES, ROWS, DemoRow, plain_table, render, run_demo
 from omniquant.errors import UnsupportedError
 from omniquant.progress import Callback, MapSnapshots
 
@@ -45,6 +46,7 @@ def without(monkeypatch, name):
 def test_every_case_has_a_row(demo):
     expected = [(scheme, method) for scheme, methods in CASES for method in methods]
     assert [(row.scheme, row.method) for row in demo.rows] == [("full precision", ""), *expected]
+    assert len(demo.rows) == ROWS
     full = demo.rows[0].perplexity
     for row in demo.rows[1:]:
         assert row.ratio == row.perplexity / full > 1
@@ -97,6 +99,33 @@ def test_command_line(capsys, monkeypatch, demo, tmp_path):
     without(monkeypatch, "matplotlib")
     assert main(["demo", "--output", str(tmp_path / "none"), *sizes]) == 0
     assert "no plots: plots need matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("terminals", "more", "rows"),
+    [
+        (("stdout", "stderr"), [], 0),
+        (("stderr",), [], ROWS),
+        (("stdout",), [], ROWS),
+        (("stdout", "stderr"), ["--json"], ROWS),
+        (("stdout", "stderr"), ["--quiet"], 0),
+    ],
+)
+def test_a_terminal_sees_the_table_once(capsys, monkeypatch, demo, terminals, more, rows):
+    def shown(*, say, **options):
+        for row in demo.rows:
+            say(row)
+        return demo
+
+    monkeypatch.setattr(demo_module, "run_demo", shown)
+    for name in terminals:
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True, raising=False)
+    assert main(["demo", "--no-plots", *more]) == 0
+    out, err = capsys.readouterr()
+    told = [row for row in demo.rows if "  ".join(filter(None, demo_module.cells(row))) in err]
+    assert len(told) == rows
+    assert ("step" in err) == (terminals == ("stdout", "stderr") and not more)
+    assert "full precision" in out
 
 
 @pytest.mark.parametrize(("epochs", "panels"), [(1, 1), (2, 2), (3, 3), (20, 5)])

@@ -95,12 +95,15 @@ def block_forward(
     shared: npt.ArrayLike | None = None,
     in_parts: bool = False,
     bfloat16: bool = False,
+    codes: Mapping[str, npt.ArrayLike] | None = None,
     threads: int = 1,
 ) -> npt.NDArray[np.float32]:
     """One transformer block on windows x [N, T, H] -> [N, T, H]; activation None: nothing is quantized.
 
     in_parts: products of floats may be those of bfloat16 parts (AMX), 2^-16 from exact, three times as fast.
     bfloat16: products of the linears and of attention take operands rounded to it.
+    codes {"q.codes": [n d, H], "q.scale": [n d, 1], "q.zero_point": [n d, 1], ...}: of linears with one grid
+    a row, whose products with activations of at most 8 bits are then exact sums of integers.
 
     lengths [S], which sum to T: every window is S texts that do not see each other; row t of cos and sin is
     then that of token t's position in its text. shared [S]: how many tokens of the last text that shares none

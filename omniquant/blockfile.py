@@ -165,6 +165,14 @@ def dequantized(folded: Mapping[str, Array], scheme: BlockScheme) -> Weights:
     return weights
 
 
+def row_codes(folded: Mapping[str, Array]) -> dict[str, Array]:
+    """Return codes, scales and zero points of linears with one grid a row, for ``_core.block_forward``."""
+    linears = [name.removesuffix(".codes") for name in folded if name.endswith(".codes")]
+    rows = [name for name in linears if folded[f"{name}.scale"].shape[1] == 1]
+    names = [f"{name}.{kind}" for name in rows for kind in ("codes", "scale", "zero_point")]
+    return {name: folded[name] for name in names}
+
+
 def online_maps(folded: Mapping[str, Array]) -> dict[str, F32]:
     """Return the maps that cost multiply-adds at run time, by the norm they stand behind."""
     return {name.partition(".")[0]: values for name, values in folded.items() if name.endswith(".inverse")}

@@ -13,7 +13,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniquant import _core
-from omniquant.blockfile import BlockState, dequantized
+from omniquant.blockfile import BlockState, dequantized, row_codes
 from omniquant.checkpoint.finite import check_finite
 from omniquant.config import CalibrationOptions, QuantConfig, core_options
 from omniquant.config.overrides import Overrides
@@ -359,6 +359,7 @@ class _Run:
         source: Stream,
         target: Stream,
         activation: Activation | None = None,
+        codes: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> None:
         """Run a stream through a block into another, or into itself; products as in the core's passes."""
         parts = block_parts(
@@ -368,6 +369,7 @@ class _Run:
             source.array,
             activation=activation,
             in_parts=self.options.products == "bfloat16",
+            codes=codes,
             threads=self.threads,
         )
         for part, y in parts:
@@ -386,7 +388,8 @@ class _Run:
         streams.full = full
         weights = dequantized(state.folded, self.scheme.block(index))
         activation = self.scheme.activation(index)
-        self._through(index, weights, streams.quantized, streams.quantized, activation)
+        codes = None if self.options.products == "float32" else row_codes(state.folded)
+        self._through(index, weights, streams.quantized, streams.quantized, activation, codes)
 
     def compute(self, index: int, streams: _Streams, store: MemoryStore | StateDirectory) -> None:
         """Calibrate one block, keep it, and move both activations behind it."""

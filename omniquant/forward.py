@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -164,12 +164,14 @@ def block_parts(
     activation: Activation | None = None,
     in_parts: bool = False,
     bfloat16: bool = False,
+    codes: Mapping[str, npt.NDArray[Any]] | None = None,
     threads: int = 1,
 ) -> Iterator[tuple[slice, F32]]:
     """Yield what a block makes of hidden states [N, T, H], a few windows at a time: :func:`run_block`.
 
     in_parts: products of floats may be those of bfloat16 parts, 2^-16 from exact, where that is faster;
-    bfloat16: operands are rounded to it, as training does.
+    bfloat16: operands are rounded to it, as training does; codes: of linears with one grid a row, for exact
+    products of integers where activations are rounded to bytes too.
     """
     spec = model.spec_of(layer).to_core()
     cos, sin = rope_or_empty(model, x.shape[1], layer)
@@ -177,6 +179,7 @@ def block_parts(
         "activation": activation,
         "in_parts": in_parts,
         "bfloat16": bfloat16,
+        "codes": codes,
         "threads": threads,
     }
     for part in chunks(x.shape[0], x.shape[1]):

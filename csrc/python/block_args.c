@@ -188,6 +188,45 @@ int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, co
     return failed ? -1 : 0;
 }
 
+/* dict[owner.what] as an array of a kind; NULL with an exception. */
+static const void *take_kind(oq_call *call, PyObject *dict, const char *owner, const char *what, oq_kind kind,
+                             const char *shape)
+{
+    char key[40];
+    snprintf(key, sizeof key, "%s.%s", owner, what);
+    PyObject *object = PyDict_GetItemString(dict, key); /* borrowed */
+    if (!object) PyErr_Format(PyExc_ValueError, "codes lack \"%s\"", key);
+    PyArrayObject *array = object ? oq_take_array(call, object, key, kind, shape) : NULL;
+    return array ? oq_data(array) : NULL;
+}
+
+static int take_codes_of(oq_call *call, PyObject *dict, const char *name, oq_row_codes *to)
+{
+    char key[40];
+    snprintf(key, sizeof key, "%s.codes", name);
+    if (!PyDict_GetItemString(dict, key)) return 0;
+    to->codes = take_kind(call, dict, name, "codes", OQ_BYTES, "oi");
+    to->zero = to->codes ? take_kind(call, dict, name, "zero_point", OQ_BYTES, "ou") : NULL;
+    to->scale = to->zero ? take_kind(call, dict, name, "scale", OQ_REALS, "ou") : NULL;
+    return to->scale ? 0 : -1;
+}
+
+int oq_take_row_codes(oq_call *call, PyObject *dict, const oq_block_spec *spec, oq_row_codes to[OQ_LINEARS])
+{
+    if (!dict || dict == Py_None) return 0;
+    int failed = !PyDict_Check(dict);
+    if (failed) PyErr_SetString(PyExc_TypeError, "codes must be a dict of arrays");
+    call->size['u'] = 1;
+    for (int i = 0; !failed && i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(spec, i);
+        if (!oq_has_linear(spec, i) || oq_is_router(i)) continue;
+        call->size['o'] = shape.out;
+        call->size['i'] = shape.in;
+        failed = take_codes_of(call, dict, oq_linear_names[i], &to[i]);
+    }
+    return failed ? -1 : 0;
+}
+
 void oq_size_input(oq_call *call, const oq_block_spec *spec, int input)
 {
     const oq_kronecker size = oq_input_factors(spec, input);

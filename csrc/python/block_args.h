@@ -4,6 +4,7 @@
 
 #include "calibrate/calibrate_block.h"
 #include "python/function.h"
+#include "quant/integer_product.h"
 
 /* The fields of the dictionaries "spec", "activation" (None: nothing is quantized), "options", and of what
  * linears' weights are rounded to. */
@@ -14,6 +15,9 @@ int oq_check_block(oq_call *call, const oq_block_spec *spec);
 /* weights [OQ_LINEARS]: which linears come with their weights, not as codes; NULL: all. */
 int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, const bool *weights,
                     oq_block_weights *to);
+/* Of linears whose codes have one scale a row, "q.codes", "q.scale", "q.zero_point"; the others' stay NULL, and all of
+ * them if dict is NULL or None. */
+int oq_take_row_codes(oq_call *call, PyObject *dict, const oq_block_spec *spec, oq_row_codes to[OQ_LINEARS]);
 /* Sets the sizes of an input's tensors: a, b of its factors, c of its clipping. */
 void oq_size_input(oq_call *call, const oq_block_spec *spec, int input);
 /* Tables of at least T rows, where the spec asks for rotary positions. */

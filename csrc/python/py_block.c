@@ -12,7 +12,8 @@
 /* N windows of T tokens, S texts in each, H hidden; e epochs, t numbers in all learnables. */
 struct values {
     oq_block_spec spec;
-    PyObject *weights, *cos, *sin, *learnables, *on_step, *on_epoch, *on_target, *ahead;
+    PyObject *weights, *codes, *cos, *sin, *learnables, *on_step, *on_epoch, *on_target, *ahead;
+    oq_row_codes row_codes[OQ_LINEARS];
     oq_followers followers;
     oq_block_weights tensors;
     oq_rope rope;
@@ -40,6 +41,11 @@ static int check_block(oq_call *call, values *v) { return oq_check_block(call, &
 static int take_weights(oq_call *call, values *v)
 {
     return oq_take_tensors(call, v->weights, &v->spec, NULL, &v->tensors);
+}
+
+static int take_codes(oq_call *call, values *v)
+{
+    return oq_take_row_codes(call, v->codes, &v->spec, v->row_codes);
 }
 
 static int take_rope(oq_call *call, values *v) { return oq_take_rope(call, v->cos, v->sin, &v->spec, &v->rope); }
@@ -168,21 +174,36 @@ static const oq_argument block_forward_arguments[] = {
     OQ_ARRAY(shared, "S", .flags = OQ_KEYWORD),
     OQ_SCALAR(in_parts, .flags = OQ_KEYWORD),
     OQ_SCALAR(bfloat16, .flags = OQ_KEYWORD),
+    OQ_SCALAR(codes, .flags = OQ_KEYWORD, .then = take_codes),
     OQ_THREADS,
     OQ_RESULT(y, "NTH"),
 };
 
+/* Where activations are codes too, products of such linears are of integers; whether there are any. */
+static oq_code forms_of_codes(oq_context *context, values *v, bool *integer)
+{
+    const oq_quantizer byte = {.bits = 8, .symmetric = true};
+    for (int i = 0; i < OQ_LINEARS; i++) {
+        const oq_linear_shape shape = oq_shape_of(&v->spec, i);
+        if (!v->row_codes[i].codes || !oq_has_integer_product(v->activation.x, byte, shape.in)) continue;
+        OQ_TRY(oq_forms_of_codes(context, &v->row_codes[i], shape.out, shape.in, &v->tensors.forms[i]));
+        *integer |= v->tensors.forms[i].sum != NULL;
+    }
+    return OQ_OK;
+}
+
 static oq_code block_forward_run(oq_call *call, values *v)
 {
-    const oq_block_run run = {.spec = &v->spec,
-                              .quantizers = &v->activation,
-                              .rope = v->rope,
-                              .tokens = oq_size(call, 'T'),
-                              .bf16 = v->bfloat16,
-                              .lengths = v->lengths,
-                              .shared = v->shared,
-                              .texts = oq_size(call, 'S')};
+    oq_block_run run = {.spec = &v->spec,
+                        .quantizers = &v->activation,
+                        .rope = v->rope,
+                        .tokens = oq_size(call, 'T'),
+                        .bf16 = v->bfloat16,
+                        .lengths = v->lengths,
+                        .shared = v->shared,
+                        .texts = oq_size(call, 'S')};
     call->context.in_parts = v->in_parts;
+    OQ_TRY(forms_of_codes(&call->context, v, &run.integer));
     if (run.bf16) OQ_TRY(oq_weights_to_bf16(&call->context, &v->spec, &v->tensors));
     return oq_block_forward_windows(&call->context, &run, &v->tensors, v->x, v->y, oq_size(call, 'N'));
 }

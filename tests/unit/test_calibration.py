@@ -7,12 +7,13 @@ import copy
 import numpy as np
 import pytest
 from small_run import contents, small_model, small_tokens
+from ways import AVAILABLE
 
 import omniquant
 from omniquant import CalibrationOptions, CalibrationResult, QuantConfig, _core
-from omniquant.blockfile import dequantized
+from omniquant.blockfile import dequantized, row_codes
 from omniquant.errors import CheckpointError, ConfigError, DataError, NotFiniteError
-from omniquant.forward import run_block
+from omniquant.forward import block_parts, run_block
 from omniquant.progress import Callback
 
 
@@ -74,7 +75,9 @@ def test_plain_rounding_reads_only_the_windows_that_tell_its_loss(model, monkeyp
     assert same == (method == "rtn")
 
 
-def test_streams_are_those_of_the_papers(model, monkeypatch):
+@pytest.mark.parametrize("products", AVAILABLE)
+def test_streams_are_those_of_the_papers(model, monkeypatch, products):
+    """Bit for bit. The quantized one passes codes, as sums of integers, unless products are of float32."""
     seen = []
     real = _core.calibrate_block
 
@@ -85,14 +88,17 @@ def test_streams_are_those_of_the_papers(model, monkeypatch):
 
     monkeypatch.setattr(_core, "calibrate_block", spy)
     scheme = QuantConfig.parse("W4A4")
-    run(model, "W4A4", aug_loss=True)
+    run(model, "W4A4", aug_loss=True, products=products)
     (x_fp, x_q, targets, aug, folded), (next_fp, next_q, next_targets, next_aug, _) = seen
     np.testing.assert_array_equal(x_fp, model.embed(small_tokens()))
     np.testing.assert_array_equal(x_q, x_fp)
     np.testing.assert_array_equal(targets, run_block(model, 0, model.block(0), x_fp))
     np.testing.assert_array_equal(aug, targets)
     np.testing.assert_array_equal(next_fp, targets)
-    quantized = run_block(model, 0, dequantized(folded, scheme.block(0)), x_q, activation=scheme.activation())
+    codes = None if products == "float32" else row_codes(folded)
+    rounded, activation = dequantized(folded, scheme.block(0)), scheme.activation()
+    passes = block_parts(model, 0, rounded, x_q, activation=activation, codes=codes)
+    quantized = np.concatenate([y for _, y in passes])
     np.testing.assert_array_equal(next_q, quantized)
     np.testing.assert_array_equal(next_targets, run_block(model, 1, model.block(1), targets))
     np.testing.assert_array_equal(next_aug, run_block(model, 1, model.block(1), quantized))

@@ -12,7 +12,7 @@ def one_line_repr(about: Callable[[T], str]) -> Callable[[T], str]:
     """Make a method that tells what an object is a ``__repr__``: ``Type(what it told)``, and it never raises.
 
     Debuggers and tracebacks show objects that are half made, or whose files are gone: of these it says the
-    type alone.
+    type, and what kind of error kept it from telling more.
     """
 
     def __repr__(self: T) -> str:  # noqa: N807 (a method once the class has it)

@@ -9,13 +9,14 @@
  * have to pay for; those of bytes do so for every strip anyway. */
 enum { BYTE_ROWS = 128, OTHER_ROWS = 1024 };
 
-/* dw [count, in] (+)= rows of dW from `first` on. */
+/* What rows of dW are made of. */
 typedef struct {
     const oq_weight_product *product;
-    oq_byte_gradient bytes;
+    oq_byte_gradient bytes; /* of bytes: both operands */
     int64_t in, out;
 } source;
 
+/* dw [count, in] (+)= rows of dW from `first` on. */
 static oq_code rows_of(oq_context *context, const source *s, int64_t first, int64_t count, oq_real *dw, bool accumulate)
 {
     const oq_weight_product *p = s->product;

@@ -129,14 +129,9 @@ static void norm_forward(oq_transformed *t, const oq_real *theta, int norm)
     }
 }
 
-static void zero(oq_real *x, int64_t count)
+static void zero(void *x, size_t size, int64_t count)
 {
-    if (x) memset(x, 0, sizeof *x * (size_t)count);
-}
-
-static void zero_sums(double *x, int64_t count)
-{
-    if (x) memset(x, 0, sizeof *x * (size_t)count);
+    if (x) memset(x, 0, size * (size_t)count);
 }
 
 static void zero_gradients(oq_transformed *t)
@@ -145,14 +140,14 @@ static void zero_gradients(oq_transformed *t)
     memset(t->dlac, 0, sizeof t->dlac);
     for (int i = 0; i < OQ_LINEARS; i++) {
         const oq_linear_shape shape = oq_shape_of(t->spec, i);
-        zero(t->dbias[i], shape.out);
-        zero_sums(t->dcolumn_factors[i], shape.in);
-        zero_sums(t->drow_factors[i], shape.out);
+        zero(t->dbias[i], sizeof(oq_real), shape.out);
+        zero(t->dcolumn_factors[i], sizeof(double), shape.in);
+        zero(t->drow_factors[i], sizeof(double), shape.out);
     }
     for (int i = 0; i < OQ_INPUT_NORMS; i++) {
-        zero_sums(t->along_weights[i], t->spec->hidden);
-        zero(t->dgain[i], t->spec->hidden);
-        zero(t->dnorm_bias[i], t->spec->hidden);
+        zero(t->along_weights[i], sizeof(double), t->spec->hidden);
+        zero(t->dgain[i], sizeof(oq_real), t->spec->hidden);
+        zero(t->dnorm_bias[i], sizeof(oq_real), t->spec->hidden);
     }
 }
 

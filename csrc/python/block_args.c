@@ -139,20 +139,33 @@ int oq_check_block(oq_call *call, const oq_block_spec *spec)
 
 /* ---- arrays ---------------------------------------------------------------- */
 
+enum { KEY_SIZE = 40 };
+
+/* dict[owner.what], borrowed; NULL where it is absent. */
+static PyObject *entry(PyObject *dict, const char *owner, const char *what, char key[static KEY_SIZE])
+{
+    snprintf(key, KEY_SIZE, "%s.%s", owner, what);
+    return PyDict_GetItemString(dict, key);
+}
+
+void *oq_take_entry(oq_call *call, PyObject *dict, const char *whole, const char *owner, const char *what, oq_kind kind,
+                    const char *shape)
+{
+    char key[KEY_SIZE];
+    PyObject *object = entry(dict, owner, what, key);
+    if (!object) PyErr_Format(PyExc_ValueError, "%s \"%s\"", whole, key);
+    PyArrayObject *array = object ? oq_take_array(call, object, key, kind, shape) : NULL;
+    return array ? oq_data(array) : NULL;
+}
+
 /* dict[owner.what]; *to stays NULL when an optional one is absent. */
 static int take_tensor(oq_call *call, PyObject *dict, const char *owner, const char *what, bool required,
                        const char *shape, const oq_real **to)
 {
-    char key[40];
-    snprintf(key, sizeof key, "%s.%s", owner, what);
-    PyObject *object = PyDict_GetItemString(dict, key); /* borrowed */
-    if (!object) {
-        if (required) PyErr_Format(PyExc_ValueError, "weights lack \"%s\"", key);
-        return required ? -1 : 0;
-    }
-    PyArrayObject *array = oq_take_array(call, object, key, OQ_REALS, shape);
-    if (array) *to = oq_data(array);
-    return array ? 0 : -1;
+    char key[KEY_SIZE];
+    if (!required && !entry(dict, owner, what, key)) return 0;
+    *to = oq_take_entry(call, dict, "weights lack", owner, what, OQ_REALS, shape);
+    return *to ? 0 : -1;
 }
 
 int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, const bool *weights,
@@ -188,26 +201,14 @@ int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, co
     return failed ? -1 : 0;
 }
 
-/* dict[owner.what] as an array of a kind; NULL with an exception. */
-static const void *take_kind(oq_call *call, PyObject *dict, const char *owner, const char *what, oq_kind kind,
-                             const char *shape)
-{
-    char key[40];
-    snprintf(key, sizeof key, "%s.%s", owner, what);
-    PyObject *object = PyDict_GetItemString(dict, key); /* borrowed */
-    if (!object) PyErr_Format(PyExc_ValueError, "codes lack \"%s\"", key);
-    PyArrayObject *array = object ? oq_take_array(call, object, key, kind, shape) : NULL;
-    return array ? oq_data(array) : NULL;
-}
-
 static int take_codes_of(oq_call *call, PyObject *dict, const char *name, oq_row_codes *to)
 {
-    char key[40];
-    snprintf(key, sizeof key, "%s.codes", name);
-    if (!PyDict_GetItemString(dict, key)) return 0;
-    to->codes = take_kind(call, dict, name, "codes", OQ_BYTES, "oi");
-    to->zero = to->codes ? take_kind(call, dict, name, "zero_point", OQ_BYTES, "ou") : NULL;
-    to->scale = to->zero ? take_kind(call, dict, name, "scale", OQ_REALS, "ou") : NULL;
+    static const char lack[] = "codes lack";
+    char key[KEY_SIZE];
+    if (!entry(dict, name, "codes", key)) return 0;
+    to->codes = oq_take_entry(call, dict, lack, name, "codes", OQ_BYTES, "oi");
+    if (to->codes) to->zero = oq_take_entry(call, dict, lack, name, "zero_point", OQ_BYTES, "ou");
+    if (to->zero) to->scale = oq_take_entry(call, dict, lack, name, "scale", OQ_REALS, "ou");
     return to->scale ? 0 : -1;
 }
 

@@ -15,6 +15,9 @@ int oq_check_block(oq_call *call, const oq_block_spec *spec);
 /* weights [OQ_LINEARS]: which linears come with their weights, not as codes; NULL: all. */
 int oq_take_tensors(oq_call *call, PyObject *dict, const oq_block_spec *spec, const bool *weights,
                     oq_block_weights *to);
+/* Data of dict[owner.what]; NULL with an exception, which begins with `whole` ("weights lack") where it is absent. */
+void *oq_take_entry(oq_call *call, PyObject *dict, const char *whole, const char *owner, const char *what, oq_kind kind,
+                    const char *shape);
 /* Of linears whose codes have one scale a row, "q.codes", "q.scale", "q.zero_point"; the others' stay NULL, and all of
  * them if dict is NULL or None. */
 int oq_take_row_codes(oq_call *call, PyObject *dict, const oq_block_spec *spec, oq_row_codes to[OQ_LINEARS]);

@@ -201,21 +201,6 @@ static int find_model(oq_call *call, values *v)
     return 0;
 }
 
-/* tensors[linear.what] */
-static void *take_coded(oq_call *call, values *v, const char *linear, const char *what, oq_kind kind,
-                        const char *shape)
-{
-    char key[40];
-    snprintf(key, sizeof key, "%s.%s", linear, what);
-    PyObject *object = PyDict_GetItemString(v->tensors, key); /* borrowed */
-    if (!object) {
-        PyErr_Format(PyExc_ValueError, "the block lacks \"%s\"", key);
-        return NULL;
-    }
-    PyArrayObject *array = oq_take_array(call, object, key, kind, shape);
-    return array ? oq_data(array) : NULL;
-}
-
 static int take_codes(oq_call *call, values *v, int i)
 {
     const oq_linear_shape shape = oq_shape_of(&v->spec, i);
@@ -225,9 +210,12 @@ static int take_codes(oq_call *call, values *v, int i)
     call->size['o'] = shape.out;
     call->size['p'] = oq_packed_width(shape.in, scheme.quantizer.bits);
     call->size['q'] = (shape.in + group - 1) / group;
-    v->source.codes[i] = take_coded(call, v, name, "codes", OQ_BYTES, "op");
-    if (v->source.codes[i]) v->source.scales[i] = take_coded(call, v, name, "scale", OQ_FLOATS, "oq");
-    if (v->source.scales[i]) v->source.zero_points[i] = take_coded(call, v, name, "zero_point", OQ_BYTES, "oq");
+    static const char lack[] = "the block lacks";
+    PyObject *dict = v->tensors;
+    v->source.codes[i] = oq_take_entry(call, dict, lack, name, "codes", OQ_BYTES, "op");
+    if (v->source.codes[i]) v->source.scales[i] = oq_take_entry(call, dict, lack, name, "scale", OQ_FLOATS, "oq");
+    if (v->source.scales[i])
+        v->source.zero_points[i] = oq_take_entry(call, dict, lack, name, "zero_point", OQ_BYTES, "oq");
     return v->source.zero_points[i] ? 0 : -1;
 }
 

@@ -54,17 +54,13 @@ static void run_row(void *user, int64_t row, int worker)
 oq_code oq_forms_of_codes(oq_context *context, const oq_row_codes *w, int64_t out, int64_t in, oq_forms *to)
 {
     int32_t *most;
-    *to = (oq_forms){0};
+    *to = (oq_forms){.scale = (oq_real *)w->scale}; /* which products only read */
     OQ_NEW(context, most, out);
     OQ_NEW(context, to->centred, out * in);
-    OQ_NEW(context, to->scale, out);
     OQ_NEW(context, to->sum, out);
     centring c = {w, to, most, in};
     oq_parallel_for(context->threads, out, run_row, &c);
-    for (int64_t row = 0; row < out; row++) {
-        to->scale[row] = w->scale[row];
-        to->most = most[row] > to->most ? most[row] : to->most;
-    }
+    for (int64_t row = 0; row < out; row++) to->most = most[row] > to->most ? most[row] : to->most;
     if (to->most > INT8_MAX) *to = (oq_forms){0};
     return OQ_OK;
 }

@@ -64,7 +64,8 @@ oq_code oq_transformed_weight(oq_context *context, const oq_transformed *t, int 
     if (!oq_is_scaled(&scaling)) return OQ_OK;
     OQ_NEW(context, scaled, shape.out * shape.in);
     for (int64_t r = 0; r < shape.out; r++)
-        oq_scale_values(&scaling, r, *w + r * shape.in, scaled + r * shape.in, shape.in);
+        oq_scale_values(scaling.columns, oq_row_factor(&scaling, r), *w + r * shape.in, scaled + r * shape.in,
+                        shape.in);
     *w = scaled;
     return OQ_OK;
 }

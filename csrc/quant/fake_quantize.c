@@ -23,8 +23,9 @@ typedef struct {
     oq_real *scale_out;
     const oq_real *scale_in;
     double *tape; /* [rows, width, 2], double build alone */
-    oq_real *scaled, *dscaled; /* [workers, width] where x is scaled; gradients that have no place in out */
-    oq_real *dcolumns;         /* [chunks, width], summed in their order afterwards */
+    oq_real *scaled;   /* [workers, width] where x is scaled; on the way back that row's gradient */
+    uint8_t *held;     /* [workers, strips] on the way back */
+    oq_real *dcolumns; /* [chunks, width], summed in their order afterwards */
 } job;
 
 /* Rows of one chunk, on one thread. */
@@ -45,7 +46,10 @@ OQ_INLINE int64_t group_length(const oq_groups *g, int64_t begin)
     return g->width - begin < g->group ? g->width - begin : g->group;
 }
 
+static int64_t strips_of(int64_t width) { return (width + STRIP - 1) / STRIP; }
+
 OQ_INLINE const oq_real *offset_at(const oq_real *v, int64_t place) { return v ? v + place : NULL; }
+OQ_INLINE oq_real *offset_of(oq_real *v, int64_t place) { return v ? v + place : NULL; }
 
 /* What lies one row below is asked for while a row is worked on, which takes longer than to read it: a processor's own
  * prefetching pauses with each row. */
@@ -93,14 +97,22 @@ static void taped_run(const oq_real *x, const oq_real *v, oq_real *out, int64_t 
 }
 #endif
 
-/* Row x as the quantizer sees it. */
-OQ_INLINE const oq_real *scaled_row(const job *j, span at, int64_t row)
+/* A group's values as the quantizer sees them, and their range, while what is scaled is in the nearest cache. */
+OQ_INLINE const oq_real *seen_group(const job *j, span at, int64_t row, int64_t begin, int64_t n, oq_range *range)
 {
     const int64_t width = j->groups->width;
-    const oq_real *x = j->x + row * width;
-    if (!j->scaled) return x;
-    oq_real *scaled = j->scaled + at.worker * width;
-    oq_scale_values(&j->clip.scaling, row, x, scaled, width);
+    const oq_real *x = j->x + row * width + begin, *columns = offset_at(j->clip.scaling.columns, begin);
+    *range = (oq_range){0, 0};
+    if (!j->scaled) {
+        *range = oq_find_range(x, n);
+        return x;
+    }
+    oq_real *scaled = j->scaled + at.worker * width + begin;
+    for (int64_t i = 0; i < n; i += STRIP) {
+        const int64_t strip = n - i < STRIP ? n - i : STRIP;
+        oq_scale_values(offset_at(columns, i), oq_row_factor(&j->clip.scaling, row), x + i, scaled + i, strip);
+        *range = oq_range_of_both(*range, oq_find_range(scaled + i, strip));
+    }
     return scaled;
 }
 
@@ -108,86 +120,155 @@ OQ_VECTORIZED static void forward_rows(const job *j, span at)
 {
     const oq_groups *g = j->groups;
     const int64_t per_row = oq_groups_per_row(g);
-    for (int64_t row = at.begin; row < at.end; row++) {
-        const oq_real *x = scaled_row(j, at, row);
+    for (int64_t row = at.begin; row < at.end; row++)
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
             const int64_t offset = row * g->width + begin;
-            const oq_range range = oq_find_range(x + begin, n);
-            const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, range, index));
-            j->ranges[index] = range;
+            const oq_real *x = seen_group(j, at, row, begin, n, &j->ranges[index]);
+            const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, j->ranges[index], index));
 #ifdef OQ_DOUBLE
             if (j->tape) {
-                taped_run(x + begin, offset_at(j->clip.offset, offset), j->forms.real + offset, n, grid,
+                taped_run(x, offset_at(j->clip.offset, offset), j->forms.real + offset, n, grid,
                           j->tape + 2 * offset);
                 continue;
             }
 #endif
-            quantize_group(j, x + begin, row, offset, n, grid);
+            quantize_group(j, x, row, offset, n, grid);
         }
-    }
 }
 
-/* The loop is made twice: left to itself the compiler reads v behind an empty mask, and reading NULL so, though
- * allowed, costs a Zen core hundreds of cycles. */
-OQ_INLINE double backward_run(const job *j, const oq_real *x, int64_t offset, oq_real *dx, int64_t n, oq_grid grid)
+/* sums += a run's share of the step's gradient.  The loop is made twice: left to itself the compiler reads v behind an
+ * empty mask, and reading NULL so, though allowed, costs a Zen core hundreds of cycles. */
+OQ_INLINE void backward_run(const job *j, const oq_real *x, int64_t offset, oq_real *dx, int64_t n, oq_grid grid,
+                            oq_real *sums)
 {
     const oq_real *dout = j->dout + offset;
-    oq_real *dv = j->dclip.offset ? j->dclip.offset + offset : NULL;
-    if (!j->clip.offset) {
-        if (dx) return oq_fake_quantize_values_backward(x, NULL, dout, dx, NULL, n, grid);
-        return oq_fake_quantize_values_backward(x, NULL, dout, NULL, NULL, n, grid);
-    }
-    return oq_fake_quantize_values_backward(x, j->clip.offset + offset, dout, dx, dv, n, grid);
+    oq_real *dv = offset_of(j->dclip.offset, offset);
+    if (j->clip.offset)
+        oq_fake_quantize_values_backward(x, j->clip.offset + offset, dout, dx, dv, n, grid, sums);
+    else if (dx)
+        oq_fake_quantize_values_backward(x, NULL, dout, dx, NULL, n, grid, sums);
+    else
+        oq_fake_quantize_values_backward(x, NULL, dout, NULL, NULL, n, grid, sums);
 }
 
-/* One group: its values x as the quantizer saw them, their gradient dx (may be NULL); index and offset: the group's
- * place and theirs. */
-OQ_INLINE void backward_group(const job *j, const oq_real *x, oq_real *dx, int64_t index, int64_t offset,
-                              int64_t n)
+/* The gradients of a group's extremes, from those of its step by lane. */
+OQ_INLINE oq_range extremes_backward(const job *j, int64_t index, oq_range clip_range, const oq_real *sums)
 {
-    const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
-    const oq_grid grid = oq_grid_from_range(j->groups->quantizer, clip_range);
-    expect_below(j, j->dout, offset, n);
-    const double dscale = backward_run(j, x, offset, dx, n, grid);
-    expect_below(j, j->x, offset, n);
     oq_range drange = {0, 0};
-    oq_grid_backward(j->groups->quantizer, clip_range, dscale, &drange);
-    if (j->clip.max_logit)
-        drange = oq_lwc_backward(range, j->clip.max_logit[index], j->clip.min_logit[index], drange,
-                                 &j->dclip.max_logit[index], &j->dclip.min_logit[index]);
-    if (dx) oq_spread_to_extremes(x, dx, n, range, drange);
+    oq_grid_backward(j->groups->quantizer, clip_range, oq_sum_of_lanes(sums), &drange);
+    if (!j->clip.max_logit) return drange;
+    return oq_lwc_backward(j->saved_ranges[index], j->clip.max_logit[index], j->clip.min_logit[index], drange,
+                           &j->dclip.max_logit[index], &j->dclip.min_logit[index]);
 }
 
-/* Behind the groups of a row, back through its scaling. */
-OQ_INLINE void scaling_backward(const job *j, span at, int64_t row, oq_real *dscaled)
+/* One group: index and offset are its place and that of its values. */
+OQ_INLINE void backward_group(const job *j, int64_t index, int64_t offset, int64_t n)
 {
-    const int64_t width = j->groups->width;
-    const oq_scaling_gradients into = {j->dcolumns ? j->dcolumns + at.chunk * width : NULL, j->dclip.rows};
-    oq_scale_values_backward(&j->clip.scaling, &into, row, j->x + row * width, j->out, dscaled, width);
-}
-
-/* Where the gradient of a row goes; NULL: nobody wants it. */
-OQ_INLINE oq_real *gradient_row(const job *j, span at, int64_t row)
-{
-    const int64_t width = j->groups->width;
-    if (j->out) return j->out + row * width;
-    return j->dscaled ? j->dscaled + at.worker * width : NULL;
+    const oq_real *x = j->x + offset;
+    oq_real *dx = offset_of(j->out, offset), sums[OQ_GROUP_LANES] = {0};
+    const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
+    expect_below(j, j->dout, offset, n);
+    backward_run(j, x, offset, dx, n, oq_grid_from_range(j->groups->quantizer, clip_range), sums);
+    expect_below(j, j->x, offset, n);
+    const oq_range drange = extremes_backward(j, index, clip_range, sums);
+    oq_extremes ties = {0, 0};
+    if (dx && oq_count_extremes(x, n, range, &ties))
+        oq_spread_to_extremes(x, dx, n, range, oq_shares(range, drange, ties));
 }
 
 OQ_VECTORIZED static void backward_rows(const job *j, span at)
 {
     const oq_groups *g = j->groups;
     const int64_t per_row = oq_groups_per_row(g);
-    for (int64_t row = at.begin; row < at.end; row++) {
-        const oq_real *x = scaled_row(j, at, row);
-        oq_real *dx = gradient_row(j, at, row);
+    for (int64_t row = at.begin; row < at.end; row++)
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t begin = k * g->group;
-            backward_group(j, x + begin, dx ? dx + begin : NULL, row * per_row + k, row * g->width + begin,
-                           group_length(g, begin));
+            backward_group(j, row * per_row + k, row * g->width + begin, group_length(g, begin));
         }
-        if (j->scaled) scaling_backward(j, at, row, dx);
+}
+
+/* One group of scaled values on its way back, a strip at a time while it is in the nearest cache. */
+typedef struct {
+    oq_scaled_row *row;
+    int64_t begin, offset, n; /* of the group, in its row and in the matrix */
+    oq_range range;
+    oq_real *d;    /* [width], of the row as the quantizer sees it */
+    uint8_t *held; /* [strips] those that hold an extreme, whose own gradient comes last */
+} scaled_group;
+
+/* s [n] = values of the group from i on, as the quantizer sees them. */
+OQ_INLINE void see_strip(const scaled_group *g, int64_t i, int64_t n, oq_real *s)
+{
+    const oq_scaled_row *row = g->row;
+    const int64_t at = g->begin + i;
+    if (row->columns)
+        oq_scale_values(row->columns + at, row->factor, row->x + at, s, n);
+    else
+        oq_scale_values(NULL, row->factor, row->x + at, s, n);
+}
+
+/* What comes of the group's step, by lane; its extremes.  Strips without one go back through the maps at once. */
+OQ_INLINE oq_extremes backward_strips(const job *j, const scaled_group *g, oq_grid grid, oq_real *sums)
+{
+    oq_extremes ties = {0, 0};
+    oq_real s[STRIP];
+    for (int64_t i = 0; i < g->n; i += STRIP) {
+        const int64_t n = g->n - i < STRIP ? g->n - i : STRIP;
+        oq_real *d = g->d + g->begin + i;
+        expect_below(j, j->dout, g->offset + i, n);
+        expect_below(j, j->x, g->offset + i, n);
+        see_strip(g, i, n, s);
+        backward_run(j, s, g->offset + i, d, n, grid, sums);
+        g->held[i / STRIP] = oq_count_extremes(s, n, g->range, &ties);
+        if (!g->held[i / STRIP]) oq_scale_values_backward(g->row, g->begin + i, d, n);
+    }
+    return ties;
+}
+
+OQ_INLINE void backward_held_strips(const scaled_group *g, oq_range shares)
+{
+    oq_real s[STRIP];
+    for (int64_t i = 0; i < g->n; i += STRIP) {
+        if (!g->held[i / STRIP]) continue;
+        const int64_t n = g->n - i < STRIP ? g->n - i : STRIP;
+        oq_real *d = g->d + g->begin + i;
+        see_strip(g, i, n, s);
+        oq_spread_to_extremes(s, d, n, g->range, shares);
+        oq_scale_values_backward(g->row, g->begin + i, d, n);
+    }
+}
+
+OQ_INLINE void backward_scaled_group(const job *j, scaled_group *g, int64_t index)
+{
+    oq_real sums[OQ_GROUP_LANES] = {0};
+    g->range = j->saved_ranges[index];
+    const oq_range clip_range = clipped(j, g->range, index);
+    const oq_extremes ties = backward_strips(j, g, oq_grid_from_range(j->groups->quantizer, clip_range), sums);
+    const oq_range drange = extremes_backward(j, index, clip_range, sums);
+    backward_held_strips(g, oq_shares(g->range, drange, ties));
+}
+
+OQ_VECTORIZED static void backward_scaled_rows(const job *j, span at)
+{
+    const oq_groups *groups = j->groups;
+    const int64_t per_row = oq_groups_per_row(groups), width = groups->width;
+    for (int64_t row = at.begin; row < at.end; row++) {
+        oq_scaled_row scaled = {.x = j->x + row * width,
+                                .columns = j->clip.scaling.columns,
+                                .factor = oq_row_factor(&j->clip.scaling, row),
+                                .dx = offset_of(j->out, row * width),
+                                .dcolumns = offset_of(j->dcolumns, at.chunk * width)};
+        scaled_group g = {.row = &scaled,
+                          .d = j->scaled + at.worker * width,
+                          .held = j->held + at.worker * strips_of(width)};
+        for (int64_t k = 0; k < per_row; k++) {
+            g.begin = k * groups->group;
+            g.offset = row * width + g.begin;
+            g.n = group_length(groups, g.begin);
+            backward_scaled_group(j, &g, row * per_row + k);
+        }
+        if (j->clip.scaling.rows) j->dclip.rows[row] += oq_scaled_row_factor_gradient(&scaled);
     }
 }
 
@@ -195,17 +276,16 @@ OQ_VECTORIZED static void quantize_rows(const job *j, span at)
 {
     const oq_groups *g = j->groups;
     const int64_t per_row = oq_groups_per_row(g);
-    for (int64_t row = at.begin; row < at.end; row++) {
-        const oq_real *x = scaled_row(j, at, row);
+    for (int64_t row = at.begin; row < at.end; row++)
         for (int64_t k = 0; k < per_row; k++) {
             const int64_t index = row * per_row + k, begin = k * g->group, n = group_length(g, begin);
-            const oq_range range = clipped(j, oq_find_range(x + begin, n), index);
-            const oq_grid grid = oq_grid_from_range(g->quantizer, range);
+            oq_range range;
+            const oq_real *x = seen_group(j, at, row, begin, n, &range);
+            const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, range, index));
             j->scale_out[index] = grid.scale;
             j->zero_out[index] = (uint8_t)grid.zero;
-            quantize_group(j, x + begin, row, row * g->width + begin, n, grid);
+            quantize_group(j, x, row, row * g->width + begin, n, grid);
         }
-    }
 }
 
 OQ_VECTORIZED static void dequantize_rows(const job *j, span at)
@@ -320,9 +400,9 @@ oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, 
              .out = dx,
              .saved_ranges = ranges,
              .dclip = dclip};
-    if (oq_is_scaled(&clip.scaling) && !dx) OQ_NEW(context, j.dscaled, context->threads * groups->width);
+    OQ_NEW(context, j.held, context->threads * strips_of(groups->width));
     if (clip.scaling.columns) OQ_NEW_ZERO(context, j.dcolumns, chunks_of(groups) * groups->width);
-    OQ_TRY(over_rows(context, &j, backward_rows));
+    OQ_TRY(over_rows(context, &j, oq_is_scaled(&clip.scaling) ? backward_scaled_rows : backward_rows));
     if (clip.scaling.columns) sum_chunks(groups, j.dcolumns, dclip.columns);
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;

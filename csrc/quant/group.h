@@ -33,6 +33,11 @@ OQ_INLINE oq_range oq_find_range(const oq_real *x, int64_t n)
     return (oq_range){.lo = lo[0], .hi = hi[0]};
 }
 
+OQ_INLINE oq_range oq_range_of_both(oq_range a, oq_range b)
+{
+    return (oq_range){.lo = oq_min(b.lo, a.lo), .hi = oq_max(b.hi, a.hi)};
+}
+
 OQ_INLINE oq_real oq_clamp_code(oq_real q, oq_real top) { return oq_min(oq_max(q, 0), top); }
 
 /* q - z of some values; v: their learned offsets, or NULL. */
@@ -88,41 +93,65 @@ OQ_INLINE void oq_backward_lanes(const oq_real *x, const oq_real *v, const oq_re
     }
 }
 
-/* Returns dh; dx = dout inside the range and 0 where clipped (dx may be NULL).  Offsets v and their dv may be
- * NULL; under them, x^ = round(u + v) h still has dx^/dh = (q - z) - u. */
-OQ_INLINE double oq_fake_quantize_values_backward(const oq_real *x, const oq_real *v, const oq_real *dout,
-                                                  oq_real *dx, oq_real *dv, int64_t n, oq_grid grid)
+/* sums [OQ_GROUP_LANES] += dh by lane; dx = dout inside the range and 0 where clipped (dx may be NULL).  Offsets v and
+ * their dv may be NULL; under them, x^ = round(u + v) h still has dx^/dh = (q - z) - u. */
+OQ_INLINE void oq_fake_quantize_values_backward(const oq_real *x, const oq_real *v, const oq_real *dout, oq_real *dx,
+                                                oq_real *dv, int64_t n, oq_grid grid, oq_real *sums)
 {
-    oq_real sums[OQ_GROUP_LANES] = {0};
+    oq_real lanes[OQ_GROUP_LANES];
     int64_t i = 0;
+    for (int j = 0; j < OQ_GROUP_LANES; j++) lanes[j] = sums[j];
     for (; i + OQ_GROUP_LANES <= n; i += OQ_GROUP_LANES)
         oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid,
-                          OQ_GROUP_LANES, sums);
+                          OQ_GROUP_LANES, lanes);
     oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i,
-                      sums);
+                      lanes);
+    for (int j = 0; j < OQ_GROUP_LANES; j++) sums[j] = lanes[j];
+}
+
+OQ_INLINE double oq_sum_of_lanes(const oq_real *sums)
+{
     double total = 0;
     for (int j = 0; j < OQ_GROUP_LANES; j++) total += (double)sums[j];
     return total;
 }
 
-/* The share of each of `ties` elements in an extreme's gradient; an extreme of exactly 0 is the included zero, which is
- * no element's. */
-OQ_INLINE oq_real oq_share(oq_real extreme, oq_real gradient, int32_t ties)
-{
-    return extreme == 0 || gradient == 0 ? 0 : gradient / (oq_real)ties;
-}
+/* How many elements attain each extreme. */
+typedef struct {
+    int32_t highest, lowest;
+} oq_extremes;
 
-/* Gradients of the extreme values are shared equally by the elements that attain them. */
-OQ_INLINE void oq_spread_to_extremes(const oq_real *x, oq_real *dx, int64_t n, oq_range range, oq_range drange)
+/* Adds those of x; returns whether there are any. */
+OQ_INLINE bool oq_count_extremes(const oq_real *x, int64_t n, oq_range range, oq_extremes *ties)
 {
     int32_t highest = 0, lowest = 0;
     for (int64_t i = 0; i < n; i++) {
         highest += x[i] == range.hi;
         lowest += x[i] == range.lo;
     }
-    const oq_real high = oq_share(range.hi, drange.hi, highest), low = oq_share(range.lo, drange.lo, lowest);
-    if (high == 0 && low == 0) return;
-    for (int64_t i = 0; i < n; i++) dx[i] += (x[i] == range.hi ? high : 0) + (x[i] == range.lo ? low : 0);
+    ties->highest += highest;
+    ties->lowest += lowest;
+    return highest || lowest;
+}
+
+/* An extreme of exactly 0 is the included zero, which is no element's. */
+OQ_INLINE oq_real oq_share(oq_real extreme, oq_real gradient, int32_t ties)
+{
+    return extreme == 0 || gradient == 0 ? 0 : gradient / (oq_real)ties;
+}
+
+/* Gradients of the extreme values are shared equally by the elements that attain them. */
+OQ_INLINE oq_range oq_shares(oq_range range, oq_range drange, oq_extremes ties)
+{
+    return (oq_range){.lo = oq_share(range.lo, drange.lo, ties.lowest),
+                      .hi = oq_share(range.hi, drange.hi, ties.highest)};
+}
+
+OQ_INLINE void oq_spread_to_extremes(const oq_real *x, oq_real *dx, int64_t n, oq_range range, oq_range shares)
+{
+    if (shares.lo == 0 && shares.hi == 0) return;
+    for (int64_t i = 0; i < n; i++)
+        dx[i] += (x[i] == range.hi ? shares.hi : 0) + (x[i] == range.lo ? shares.lo : 0);
 }
 
 #endif

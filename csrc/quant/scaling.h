@@ -8,67 +8,70 @@ typedef struct {
     const oq_real *columns, *rows; /* [width], [rows]; NULL: ones */
 } oq_scaling;
 
-/* Of the factors that are there: added to.  Those of columns are for a few dozen rows, to be summed in double. */
-typedef struct {
-    oq_real *columns;
-    double *rows;
-} oq_scaling_gradients;
-
 static inline bool oq_is_scaled(const oq_scaling *s) { return s->columns || s->rows; }
+static inline oq_real oq_row_factor(const oq_scaling *s, int64_t row) { return s->rows ? s->rows[row] : 1; }
 
-/* out [width] = row x behind its maps. */
-OQ_INLINE void oq_scale_values(const oq_scaling *s, int64_t row, const oq_real *restrict x, oq_real *restrict out,
-                               int64_t width)
+/* out [n] = x [n] behind its maps; columns: of these values, or NULL. */
+OQ_INLINE void oq_scale_values(const oq_real *restrict columns, oq_real factor, const oq_real *restrict x,
+                               oq_real *restrict out, int64_t n)
 {
-    const oq_real factor = s->rows ? s->rows[row] : 1;
-    const oq_real *columns = s->columns;
     if (columns)
-        for (int64_t i = 0; i < width; i++) out[i] = x[i] * columns[i] * factor;
+        for (int64_t i = 0; i < n; i++) out[i] = x[i] * columns[i] * factor;
     else
-        for (int64_t i = 0; i < width; i++) out[i] = x[i] * factor;
+        for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor;
 }
 
 enum { OQ_SCALING_LANES = 16 }; /* partial sums kept apart, whatever the ISA */
 
-/* sums += of so many values: a constant but at a row's end. */
-OQ_INLINE void oq_scaling_lanes(const oq_real *restrict x, const oq_real *restrict columns, oq_real factor,
-                                const oq_real *restrict d, oq_real *restrict dcolumns, int64_t lanes,
-                                oq_real *restrict sums)
+/* A row on its way back through its maps, some columns at a time. */
+typedef struct {
+    const oq_real *x, *columns; /* [width]; columns NULL: ones */
+    oq_real factor;             /* of the row */
+    oq_real *dx, *dcolumns;     /* [width]; dx NULL: not wanted; dcolumns is there where columns are */
+    oq_real along[OQ_SCALING_LANES];
+} oq_scaled_row;
+
+/* along [OQ_SCALING_LANES] += of so many values: a constant but at a run's end. */
+OQ_INLINE void oq_scaling_lanes(const oq_real *x, const oq_real *columns, const oq_real *d, int64_t lanes,
+                                oq_real *restrict along)
 {
-    for (int64_t j = 0; j < lanes; j++) {
-        const oq_real along = d[j] * x[j];
-        sums[j] += columns ? along * columns[j] : along;
-        if (dcolumns) dcolumns[j] += along * factor;
-    }
+    for (int64_t j = 0; j < lanes; j++) along[j] += columns ? d[j] * x[j] * columns[j] : d[j] * x[j];
 }
 
-/* d [width], the gradient of the scaled row, becomes that of x where that is wanted; returns that of the row's
- * factor.  columns and dcolumns are NULL together. */
-OQ_INLINE double oq_scale_run_backward(const oq_real *restrict x, const oq_real *restrict columns, oq_real factor,
-                                       bool wanted, oq_real *restrict d, oq_real *restrict dcolumns, int64_t width)
+/* A loop for each gradient, so that the lanes of the first stay in registers. */
+OQ_INLINE void oq_scaling_run(oq_scaled_row *row, const oq_real *restrict columns, oq_real *restrict dcolumns,
+                              int64_t begin, const oq_real *restrict d, int64_t n)
 {
     enum { LANES = OQ_SCALING_LANES };
-    oq_real sums[LANES] = {0};
+    const oq_real *restrict x = row->x + begin;
+    const oq_real factor = row->factor;
+    oq_real along[LANES] = {0};
     int64_t i = 0;
-    for (; i + LANES <= width; i += LANES)
-        oq_scaling_lanes(x + i, columns ? columns + i : NULL, factor, d + i, dcolumns ? dcolumns + i : NULL, LANES,
-                         sums);
-    oq_scaling_lanes(x + i, columns ? columns + i : NULL, factor, d + i, dcolumns ? dcolumns + i : NULL, width - i,
-                     sums);
-    for (i = 0; wanted && i < width; i++) d[i] *= columns ? columns[i] * factor : factor;
-    double total = 0;
-    for (int j = 0; j < LANES; j++) total += (double)sums[j];
-    return total;
+    for (; i + LANES <= n; i += LANES) oq_scaling_lanes(x + i, columns ? columns + i : NULL, d + i, LANES, along);
+    oq_scaling_lanes(x + i, columns ? columns + i : NULL, d + i, n - i, along);
+    for (int j = 0; j < LANES; j++) row->along[j] += along[j];
+    for (i = 0; dcolumns && i < n; i++) dcolumns[i] += d[i] * x[i] * factor;
+    if (!row->dx) return;
+    oq_real *restrict dx = row->dx + begin;
+    for (i = 0; i < n; i++) dx[i] = d[i] * (columns ? columns[i] * factor : factor);
 }
 
-/* Made twice, as no mask may stand before a NULL: see backward_run. */
-OQ_INLINE void oq_scale_values_backward(const oq_scaling *s, const oq_scaling_gradients *g, int64_t row,
-                                        const oq_real *x, bool wanted, oq_real *d, int64_t width)
+/* d [n], the gradient of the scaled values from `begin` on, goes to their factors and, where it is wanted, to x.  Made
+ * twice, as no mask may stand before a NULL: see backward_run. */
+OQ_INLINE void oq_scale_values_backward(oq_scaled_row *row, int64_t begin, const oq_real *d, int64_t n)
 {
-    const oq_real factor = s->rows ? s->rows[row] : 1;
-    const double along = s->columns ? oq_scale_run_backward(x, s->columns, factor, wanted, d, g->columns, width)
-                                    : oq_scale_run_backward(x, NULL, factor, wanted, d, NULL, width);
-    if (s->rows) g->rows[row] += along;
+    if (row->columns)
+        oq_scaling_run(row, row->columns + begin, row->dcolumns + begin, begin, d, n);
+    else
+        oq_scaling_run(row, NULL, NULL, begin, d, n);
+}
+
+/* The gradient of the row's factor, once all of it went back. */
+OQ_INLINE double oq_scaled_row_factor_gradient(const oq_scaled_row *row)
+{
+    double total = 0;
+    for (int j = 0; j < OQ_SCALING_LANES; j++) total += (double)row->along[j];
+    return total;
 }
 
 #endif

@@ -43,10 +43,8 @@ OQ_INLINE oq_range clipped(const job *j, oq_range range, int64_t index)
 
 OQ_INLINE int64_t group_length(const oq_groups *g, int64_t begin)
 {
-    return g->width - begin < g->group ? g->width - begin : g->group;
+    return oq_least(g->group, g->width - begin);
 }
-
-static int64_t strips_of(int64_t width) { return (width + STRIP - 1) / STRIP; }
 
 OQ_INLINE const oq_real *offset_at(const oq_real *v, int64_t place) { return v ? v + place : NULL; }
 OQ_INLINE oq_real *offset_of(oq_real *v, int64_t place) { return v ? v + place : NULL; }
@@ -70,7 +68,7 @@ OQ_INLINE void quantize_group(const job *j, const oq_real *x, int64_t row, int64
     oq_real c[STRIP];
     int32_t sum = 0;
     for (int64_t i = 0; i < n; i += STRIP) {
-        const int64_t strip = n - i < STRIP ? n - i : STRIP;
+        const int64_t strip = oq_least(STRIP, n - i);
         expect_below(j, j->x, offset + i, strip);
         oq_centred_codes(x + i, offset_at(j->clip.offset, offset + i), c, strip, grid);
         sum += oq_write_forms(&j->forms, offset + i, c, strip, grid);
@@ -102,14 +100,14 @@ OQ_INLINE const oq_real *seen_group(const job *j, span at, int64_t row, int64_t 
 {
     const int64_t width = j->groups->width;
     const oq_real *x = j->x + row * width + begin, *columns = offset_at(j->clip.scaling.columns, begin);
-    *range = (oq_range){0, 0};
     if (!j->scaled) {
         *range = oq_find_range(x, n);
         return x;
     }
+    *range = (oq_range){0, 0};
     oq_real *scaled = j->scaled + at.worker * width + begin;
     for (int64_t i = 0; i < n; i += STRIP) {
-        const int64_t strip = n - i < STRIP ? n - i : STRIP;
+        const int64_t strip = oq_least(STRIP, n - i);
         oq_scale_values(offset_at(columns, i), oq_row_factor(&j->clip.scaling, row), x + i, scaled + i, strip);
         *range = oq_range_of_both(*range, oq_find_range(scaled + i, strip));
     }
@@ -166,7 +164,7 @@ OQ_INLINE oq_range extremes_backward(const job *j, int64_t index, oq_range clip_
 OQ_INLINE void backward_group(const job *j, int64_t index, int64_t offset, int64_t n)
 {
     const oq_real *x = j->x + offset;
-    oq_real *dx = offset_of(j->out, offset), sums[OQ_GROUP_LANES] = {0};
+    oq_real *dx = offset_of(j->out, offset), sums[OQ_LANES] = {0};
     const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
     expect_below(j, j->dout, offset, n);
     backward_run(j, x, offset, dx, n, oq_grid_from_range(j->groups->quantizer, clip_range), sums);
@@ -200,12 +198,8 @@ typedef struct {
 /* s [n] = values of the group from i on, as the quantizer sees them. */
 OQ_INLINE void see_strip(const scaled_group *g, int64_t i, int64_t n, oq_real *s)
 {
-    const oq_scaled_row *row = g->row;
     const int64_t at = g->begin + i;
-    if (row->columns)
-        oq_scale_values(row->columns + at, row->factor, row->x + at, s, n);
-    else
-        oq_scale_values(NULL, row->factor, row->x + at, s, n);
+    oq_scale_values(offset_at(g->row->columns, at), g->row->factor, g->row->x + at, s, n);
 }
 
 /* What comes of the group's step, by lane; its extremes.  Strips without one go back through the maps at once. */
@@ -214,7 +208,7 @@ OQ_INLINE oq_extremes backward_strips(const job *j, const scaled_group *g, oq_gr
     oq_extremes ties = {0, 0};
     oq_real s[STRIP];
     for (int64_t i = 0; i < g->n; i += STRIP) {
-        const int64_t n = g->n - i < STRIP ? g->n - i : STRIP;
+        const int64_t n = oq_least(STRIP, g->n - i);
         oq_real *d = g->d + g->begin + i;
         expect_below(j, j->dout, g->offset + i, n);
         expect_below(j, j->x, g->offset + i, n);
@@ -231,7 +225,7 @@ OQ_INLINE void backward_held_strips(const scaled_group *g, oq_range shares)
     oq_real s[STRIP];
     for (int64_t i = 0; i < g->n; i += STRIP) {
         if (!g->held[i / STRIP]) continue;
-        const int64_t n = g->n - i < STRIP ? g->n - i : STRIP;
+        const int64_t n = oq_least(STRIP, g->n - i);
         oq_real *d = g->d + g->begin + i;
         see_strip(g, i, n, s);
         oq_spread_to_extremes(s, d, n, g->range, shares);
@@ -241,7 +235,7 @@ OQ_INLINE void backward_held_strips(const scaled_group *g, oq_range shares)
 
 OQ_INLINE void backward_scaled_group(const job *j, scaled_group *g, int64_t index)
 {
-    oq_real sums[OQ_GROUP_LANES] = {0};
+    oq_real sums[OQ_LANES] = {0};
     g->range = j->saved_ranges[index];
     const oq_range clip_range = clipped(j, g->range, index);
     const oq_extremes ties = backward_strips(j, g, oq_grid_from_range(j->groups->quantizer, clip_range), sums);
@@ -261,14 +255,14 @@ OQ_VECTORIZED static void backward_scaled_rows(const job *j, span at)
                                 .dcolumns = offset_of(j->dcolumns, at.chunk * width)};
         scaled_group g = {.row = &scaled,
                           .d = j->scaled + at.worker * width,
-                          .held = j->held + at.worker * strips_of(width)};
+                          .held = j->held + at.worker * oq_pieces(width, STRIP)};
         for (int64_t k = 0; k < per_row; k++) {
             g.begin = k * groups->group;
             g.offset = row * width + g.begin;
             g.n = group_length(groups, g.begin);
             backward_scaled_group(j, &g, row * per_row + k);
         }
-        if (j->clip.scaling.rows) j->dclip.rows[row] += oq_scaled_row_factor_gradient(&scaled);
+        if (j->clip.scaling.rows) j->dclip.rows[row] += oq_sum_of_lanes(scaled.along);
     }
 }
 
@@ -306,12 +300,12 @@ OQ_VECTORIZED static void dequantize_rows(const job *j, span at)
 /* sum_i (q_i - z) dout_i, lanes apart so that it does not depend on the ISA. */
 OQ_INLINE oq_real step_gradient(const uint8_t *codes, int zero, const oq_real *dout, int64_t n)
 {
-    oq_real sums[OQ_GROUP_LANES] = {0}, sum = 0;
+    oq_real sums[OQ_LANES] = {0}, sum = 0;
     int64_t i = 0;
-    for (; i + OQ_GROUP_LANES <= n; i += OQ_GROUP_LANES)
-        for (int j = 0; j < OQ_GROUP_LANES; j++) sums[j] += (oq_real)((int)codes[i + j] - zero) * dout[i + j];
+    for (; i + OQ_LANES <= n; i += OQ_LANES)
+        for (int j = 0; j < OQ_LANES; j++) sums[j] += (oq_real)((int)codes[i + j] - zero) * dout[i + j];
     for (int j = 0; j < n - i; j++) sums[j] += (oq_real)((int)codes[i + j] - zero) * dout[i + j];
-    for (int j = 0; j < OQ_GROUP_LANES; j++) sum += sums[j];
+    for (int j = 0; j < OQ_LANES; j++) sum += sums[j];
     return sum;
 }
 
@@ -334,7 +328,7 @@ typedef struct {
     void (*rows)(const job *, span);
 } row_task;
 
-static int64_t chunks_of(const oq_groups *g) { return (g->rows + ROW_CHUNK - 1) / ROW_CHUNK; }
+static int64_t chunks_of(const oq_groups *g) { return oq_pieces(g->rows, ROW_CHUNK); }
 
 static void run_chunk(void *user, int64_t item, int worker)
 {
@@ -400,7 +394,7 @@ oq_code oq_fake_quantize_backward(oq_context *context, const oq_groups *groups, 
              .out = dx,
              .saved_ranges = ranges,
              .dclip = dclip};
-    OQ_NEW(context, j.held, context->threads * strips_of(groups->width));
+    if (oq_is_scaled(&clip.scaling)) OQ_NEW(context, j.held, context->threads * oq_pieces(groups->width, STRIP));
     if (clip.scaling.columns) OQ_NEW_ZERO(context, j.dcolumns, chunks_of(groups) * groups->width);
     OQ_TRY(over_rows(context, &j, oq_is_scaled(&clip.scaling) ? backward_scaled_rows : backward_rows));
     if (clip.scaling.columns) sum_chunks(groups, j.dcolumns, dclip.columns);

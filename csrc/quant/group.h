@@ -5,9 +5,8 @@
 
 #include "math/bf16.h"
 #include "quant/forms.h"
+#include "quant/lanes.h"
 #include "quant/quantizer.h"
-
-enum { OQ_GROUP_LANES = 16 }; /* partial results a loop keeps apart: fixed, so sums do not depend on the ISA */
 
 enum { OQ_RANGE_LANES = 32 }; /* extremes depend on no order: as many as hide latency and fit AVX2 */
 
@@ -78,7 +77,7 @@ OQ_INLINE int32_t oq_write_forms(const oq_forms *f, int64_t offset, const oq_rea
     return sum;
 }
 
-/* sums [OQ_GROUP_LANES] += of so many values: a constant but at a run's end, so that lanes stay in registers. */
+/* sums [OQ_LANES] += of so many values: a constant but at a run's end, so that lanes stay in registers. */
 OQ_INLINE void oq_backward_lanes(const oq_real *x, const oq_real *v, const oq_real *dout, oq_real *dx, oq_real *dv,
                                  oq_grid grid, int64_t lanes, oq_real *restrict sums)
 {
@@ -93,27 +92,19 @@ OQ_INLINE void oq_backward_lanes(const oq_real *x, const oq_real *v, const oq_re
     }
 }
 
-/* sums [OQ_GROUP_LANES] += dh by lane; dx = dout inside the range and 0 where clipped (dx may be NULL).  Offsets v and
+/* sums [OQ_LANES] += dh by lane; dx = dout inside the range and 0 where clipped (dx may be NULL).  Offsets v and
  * their dv may be NULL; under them, x^ = round(u + v) h still has dx^/dh = (q - z) - u. */
 OQ_INLINE void oq_fake_quantize_values_backward(const oq_real *x, const oq_real *v, const oq_real *dout, oq_real *dx,
                                                 oq_real *dv, int64_t n, oq_grid grid, oq_real *sums)
 {
-    oq_real lanes[OQ_GROUP_LANES];
+    oq_real lanes[OQ_LANES];
     int64_t i = 0;
-    for (int j = 0; j < OQ_GROUP_LANES; j++) lanes[j] = sums[j];
-    for (; i + OQ_GROUP_LANES <= n; i += OQ_GROUP_LANES)
-        oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid,
-                          OQ_GROUP_LANES, lanes);
-    oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i,
-                      lanes);
-    for (int j = 0; j < OQ_GROUP_LANES; j++) sums[j] = lanes[j];
-}
-
-OQ_INLINE double oq_sum_of_lanes(const oq_real *sums)
-{
-    double total = 0;
-    for (int j = 0; j < OQ_GROUP_LANES; j++) total += (double)sums[j];
-    return total;
+    for (int j = 0; j < OQ_LANES; j++) lanes[j] = sums[j];
+    for (; i + OQ_LANES <= n; i += OQ_LANES)
+        oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, OQ_LANES,
+                          lanes);
+    oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i, lanes);
+    for (int j = 0; j < OQ_LANES; j++) sums[j] = lanes[j];
 }
 
 /* How many elements attain each extreme. */

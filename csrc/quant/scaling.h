@@ -2,7 +2,7 @@
 #ifndef OQ_QUANT_SCALING_H
 #define OQ_QUANT_SCALING_H
 
-#include "base/real.h"
+#include "quant/lanes.h"
 
 typedef struct {
     const oq_real *columns, *rows; /* [width], [rows]; NULL: ones */
@@ -21,17 +21,15 @@ OQ_INLINE void oq_scale_values(const oq_real *restrict columns, oq_real factor, 
         for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor;
 }
 
-enum { OQ_SCALING_LANES = 16 }; /* partial sums kept apart, whatever the ISA */
-
 /* A row on its way back through its maps, some columns at a time. */
 typedef struct {
     const oq_real *x, *columns; /* [width]; columns NULL: ones */
     oq_real factor;             /* of the row */
     oq_real *dx, *dcolumns;     /* [width]; dx NULL: not wanted; dcolumns is there where columns are */
-    oq_real along[OQ_SCALING_LANES];
+    oq_real along[OQ_LANES];    /* of the factor, added to */
 } oq_scaled_row;
 
-/* along [OQ_SCALING_LANES] += of so many values: a constant but at a run's end. */
+/* along [OQ_LANES] += of so many values: a constant but at a run's end. */
 OQ_INLINE void oq_scaling_lanes(const oq_real *x, const oq_real *columns, const oq_real *d, int64_t lanes,
                                 oq_real *restrict along)
 {
@@ -42,14 +40,14 @@ OQ_INLINE void oq_scaling_lanes(const oq_real *x, const oq_real *columns, const 
 OQ_INLINE void oq_scaling_run(oq_scaled_row *row, const oq_real *restrict columns, oq_real *restrict dcolumns,
                               int64_t begin, const oq_real *restrict d, int64_t n)
 {
-    enum { LANES = OQ_SCALING_LANES };
     const oq_real *restrict x = row->x + begin;
     const oq_real factor = row->factor;
-    oq_real along[LANES] = {0};
+    oq_real along[OQ_LANES] = {0};
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) oq_scaling_lanes(x + i, columns ? columns + i : NULL, d + i, LANES, along);
+    for (; i + OQ_LANES <= n; i += OQ_LANES)
+        oq_scaling_lanes(x + i, columns ? columns + i : NULL, d + i, OQ_LANES, along);
     oq_scaling_lanes(x + i, columns ? columns + i : NULL, d + i, n - i, along);
-    for (int j = 0; j < LANES; j++) row->along[j] += along[j];
+    for (int j = 0; j < OQ_LANES; j++) row->along[j] += along[j];
     for (i = 0; dcolumns && i < n; i++) dcolumns[i] += d[i] * x[i] * factor;
     if (!row->dx) return;
     oq_real *restrict dx = row->dx + begin;
@@ -64,14 +62,6 @@ OQ_INLINE void oq_scale_values_backward(oq_scaled_row *row, int64_t begin, const
         oq_scaling_run(row, row->columns + begin, row->dcolumns + begin, begin, d, n);
     else
         oq_scaling_run(row, NULL, NULL, begin, d, n);
-}
-
-/* The gradient of the row's factor, once all of it went back. */
-OQ_INLINE double oq_scaled_row_factor_gradient(const oq_scaled_row *row)
-{
-    double total = 0;
-    for (int j = 0; j < OQ_SCALING_LANES; j++) total += (double)row->along[j];
-    return total;
 }
 
 #endif

@@ -45,6 +45,22 @@ def matmul(
 ) -> npt.NDArray[np.float32]:
     """op(a) [m, k] @ op(b) [k, n]; the same bits at any number of threads (0: all)."""
 
+def byte_product(
+    left: npt.ArrayLike,
+    right: npt.ArrayLike,
+    *,
+    by_rows: bool = False,
+    often: bool = False,
+    zero: int = 0,
+    flip: int = 0,
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """(left - zero) [m, k] @ right, exact sums of uint8 times the int8 whose bits uint8 right [n, k] holds.
+
+    by_rows: right is [k, n], the bits of flip turned in every byte; often: it is laid out for several
+    products first. UnsupportedError where products of floats are faster.
+    """
+
 def inverse(a: npt.ArrayLike, pivot: bool = False, threads: int = 1) -> npt.NDArray[np.float64]:
     """Inverse of a [n, n]; without pivoting for strictly diagonally dominant a. errors.SingularError."""
 

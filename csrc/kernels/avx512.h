@@ -2,14 +2,10 @@
 #ifndef OQ_KERNELS_AVX512_H
 #define OQ_KERNELS_AVX512_H
 
-#include <immintrin.h>
 #include <string.h>
 
+#include "base/avx512.h"
 #include "kernels/kernel.h"
-
-#define VNNI __attribute__((target("avx512f,avx512bw,avx512vnni")))
-#define INLINE VNNI static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
 
 /* Inputs 4j .. 4j + 3 of a unit. */
 INLINE __m512i quad_of(const uint8_t *unit, const int j, const int bits)

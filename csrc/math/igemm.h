@@ -1,4 +1,4 @@
-/* Exact products of bytes: oneDNN's with VNNI, ours on AVX2. */
+/* Exact products of bytes: ours for VNNI, AMX and AVX2, oneDNN's to compare with. */
 #ifndef OQ_MATH_IGEMM_H
 #define OQ_MATH_IGEMM_H
 
@@ -20,7 +20,9 @@ typedef struct {
 
 /* Whether there is one that is faster than floats. */
 bool oq_has_igemm(void);
-/* On the calling thread alone. */
+/* Whether that is the one of igemm_avx512.h, which packs B and spreads itself over threads. */
+bool oq_igemm_packs(void);
+/* Otherwise, on the calling thread alone; by VNNI that of oneDNN, where it is loaded. */
 oq_code oq_igemm_serial(const oq_igemm_args *args);
 
 /* Ours, where the CPU has AVX2: for the table above, and for tests elsewhere. */

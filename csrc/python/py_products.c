@@ -1,10 +1,12 @@
 /* The plain products behind everything, for tests and benchmarks. */
 #include "math/gemm.h"
+#include "math/igemm.h"
 #include "math/inverse.h"
 #include "math/sgemm_avx2.h"
 #include "python/function.h"
 #include "python/topics.h"
 #include "quant/bare_product.h"
+#include "quant/byte_product.h"
 
 struct values {
     const oq_real *a, *b;
@@ -13,6 +15,9 @@ struct values {
     unsigned by;
     oq_real *product;
     double *inverse;
+    const uint8_t *left, *right;
+    bool by_rows, often;
+    int64_t zero, flip;
     oq_bare_product bare;
     int64_t repeats;
     double *seconds;
@@ -110,12 +115,62 @@ static oq_code time_product_run(oq_call *call, values *v)
     return oq_time_product(&call->context, &v->bare, v->repeats, v->seconds);
 }
 
+/* left [m, k] right, stored [n, k] or by rows [k, n]. */
+static int byte_sizes(oq_call *call, values *v)
+{
+    const int64_t inner = oq_size(call, v->by_rows ? 't' : 'u');
+    call->size['n'] = oq_size(call, v->by_rows ? 'u' : 't');
+    if (oq_size(call, 'k') == inner) return 0;
+    PyErr_Format(PyExc_ValueError, "right: expected an inner dimension of %lld, as of left, got %lld",
+                 (long long)oq_size(call, 'k'), (long long)inner);
+    return -1;
+}
+
+static const oq_argument byte_product_arguments[] = {
+    OQ_ARRAY(left, "mk"),
+    OQ_ARRAY(right, "tu"),
+    OQ_SCALAR(by_rows, .flags = OQ_KEYWORD),
+    OQ_SCALAR(often, .flags = OQ_KEYWORD),
+    OQ_SCALAR(zero, .flags = OQ_KEYWORD, .range = "[0, 255]"),
+    OQ_SCALAR(flip, .flags = OQ_KEYWORD, .range = "[0, 255]"),
+    OQ_THREADS,
+    OQ_DERIVED(byte_sizes),
+    OQ_RESULT(product, "mn"),
+};
+
+static oq_code byte_product_run(oq_call *call, values *v)
+{
+    const int64_t m = oq_size(call, 'm'), n = oq_size(call, 'n'), k = oq_size(call, 'k');
+    oq_right b;
+    oq_real *ones;
+    int32_t *zeros;
+    if (!oq_has_igemm()) return oq_fail(&call->context, OQ_UNSUPPORTED, "this processor multiplies floats faster");
+    OQ_NEW(&call->context, ones, m + n);
+    OQ_NEW(&call->context, zeros, m);
+    for (int64_t i = 0; i < m + n; i++) ones[i] = 1;
+    for (int64_t i = 0; i < m; i++) zeros[i] = (int32_t)v->zero;
+    if (v->by_rows)
+        OQ_TRY(oq_right_of_rows(&call->context, v->right, k, n, (uint8_t)v->flip, 128, v->often, &b));
+    else
+        OQ_TRY(oq_right_of_columns(&call->context, v->right, k, n, 128, v->often, &b));
+    return oq_byte_product(&call->context, &(oq_byte_product_args){.m = m,
+                                                                   .a = v->left,
+                                                                   .a_most = UINT8_MAX,
+                                                                   .b = &b,
+                                                                   .a_scale = ones,
+                                                                   .b_scale = ones,
+                                                                   .a_zero = zeros,
+                                                                   .y = v->product});
+}
+
 OQ_FUNCTION(matmul);
+OQ_FUNCTION(byte_product);
 OQ_FUNCTION(inverse);
 OQ_FUNCTION(time_product);
 
 PyMethodDef oq_product_methods[] = {
     OQ_METHOD(matmul, "op(a) op(b)."),
+    OQ_METHOD(byte_product, "The product of bytes without and with a sign."),
     OQ_METHOD(inverse, "The inverse, in double."),
     OQ_METHOD(time_product, "Seconds of a bare product."),
     {NULL, NULL, 0, NULL},

@@ -8,16 +8,16 @@
 
 #include "base/context.h"
 #include "base/real.h"
+#include "math/right.h"
 
 typedef struct {
-    int64_t m, n, k;
-    const uint8_t *a;      /* [m, k], none exceeds a_most */
-    const int8_t *b;       /* [n, k], none exceeds b_most in size */
-    int a_most, b_most;
+    int64_t m;
+    const uint8_t *a; /* [m, k], none exceeds a_most */
+    int a_most;
+    const oq_right *b;
     const oq_real *a_scale, *b_scale; /* h [m], [n] */
     const int32_t *a_zero;            /* z [m] */
     const int32_t *a_rest;            /* [m], or NULL: none */
-    const int32_t *b_sum;             /* [n], of b */
     const oq_real *bias;              /* [n], or NULL */
     bool accumulate;
     oq_real *y; /* [m, n] */

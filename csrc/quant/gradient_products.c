@@ -3,7 +3,6 @@
 #include "base/parallel.h"
 #include "math/gemm_amx.h"
 #include "math/igemm.h"
-#include "math/transpose_bytes.h"
 #include "quant/byte_product.h"
 
 enum { MIDDLE = 128 }; /* of bytes without a sign, whose highest bit it is */
@@ -36,54 +35,39 @@ static oq_code ones(oq_context *context, int64_t count, const oq_real **to)
     return OQ_OK;
 }
 
-static oq_code add_up(oq_context *context, oq_byte_columns *c, int64_t vectors, int64_t length)
-{
-    OQ_NEW(context, c->sum, vectors);
-    oq_sum_bytes(context, c->bytes, vectors, length, c->sum);
-    return OQ_OK;
-}
-
 /* Of codes [rows, width], of which those bits are turned that are set in `flip`. */
 static oq_code columns_of_codes(oq_context *context, const uint8_t *codes, uint8_t flip, int64_t rows, int64_t width,
-                                oq_byte_columns *c)
+                                int most, bool often, oq_byte_columns *c)
 {
-    uint8_t *turned;
-    OQ_NEW(context, turned, width * rows);
-    oq_transpose_bytes(context, codes, rows, width, flip, turned);
-    c->bytes = (const int8_t *)turned;
     OQ_TRY(ones(context, width, &c->scale));
-    return add_up(context, c, width, rows);
+    return oq_right_of_rows(context, codes, rows, width, flip, most, often, &c->right);
 }
 
-/* Of the numbers of x [rows, width], rounded. */
-static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_t rows, int64_t width,
+/* Of the numbers of x [rows, width], rounded; for several products, or one. */
+static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_t rows, int64_t width, bool often,
                                   oq_byte_columns *c)
 {
     oq_byte_vectors vectors;
     OQ_TRY(oq_byte_vectors_create(context, width, rows, 0, &vectors));
     oq_bytes_of_columns(context, &(oq_byte_source){x->real, x->half, rows, width}, NULL, &vectors);
-    *c = (oq_byte_columns){.bytes = (const int8_t *)vectors.codes, .scale = vectors.scale, .most = MIDDLE};
-    return add_up(context, c, width, rows);
+    c->scale = vectors.scale;
+    return oq_right_of_columns(context, vectors.codes, rows, width, MIDDLE, often, &c->right);
 }
 
-/* y [m, n] (+)= h (gradient [m, k] columns [n, k]^T - rest [m]). */
+/* y [m, n] (+)= h (gradient [m, k] columns [k, n] - rest [m]). */
 static oq_code multiply(oq_context *context, const oq_byte_vectors *gradient, const int32_t *rest,
-                        const oq_byte_columns *by, oq_real *y, int64_t m, int64_t n, int64_t k, bool accumulate)
+                        const oq_byte_columns *by, oq_real *y, int64_t m, bool accumulate)
 {
     int32_t *zero;
     OQ_TRY(fill(context, m, gradient->zero, &zero));
     return oq_byte_product(context, &(oq_byte_product_args){.m = m,
-                                                            .n = n,
-                                                            .k = k,
                                                             .a = gradient->codes,
-                                                            .b = by->bytes,
                                                             .a_most = UINT8_MAX,
-                                                            .b_most = by->most,
+                                                            .b = &by->right,
                                                             .a_scale = gradient->scale,
                                                             .b_scale = by->scale,
                                                             .a_zero = zero,
                                                             .a_rest = rest,
-                                                            .b_sum = by->sum,
                                                             .accumulate = accumulate,
                                                             .y = y});
 }
@@ -92,15 +76,15 @@ oq_code oq_byte_gradient_of_input(oq_context *context, const oq_real *dy, const 
                                   int64_t rows, int64_t in, int64_t out, bool accumulate)
 {
     const oq_mark mark = oq_arena_mark(context->arena);
-    oq_byte_columns by = {.most = w->most};
+    oq_byte_columns by;
     oq_byte_vectors gradient;
     if (w->centred)
-        OQ_TRY(columns_of_codes(context, (const uint8_t *)w->centred, 0, out, in, &by));
+        OQ_TRY(columns_of_codes(context, (const uint8_t *)w->centred, 0, out, in, w->most, false, &by));
     else
-        OQ_TRY(columns_of_numbers(context, w, out, in, &by));
+        OQ_TRY(columns_of_numbers(context, w, out, in, false, &by));
     OQ_TRY(oq_byte_vectors_create(context, rows, out, MIDDLE, &gradient));
     oq_bytes_of_rows(context, dy, w->centred ? w->scale : NULL, rows, out, &gradient);
-    OQ_TRY(multiply(context, &gradient, NULL, &by, dx, rows, in, out, accumulate));
+    OQ_TRY(multiply(context, &gradient, NULL, &by, dx, rows, accumulate));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }
@@ -141,11 +125,11 @@ oq_code oq_byte_gradient_of_weight(oq_context *context, const oq_real *dy, const
                                    int64_t out, oq_byte_gradient *of)
 {
     const bool wide = x->most > INT8_MAX; /* codes that are no signed bytes */
-    *of = (oq_byte_gradient){.x = {.most = wide ? MIDDLE : x->most}, .rows = rows, .in = in};
+    *of = (oq_byte_gradient){.rows = rows};
     OQ_TRY(oq_byte_vectors_create(context, out, rows, MIDDLE, &of->gradient));
     oq_bytes_of_columns(context, &(oq_byte_source){dy, NULL, rows, out}, x->codes ? x->scale : NULL, &of->gradient);
-    if (!x->codes) return columns_of_numbers(context, x, rows, in, &of->x);
-    OQ_TRY(columns_of_codes(context, x->codes, wide ? MIDDLE : 0, rows, in, &of->x));
+    if (!x->codes) return columns_of_numbers(context, x, rows, in, true, &of->x);
+    OQ_TRY(columns_of_codes(context, x->codes, wide ? MIDDLE : 0, rows, in, wide ? MIDDLE : x->most, true, &of->x));
     return rest_of(context, &of->gradient, x, wide ? MIDDLE : 0, rows, out, &of->rest);
 }
 
@@ -156,8 +140,7 @@ oq_code oq_byte_gradient_rows(oq_context *context, const oq_byte_gradient *of, i
     oq_byte_vectors gradient = of->gradient;
     gradient.codes += first * of->rows;
     gradient.scale += first;
-    OQ_TRY(multiply(context, &gradient, of->rest ? of->rest + first : NULL, &of->x, dw, count, of->in, of->rows,
-                    accumulate));
+    OQ_TRY(multiply(context, &gradient, of->rest ? of->rest + first : NULL, &of->x, dw, count, accumulate));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

@@ -6,6 +6,7 @@
 
 #include "base/context.h"
 #include "math/byte_vectors.h"
+#include "math/right.h"
 #include "quant/forms.h"
 
 /* Whether this processor multiplies bytes, and sums of so many products fit. */
@@ -19,20 +20,18 @@ bool oq_prefers_byte_gradients(void);
 oq_code oq_byte_gradient_of_input(oq_context *context, const oq_real *dy, const oq_forms *w, oq_real *dx,
                                   int64_t rows, int64_t in, int64_t out, bool accumulate);
 
-/* The right operand of either product: columns [vectors, length] of bytes, and the sums of those. */
+/* The right operand of either product, and the scales of its columns. */
 typedef struct {
-    const int8_t *bytes;
+    oq_right right;
     const oq_real *scale;
-    int32_t *sum;
-    int most; /* which no byte exceeds in size */
 } oq_byte_columns;
 
 /* Both operands of dW [out, in] = dy^T x in bytes, in the arena. */
 typedef struct {
     oq_byte_vectors gradient; /* [out, rows] */
-    oq_byte_columns x;        /* [in, rows] */
+    oq_byte_columns x;        /* [rows, in] */
     int32_t *rest;            /* [out] what the zero points of x add to the sums; NULL: nothing */
-    int64_t rows, in;
+    int64_t rows;
 } oq_byte_gradient;
 /* x: codes, scale and zero, or real, or half [rows, in]; dy [rows, out]. */
 oq_code oq_byte_gradient_of_weight(oq_context *context, const oq_real *dy, const oq_forms *x, int64_t rows, int64_t in,

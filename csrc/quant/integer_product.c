@@ -68,17 +68,14 @@ oq_code oq_forms_of_codes(oq_context *context, const oq_row_codes *w, int64_t ou
 oq_code oq_integer_product(oq_context *context, const oq_forms *x, const oq_forms *w, const oq_real *bias,
                            oq_real *y, int64_t rows, int64_t in, int64_t out)
 {
+    const oq_right b = {OQ_BY_COLUMNS, .n = out, .k = in, .bytes = w->centred, .most = w->most, .sum = w->sum};
     return oq_byte_product(context, &(oq_byte_product_args){.m = rows,
-                                                            .n = out,
-                                                            .k = in,
                                                             .a = x->codes,
-                                                            .b = w->centred,
                                                             .a_most = x->most,
-                                                            .b_most = w->most,
+                                                            .b = &b,
                                                             .a_scale = x->scale,
                                                             .b_scale = w->scale,
                                                             .a_zero = x->zero,
-                                                            .b_sum = w->sum,
                                                             .bias = bias,
                                                             .y = y});
 }

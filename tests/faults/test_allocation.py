@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
+from ways import AVAILABLE
 
 from omniquant import _core
 
@@ -12,6 +13,7 @@ Function = Callable[[], npt.NDArray[np.floating]]
 
 RNG = np.random.default_rng(0)
 A = RNG.standard_normal((300, 80)).astype(np.float32)
+BYTES = RNG.integers(0, 256, (130, 70), np.uint8)
 SQUARE = RNG.standard_normal((120, 120)) + 60 * np.eye(120)
 
 CALLS: dict[str, Function] = {
@@ -20,6 +22,9 @@ CALLS: dict[str, Function] = {
     "inverse": lambda: _core.inverse(SQUARE),
     "inverse pivoting": lambda: _core.inverse(SQUARE, pivot=True, threads=2),
 }
+if "integer" in AVAILABLE:
+    CALLS["byte product"] = lambda: _core.byte_product(BYTES, BYTES, threads=2)
+    CALLS["byte product by rows"] = lambda: _core.byte_product(BYTES, BYTES.T, by_rows=True, often=True)
 
 
 def allocations_of(call: Function) -> int:

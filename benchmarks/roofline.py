@@ -3,9 +3,9 @@
     python -m benchmarks.roofline --output roofline.png [--blocks SmolLM2-135M 1.1B] [--threads 1 2]
 
 The roof is measured: large products of each kind, and reading memory, on the most threads. A step counts the
-operations and the operands of its linears' products alone; hollow marks are those products by themselves, so
-that the way down to the filled mark is what the rest of a step costs. Right: a step's speed over that on the
-fewest threads. Prints one JSON object a measurement.
+operations and the operands of its products (omniquant.products) alone; hollow marks are those products by
+themselves, so that the way down to the filled mark is what the rest of a step costs. Right: a step's speed
+over that on the fewest threads. Prints one JSON object a measurement.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.blocks import BLOCKS, SETTINGS, TOKENS
 from benchmarks.measure import memory_reader
-from omniquant import _core
-from omniquant.bench import Product, bench, step_products
+from omniquant.bench import bench
 from omniquant.config import CalibrationOptions, QuantConfig
 from omniquant.errors import UnsupportedError
+from omniquant.products import Product, step_products
 from omniquant.threads import resolve_threads
 
 PEAK_SIZE = 2048
@@ -36,12 +36,12 @@ MARKS = dict(zip(BLOCKS, "osD", strict=True))
 
 def operations(products: Iterable[Product]) -> float:
     """Return multiplications and additions."""
-    return sum(2.0 * each.m * each.n * each.k for each in products)
+    return sum(each.operations for each in products)
 
 
 def traffic(products: Iterable[Product]) -> float:
     """Return the bytes of operands and results, each once."""
-    return sum(BYTES[p.kind] * p.k * (p.m + p.n) + 4.0 * p.m * p.n for p in products)
+    return sum(p.count * (BYTES[p.kind] * p.k * (p.m + p.n) + 4.0 * p.m * p.n) for p in products)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ def measure(block: str, scheme: str, method: str, threads: int, steps: int) -> P
     """Time a few steps, and their products alone."""
     spec, config = BLOCKS[block], QuantConfig.parse(scheme)
     found = bench(spec, config, method, seqlen=TOKENS, steps=steps, threads=threads, epochs=1)
-    options = CalibrationOptions.for_method(method, config, products=found.precision)
+    options = CalibrationOptions.for_method(
+        method, config, products=found.precision, gradients=found.gradients
+    )
     products = step_products(spec, config, options, TOKENS)
     work = operations(products)
     return Point(
@@ -89,10 +91,10 @@ def peaks(threads: int) -> dict[str, float]:
     for kind in BYTES:
         product = Product(kind, PEAK_SIZE, PEAK_SIZE, PEAK_SIZE, transpose_b=True)
         try:
-            seconds = min(_core.time_product(**vars(product), repeats=5, threads=threads))
+            milliseconds = min(product.milliseconds(1, threads) for _ in range(5))
         except UnsupportedError:
             continue
-        found[kind] = operations([product]) / seconds / 1e9
+        found[kind] = product.operations / milliseconds / 1e6
     return found
 
 

@@ -48,11 +48,13 @@ def test_step(
     benchmark.pedantic(our_turn, setup=torchs_turn, rounds=ROUNDS)
     mine = median(found.ms_per_step for found in ours)
     alone = median(found.gemm_ms_alone / found.ms_per_step for found in ours)
+    linears = median(found.linears_ms_alone / found.ms_per_step for found in ours)
     ratios = {kind: 1e3 * median(values) / mine for kind, values in times.items()}
-    benchmark.extra_info.update(ratios, ms_per_step=mine, products_alone=alone)
+    benchmark.extra_info.update(ratios, ms_per_step=mine, products_alone=alone, linears_alone=linears)
     RESULTS.append(
         f"step {name:14s} {scheme} {method:11s} {threads} thread{'s' if threads > 1 else ' '} {mine:8.1f} ms "
-        f"(products alone {alone:.0%}): " + ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in ratios.items())
+        f"(products alone {alone:.0%}, linears' {linears:.0%}): "
+        + ", ".join(f"{kind} {ratio:.2f}" for kind, ratio in ratios.items())
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,34 +16,16 @@ from omniquant.config.preset import SAMPLES, SEQLEN
 from omniquant.errors import ConfigError
 from omniquant.forward import F32, Weights
 from omniquant.memory import peak_rss_mib
-from omniquant.models.experts import EXPERT, stored_shapes
 from omniquant.models.rope import Rope, rope_tables
 from omniquant.models.rotated import Rotation
 from omniquant.models.spec import BlockSpec
+from omniquant.products import Product, gram_products, step_products
 from omniquant.threads import resolve_threads
 
 _WINDOWS = 2
 _OTHER_PASSES = 2  # over all windows beside the training: the full-precision stream, the quantized one
 _LOSSES = 3  # of rounding, start and end
 _PASSES_TO_BEGIN = 3  # of those over a window before the first step: the full-precision stream, two losses
-
-
-@dataclass(frozen=True)
-class Product:
-    """One product of a step: C [m, n] = op(A) op(B), k deep; integers of a_bits and b_bits."""
-
-    kind: str
-    m: int
-    n: int
-    k: int
-    transpose_a: bool = False
-    transpose_b: bool = False
-    a_bits: int = 8
-    b_bits: int = 8
-
-    def milliseconds(self, threads: int, repeats: int) -> float:
-        """Return the median time of the bare product."""
-        return 1e3 * float(np.median(_core.time_product(**asdict(self), repeats=repeats, threads=threads)))
 
 
 @dataclass(frozen=True)
@@ -54,7 +37,10 @@ class BenchResult:
     ms_per_step : float
         Median milliseconds of an optimiser step of one window, forward and backward.
     gemm_ms_alone : float
-        The products of the linears of such a step, run bare at the same kinds.
+        The products of such a step (see :func:`omniquant.products.step_products`), run bare at the same
+        kinds, by oneDNN where it has them.
+    linears_ms_alone : float
+        Those of its linears among them: without attention's and the maps'.
     ms_to_begin : float
         Milliseconds of a block on two windows until its first step is done: passes, statistics, a search.
     ms_per_forward : float
@@ -77,6 +63,7 @@ class BenchResult:
 
     ms_per_step: float
     gemm_ms_alone: float
+    linears_ms_alone: float
     ms_to_begin: float
     ms_per_forward: float
     ms_per_gram: float
@@ -152,8 +139,8 @@ def bench(
     block = _Block(spec, seqlen)
     begin, step = block.step_milliseconds(config, chosen, steps, workers)
     forward = block.forward_milliseconds(workers, in_parts=chosen.products == "bfloat16")
-    products = step_products(spec, config, chosen, seqlen)
-    gram = sum(p.milliseconds(workers, 3) for p in gram_products(spec, chosen, seqlen)) / 2  # half of each
+    alone = _alone(step_products(spec, config, chosen, seqlen), max(3, steps), workers)
+    gram = sum(p.milliseconds(3, workers) for p in gram_products(spec, chosen, seqlen)) / 2  # half of each
     other = _OTHER_PASSES + chosen.aug_loss + (chosen.look_ahead > 0)
     passes = samples * other + _LOSSES * len(_core.judges(samples, seqlen))
     begun = min(_WINDOWS, samples)
@@ -165,7 +152,8 @@ def bench(
     )
     return BenchResult(
         ms_per_step=step,
-        gemm_ms_alone=sum(product.milliseconds(workers, repeats=max(3, steps)) for product in products),
+        gemm_ms_alone=sum(alone.values()),
+        linears_ms_alone=alone["linear"],
         ms_to_begin=begin,
         ms_per_forward=forward,
         ms_per_gram=gram,
@@ -183,63 +171,12 @@ def bench(
     )
 
 
-def gram_products(spec: BlockSpec, options: CalibrationOptions, tokens: int) -> list[Product]:
-    """Return X^T X of every input of a block's linears: what a searched start reads, half of each."""
-    if options.start != "search":
-        return []
-    shapes = linear_shapes(spec)
-    widths = [shapes[name][1] for name in ("q", "o", "up", "down") if name in shapes]
-    return [Product("float32", width, width, tokens, transpose_a=True) for width in widths]
-
-
-def step_products(
-    spec: BlockSpec, scheme: QuantConfig, options: CalibrationOptions, tokens: int
-) -> list[Product]:
-    """Return the products of a step's linears, y = x W^T, dx = dy W, dW = dy^T x, as the core takes them."""
-    backward = "bfloat16" if options.products == "bfloat16" else "float32"
-    # Nothing before the first norm is learned but its own map, a diagonal one by the weights' gradients.
-    by_weights = options.norm_map == "diagonal" and scheme.weight_only and options.input_map == "none"
-    unread = ("q", "k", "v") if by_weights or options.norm_map == "none" else ()
-    products = []
-    for name, (rows, out, width) in _products_of(spec, tokens):
-        exact = options.products != "float32" and scheme.a_bits <= 8 and scheme.groups(width) == 1
-        fits = scheme.w_bits <= 7 or (scheme.w_bits == 8 and scheme.w_symmetric)
-        forward = Product(backward, rows, out, width, transpose_b=True)
-        if exact and fits:
-            forward = replace(forward, kind="integer", a_bits=scheme.a_bits, b_bits=scheme.w_bits)
-        products.append(forward)
-        of_weight, of_input = _backward_products(scheme, options.gradients, backward, rows, out, width)
-        products.append(of_weight)
-        if name not in unread:
-            products.append(of_input)
-        # The blocks a loss looks through learn nothing: forward, and back to what they read.
-        behind = [Product(backward, rows, out, width, transpose_b=True), Product(backward, rows, width, out)]
-        products += behind * options.look_ahead
-    return products
-
-
-def _backward_products(
-    scheme: QuantConfig, gradients: str, kind: str, rows: int, out: int, width: int
-) -> tuple[Product, Product]:
-    """Return dW = dy^T x and dx = dy W of one linear; bytes meet the codes of x and of W, or 8 bits."""
-    of_weight = Product(kind, out, width, rows, transpose_a=True)
-    of_input = Product(kind, rows, width, out)
-    if gradients != "int8" or not scheme.quantizes_weights:
-        return of_weight, of_input
-    w_bits = scheme.w_bits if scheme.groups(width) == 1 else 8
-    return (
-        replace(of_weight, kind="integer", a_bits=8, b_bits=min(scheme.a_bits, 8)),
-        replace(of_input, kind="integer", a_bits=8, b_bits=w_bits),
-    )
-
-
-def _products_of(spec: BlockSpec, tokens: int) -> list[tuple[str, tuple[int, int, int]]]:
-    """Return (rows of its input, out, in) of every linear; experts one by one, with equal shares."""
-    shared = max(1, -(-tokens * spec.experts_per_token // max(1, spec.num_experts)))
-    return [
-        (name, (shared if EXPERT in name else tokens, out, width))
-        for name, (out, width) in stored_shapes(spec).items()
-    ]
+def _alone(products: Sequence[Product], repeats: int, threads: int) -> dict[str, float]:
+    """Return the milliseconds of bare products by what they are products of."""
+    times: dict[str, float] = dict.fromkeys((each.of for each in products), 0.0)
+    for each in products:
+        times[each.of] += each.milliseconds(repeats, threads)
+    return times
 
 
 class _Block:

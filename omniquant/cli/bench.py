@@ -130,13 +130,14 @@ def _arithmetic(result: BenchResult) -> str:
 
 
 def _text(result: BenchResult) -> str:
-    share, took = result.gemm_ms_alone / result.ms_per_step, rough_duration(result.projected_seconds)
+    took = rough_duration(result.projected_seconds)
+    share, linears = (ms / result.ms_per_step for ms in (result.gemm_ms_alone, result.linears_ms_alone))
     arithmetic = f"{_arithmetic(result)}, {counted(result.threads, 'thread')}"
     windows = f"{counted(result.samples, 'window')} of {result.seqlen} tokens"
     return "\n".join(
         (
             f"a step           {result.ms_per_step:.1f} ms ({arithmetic})",
-            f"products alone   {result.gemm_ms_alone:.1f} ms, {share:.0%} of a step",
+            f"products alone   {result.gemm_ms_alone:.1f} ms, {share:.0%} of a step (linears' {linears:.0%})",
             f"a forward pass   {result.ms_per_forward:.1f} ms (full precision)",
             f"whole model      {took} for {counted(result.layers, 'block')}: "
             f"{result.scheme} {result.method}, {windows}, {counted(result.epochs, 'epoch')}",

@@ -10,12 +10,13 @@ import pytest
 from small_run import small_folder
 
 from omniquant import CalibrationOptions, QuantConfig, _core
-from omniquant.bench import bench, step_products
+from omniquant.bench import bench
 from omniquant.cli import build_parser, main
 from omniquant.config.preset import SAMPLES, SEQLEN
 from omniquant.describe import linear_parameters
 from omniquant.errors import ConfigError
 from omniquant.models.spec import BlockSpec
+from omniquant.products import step_products
 
 SPEC = BlockSpec(64, 96, 4, 2, 16)
 
@@ -26,16 +27,43 @@ def products(scheme: str, method: str, kind: str, **options: object):
     return step_products(SPEC, config, chosen, 32)
 
 
+def work(of: str, scheme: str, method: str, **options: object) -> float:
+    """Multiplications of a step's products of one sort."""
+    found = products(scheme, method, "float32", **options)
+    return sum(each.operations for each in found if each.of == of) / 2
+
+
 def test_a_step_has_three_products_a_linear() -> None:
-    work = sum(p.m * p.n * p.k for p in products("W4A4", "omniquant", "float32"))
-    assert work == 3 * 32 * linear_parameters(SPEC)
-    without = sum(p.m * p.n * p.k for p in products("W3A16", "omniquant", "float32", norm_map="none"))
+    every = work("linear", "W4A4", "omniquant")
+    assert every == 3 * 32 * linear_parameters(SPEC)
+    without = work("linear", "W3A16", "omniquant", norm_map="none")
     qkv = (64 + 32 + 32) * 64
-    assert work - without == 32 * qkv  # no map before q, k, v: their inputs need no gradient
-    by_weights = sum(p.m * p.n * p.k for p in products("W3A16", "omniquant", "float32"))
+    assert every - without == 32 * qkv  # no map before q, k, v: their inputs need no gradient
+    by_weights = work("linear", "W3A16", "omniquant")
     assert by_weights == without  # a diagonal one learns from the weights' gradients
-    online = sum(p.m * p.n * p.k for p in products("W3A16", "affinequant", "float32", norm_map="online"))
-    assert online == work
+    assert work("linear", "W3A16", "affinequant", norm_map="online") == every
+
+
+def test_attention_has_two_products_forward_and_five_back() -> None:
+    """Of 32 queries with 32 keys each, the causal half not left out of one tile; every head by itself."""
+    assert work("attention", "W4A4", "omniquant") == 7 * 4 * 32 * 32 * 16
+    assert work("attention", "W3A16", "omniquant", look_ahead=2) == 3 * 7 * 4 * 32 * 32 * 16
+    config = QuantConfig.parse("W4A4")
+    chosen = CalibrationOptions.for_method("omniquant", config, products="bfloat16")
+    long = [p for p in step_products(SPEC, config, chosen, 300) if p.of == "attention"]
+    assert {p.kind for p in long} == {"bfloat16"}
+    assert sum(p.m * p.n for p in long if p.k == 16) == 3 * (128 * 128 + 128 * 256 + 44 * 300)
+
+
+def test_dense_maps_have_a_product_forward_and_one_or_two_back() -> None:
+    assert work("map", "W4A4", "omniquant") == 0
+    rows_of_q, rows_of_k, columns_of_o = 64 * 64 * 16, 32 * 64 * 16, 64 * 64 * 16
+    of_vo = rows_of_k + columns_of_o
+    assert work("map", "W3A16", "affinequant", qk_map="none") == 2 * of_vo
+    assert work("map", "W3A16", "affinequant") == 2 * (of_vo + rows_of_q + rows_of_k)
+    by_norms = 64 * 64 * (64 + 32 + 32 + 96 + 96)
+    found = work("map", "W3A16", "affinequant", qk_map="none", norm_map="online")
+    assert found == 2 * of_vo + rows_of_k + 2 * by_norms + 2 * 3 * 32 * 64 * 64
 
 
 @pytest.mark.parametrize(
@@ -50,7 +78,8 @@ def test_a_step_has_three_products_a_linear() -> None:
     ],
 )
 def test_products_are_of_the_kinds_a_step_takes(scheme: str, kind: str, expected: set[str]) -> None:
-    assert {p.kind for p in products(scheme, "affinequant", kind)} == expected
+    found = products(scheme, "affinequant", kind)
+    assert {p.kind for p in found if p.of == "linear"} == expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +94,8 @@ def test_gradients_in_bytes_meet_codes_where_there_is_one_grid_a_row(
 
 
 def test_each_block_looked_through_takes_two_products_a_linear() -> None:
-    counts = [len(products("W3A16", "omniquant", "float32", look_ahead=n)) for n in (0, 1, 3)]
+    every = [products("W3A16", "omniquant", "float32", look_ahead=n) for n in (0, 1, 3)]
+    counts = [sum(each.of == "linear" for each in found) for found in every]
     assert counts == [counts[0], counts[0] + 2 * 7, counts[0] + 2 * 7 * 3]
 
 
@@ -91,7 +121,7 @@ def test_the_projection_adds_up(method: str) -> None:
     assert one.ms_to_begin > 0
     assert one.ms_per_step > 0
     assert one.ms_per_gram == 0
-    assert one.gemm_ms_alone > 0
+    assert one.gemm_ms_alone > one.linears_ms_alone > 0
     assert one.peak_rss_mib > 0
     assert one.precision == _core.runtime_info()["products"]
     assert one.gradients == _core.runtime_info()["gradients"]

@@ -41,9 +41,12 @@ def matmul(
     transpose_a: bool = False,
     transpose_b: bool = False,
     threads: int = 1,
-    by: Literal["best", "reference", "avx2"] = "best",
+    by: Literal["best", "reference", "avx2", "bfloat16"] = "best",
 ) -> npt.NDArray[np.float32]:
-    """op(a) [m, k] @ op(b) [k, n]; the same bits at any number of threads (0: all)."""
+    """op(a) [m, k] @ op(b) [k, n]; the same bits at any number of threads (0: all).
+
+    bfloat16: of operands rounded to it, where that is faster than floats.
+    """
 
 def byte_product(
     left: npt.ArrayLike,

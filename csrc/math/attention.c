@@ -27,7 +27,6 @@ typedef struct {
     oq_real *dk_heads, *dv_heads; /* [n, T, d], one a query head, summed over groups afterwards */
     oq_real *scratch;             /* [workers, 2, TILE, T] */
     uint16_t *half_scratch;       /* the same, rounded */
-    oq_real *part;                /* [workers, T, d], a product of halves that is added to others */
     bool in_parts;                /* products of floats, see context.h */
     atomic_int failure;
 } job;
@@ -38,7 +37,6 @@ typedef struct {
     oq_real slope;   /* of ALiBi */
     oq_real *p, *dp; /* [rows, keys] */
     uint16_t *p_half, *dp_half;
-    oq_real *part;
 } tile;
 
 static tile make_tile(const job *j, int64_t head, int64_t begin, int worker)
@@ -54,8 +52,7 @@ static tile make_tile(const job *j, int64_t head, int64_t begin, int worker)
                   .p = j->scratch + at,
                   .dp = j->scratch + at + TILE * T,
                   .p_half = j->half_scratch ? j->half_scratch + at : NULL,
-                  .dp_half = j->half_scratch ? j->half_scratch + at + TILE * T : NULL,
-                  .part = j->part ? j->part + worker * T * j->shape.head_dim : NULL};
+                  .dp_half = j->half_scratch ? j->half_scratch + at + TILE * T : NULL};
 }
 
 /* ---- products of floats, or of their halves -------------------------------- */
@@ -101,13 +98,12 @@ static oq_code multiply_floats(const product *p, bool in_parts)
                                           .ldc = p->ldc});
 }
 
-/* What is scaled afterwards, or added, is [m, n] without gaps. */
-static oq_code multiply_halves(const product *p, oq_real *part)
+/* What is scaled afterwards is [m, n] without gaps. */
+static oq_code multiply_halves(const product *p)
 {
-    const bool apart = p->accumulate && !oq_bf16_accumulates();
     OQ_TRY(oq_bf16_gemm_serial(&(oq_bf16_gemm_args){.transpose_a = p->transpose_a,
                                                     .transpose_b = p->transpose_b,
-                                                    .accumulate = p->accumulate && !apart,
+                                                    .accumulate = p->accumulate,
                                                     .m = p->m,
                                                     .n = p->n,
                                                     .k = p->k,
@@ -115,16 +111,15 @@ static oq_code multiply_halves(const product *p, oq_real *part)
                                                     .lda = p->a.ld,
                                                     .b = p->b.half,
                                                     .ldb = p->b.ld,
-                                                    .c = apart ? part : p->c,
+                                                    .c = p->c,
                                                     .ldc = p->ldc}));
     if (p->alpha != 1) oq_scale(p->c, p->alpha, p->m * p->n);
-    if (apart) oq_add(p->c, part, p->m * p->n);
     return OQ_OK;
 }
 
-static void multiply(job *j, const tile *t, product p)
+static void multiply(job *j, product p)
 {
-    const oq_code code = p.a.half ? multiply_halves(&p, t->part) : multiply_floats(&p, j->in_parts);
+    const oq_code code = p.a.half ? multiply_halves(&p) : multiply_floats(&p, j->in_parts);
     if (code != OQ_OK) atomic_store(&j->failure, (int)code);
 }
 
@@ -132,7 +127,7 @@ static void multiply(job *j, const tile *t, product p)
 static void scores(job *j, const tile *t, operand x, operand y, oq_real alpha, oq_real *out)
 {
     const int64_t d = j->shape.head_dim;
-    multiply(j, t, (product){.transpose_b = true,
+    multiply(j, (product){.transpose_b = true,
                              .m = t->rows,
                              .n = t->keys,
                              .k = d,
@@ -147,7 +142,7 @@ static void scores(job *j, const tile *t, operand x, operand y, oq_real alpha, o
 static void mix(job *j, const tile *t, operand x, operand y, oq_real *out)
 {
     const int64_t d = j->shape.head_dim, width = j->shape.heads * d;
-    multiply(j, t, (product){.m = t->rows,
+    multiply(j, (product){.m = t->rows,
                              .n = d,
                              .k = t->keys,
                              .alpha = 1,
@@ -161,7 +156,7 @@ static void mix(job *j, const tile *t, operand x, operand y, oq_real *out)
 static void collect(job *j, const tile *t, operand x, operand y, oq_real *out)
 {
     const int64_t d = j->shape.head_dim;
-    multiply(j, t, (product){.transpose_a = true,
+    multiply(j, (product){.transpose_a = true,
                              .accumulate = true,
                              .m = t->keys,
                              .n = d,
@@ -321,7 +316,6 @@ static oq_code prepare(oq_context *context, job *j, const oq_real *q, const oq_r
     OQ_NEW(context, j->scratch, scratch);
     if (!j->shape.bf16) return OQ_OK;
     OQ_NEW(context, j->half_scratch, scratch);
-    OQ_NEW(context, j->part, context->threads * T * j->shape.head_dim);
     return OQ_OK;
 }
 

@@ -1,10 +1,9 @@
 #include "math/bf16.h"
 
+#include "base/cpu.h"
 #include "base/parallel.h"
+#include "math/bf16_avx512.h"
 #include "math/gemm_amx.h"
-#include "math/gemm_panels.h"
-#include "math/onednn.h"
-#include "math/vector.h"
 
 #define CHUNK 16384
 
@@ -33,57 +32,31 @@ void oq_bf16_from_real(const oq_context *context, const oq_real *x, uint16_t *to
     oq_parallel_for(context->threads, (count + CHUNK - 1) / CHUNK, round_chunk, (void *)&j);
 }
 
-bool oq_has_bf16(void) { return oq_bf16_amx_runs() || oq_onednn_has_bf16(); }
-
-bool oq_bf16_accumulates(void) { return oq_bf16_amx_runs(); }
+bool oq_has_bf16(void) { return oq_bf16_amx_runs() || (oq_bf16_avx512_runs() && oq_cpu_features()->fast_bf16); }
 
 oq_code oq_bf16_gemm_serial(const oq_bf16_gemm_args *g)
 {
-    if (oq_bf16_amx_runs()) return oq_bf16_amx(g);
-#ifdef OQ_DOUBLE
-    (void)g;
-    return OQ_UNSUPPORTED;
-#else
-    return oq_onednn_bf16_gemm(g->transpose_a, g->transpose_b, g->m, g->n, g->k, g->a, g->lda, g->b, g->ldb, g->c,
-                               g->ldc);
-#endif
+    return oq_bf16_amx_runs() ? oq_bf16_amx(g) : oq_bf16_avx512(g);
 }
 
-static oq_code run_panel(const void *product, oq_panel panel)
+oq_bf16_gemm_args oq_bf16_part(const oq_bf16_gemm_args *whole, oq_panel panel)
 {
-    oq_bf16_gemm_args part = *(const oq_bf16_gemm_args *)product;
+    oq_bf16_gemm_args part = *whole;
     part.m = panel.rows;
     part.n = panel.columns;
     part.a += part.transpose_a ? panel.row : panel.row * part.lda;
     part.b += part.transpose_b ? panel.column * part.ldb : panel.column;
     part.c += panel.row * part.ldc + panel.column;
-    return oq_bf16_gemm_serial(&part);
+    return part;
 }
 
-typedef struct {
-    const oq_real *x;
-    oq_real *to;
-    int64_t columns, ld;
-} addition;
-
-static void add_row(void *user, int64_t row, int worker)
+static oq_code run_panel(const void *product, oq_panel panel)
 {
-    const addition *j = user;
-    (void)worker;
-    oq_add(j->to + row * j->ld, j->x + row * j->columns, j->columns);
+    const oq_bf16_gemm_args part = oq_bf16_part(product, panel);
+    return oq_bf16_gemm_serial(&part);
 }
 
 oq_code oq_bf16_gemm(oq_context *context, const oq_bf16_gemm_args *args)
 {
-    if (oq_bf16_amx_runs()) return oq_over_threads(context, args->m, args->n, args->k, run_panel, args);
-    if (!args->accumulate) return oq_over_panels(context, args->m, args->n, args->k, run_panel, args);
-    const oq_mark mark = oq_arena_mark(context->arena);
-    oq_bf16_gemm_args apart = *args;
-    OQ_NEW(context, apart.c, args->m * args->n);
-    apart.ldc = args->n;
-    OQ_TRY(oq_over_panels(context, args->m, args->n, args->k, run_panel, &apart));
-    addition j = {apart.c, args->c, args->n, args->ldc};
-    oq_parallel_for(context->threads, args->m, add_row, &j);
-    oq_arena_rewind(context->arena, mark);
-    return OQ_OK;
+    return oq_over_threads(context, args->m, args->n, args->k, run_panel, args);
 }

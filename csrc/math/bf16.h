@@ -6,6 +6,7 @@
 
 #include "base/context.h"
 #include "base/real.h"
+#include "math/gemm_panels.h"
 
 /* To nearest, ties to even. A NaN as processors make it stays one. */
 static inline uint16_t oq_bf16_of(oq_real x)
@@ -38,11 +39,12 @@ typedef struct {
     oq_real *c;
 } oq_bf16_gemm_args;
 oq_code oq_bf16_gemm(oq_context *context, const oq_bf16_gemm_args *args);
-/* The same on the calling thread; it adds to C only where oq_bf16_accumulates. */
+/* The same on the calling thread. */
 oq_code oq_bf16_gemm_serial(const oq_bf16_gemm_args *args);
+/* What makes a panel of C. */
+oq_bf16_gemm_args oq_bf16_part(const oq_bf16_gemm_args *whole, oq_panel panel);
 
-/* Whether there is one that is faster than floats: ours on AMX, or oneDNN's. */
+/* Whether there is one that is faster than floats. */
 bool oq_has_bf16(void);
-bool oq_bf16_accumulates(void);
 
 #endif

@@ -1,10 +1,25 @@
 #include "math/right.h"
 
 #include "base/parallel.h"
+#include "base/size.h"
 #include "math/byte_vectors.h"
 #include "math/igemm.h"
 #include "math/sliver.h"
 #include "math/transpose_bytes.h"
+
+void oq_right_sliver(const oq_right *b, int64_t column, int8_t *to, int32_t *sums)
+{
+    const bool by_rows = b->layout == OQ_BY_ROWS;
+    const oq_sliver_source from = {.x = (const uint8_t *)b->bytes + (by_rows ? column : column * b->k),
+                                   .ld = by_rows ? b->n : b->k,
+                                   .columns = oq_least(OQ_SLIVER, b->n - column),
+                                   .k = b->k};
+    if (by_rows)
+        oq_sliver_of_byte_rows(&from, b->flip, to);
+    else
+        oq_sliver_of_columns(&from, 1, to);
+    oq_sliver_sums(to, b->k, sums);
+}
 
 typedef struct {
     const oq_right *b;
@@ -16,15 +31,16 @@ static void run_sliver(void *user, int64_t sliver, int worker)
 {
     const packing *p = user;
     (void)worker;
-    oq_pack_sliver(p->b, sliver * OQ_SLIVER, p->to + sliver * oq_quads(p->b) * OQ_QUAD, p->sums + sliver * OQ_SLIVER);
+    oq_right_sliver(p->b, sliver * OQ_SLIVER, p->to + sliver * oq_sliver_bytes(p->b->k), p->sums + sliver * OQ_SLIVER);
 }
 
 static oq_code pack(oq_context *context, oq_right *b)
 {
+    const int64_t slivers = oq_pieces(b->n, OQ_SLIVER);
     packing p = {.b = b};
-    OQ_NEW(context, p.to, oq_slivers(b) * oq_quads(b) * OQ_QUAD);
-    OQ_NEW(context, p.sums, oq_slivers(b) * OQ_SLIVER);
-    oq_parallel_for(context->threads, oq_slivers(b), run_sliver, &p);
+    OQ_NEW(context, p.to, slivers * oq_sliver_bytes(b->k));
+    OQ_NEW(context, p.sums, slivers * OQ_SLIVER);
+    oq_parallel_for(context->threads, slivers, run_sliver, &p);
     b->layout = OQ_IN_SLIVERS;
     b->bytes = p.to;
     b->sum = p.sums;

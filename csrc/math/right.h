@@ -30,4 +30,7 @@ oq_code oq_right_of_rows(oq_context *context, const uint8_t *x, int64_t k, int64
 oq_code oq_right_of_columns(oq_context *context, const uint8_t *x, int64_t k, int64_t n, int most, bool often,
                             oq_right *b);
 
+/* The sliver of B, by columns or by rows, from a column on, and its sums [64]. */
+void oq_right_sliver(const oq_right *b, int64_t column, int8_t *to, int32_t *sums);
+
 #endif

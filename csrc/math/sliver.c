@@ -4,12 +4,12 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include "base/avx512.h"
+#include "math/words_avx512.h"
 
-enum { SIDE = 16, TILES = OQ_SLIVER / SIDE, LINE = 64 };
+enum { SIDE = 16, LINE = 64, WORDS = OQ_SLIVER * OQ_WORD /* bytes of one word of all columns */ };
 
 /* Of 64 bytes those that are there. */
-INLINE __m512i load(const int8_t *x, int64_t count)
+INLINE __m512i load(const uint8_t *x, int64_t count)
 {
     const __mmask64 mask = count >= LINE ? ~(__mmask64)0 : ((__mmask64)1 << (count < 0 ? 0 : count)) - 1;
     return _mm512_maskz_loadu_epi8(mask, x);
@@ -47,30 +47,29 @@ INLINE void transpose_words(__m512i x[SIDE])
     }
 }
 
-/* What lies by columns: 16 of them, 16 words of k at a time. */
-INLINE void pack_columns(const oq_right *b, int64_t column, int8_t *to)
+/* 16 columns, 16 words of each at a time. */
+VNNI void oq_sliver_of_columns(const oq_sliver_source *b, int size, int8_t *to)
 {
-    const int64_t quads = oq_quads(b);
-    for (int64_t q = 0; q < quads; q += SIDE)
-        for (int tile = 0; tile < TILES; tile++) {
+    const int64_t deep = b->k * size, words = oq_pieces(deep, OQ_WORD);
+    for (int64_t word = 0; word < words; word += SIDE)
+        for (int64_t column = 0; column < OQ_SLIVER; column += SIDE) {
+            const int64_t there = b->columns - column;
+            const uint8_t *from = b->x + column * b->ld + word * OQ_WORD;
             __m512i x[SIDE];
-            UNROLL for (int i = 0; i < SIDE; i++)
-            {
-                const int64_t c = column + tile * SIDE + i;
-                x[i] = c < b->n ? load(b->bytes + c * b->k + 4 * q, b->k - 4 * q) : _mm512_setzero_si512();
-            }
+            UNROLL for (int i = 0; i < SIDE; i++) x[i] =
+                i < there ? load(from + i * b->ld, deep - word * OQ_WORD) : _mm512_setzero_si512();
             transpose_words(x);
-            for (int i = 0; i < oq_least(SIDE, quads - q); i++)
-                _mm512_storeu_si512(to + (q + i) * OQ_QUAD + tile * LINE, x[i]);
+            for (int i = 0; i < oq_least(SIDE, words - word); i++)
+                _mm512_storeu_si512(to + (word + i) * WORDS + column * OQ_WORD, x[i]);
         }
 }
 
-/* What lies by rows: four of them, 64 columns, shuffled like cards. */
-INLINE void pack_quad(const int8_t *x, int64_t ld, int64_t rows, int64_t columns, __m512i flip, int8_t *to)
+/* Four rows, shuffled like cards. */
+INLINE void pack_four(const oq_sliver_source *b, int64_t row, __m512i flip, int8_t *to)
 {
     __m512i r[4], out[4];
     UNROLL for (int i = 0; i < 4; i++) r[i] =
-        i < rows ? _mm512_xor_si512(load(x + i * ld, columns), flip) : _mm512_setzero_si512();
+        row + i < b->k ? _mm512_xor_si512(load(b->x + (row + i) * b->ld, b->columns), flip) : _mm512_setzero_si512();
     const __m512i low = _mm512_unpacklo_epi8(r[0], r[1]), high = _mm512_unpackhi_epi8(r[0], r[1]);
     const __m512i low2 = _mm512_unpacklo_epi8(r[2], r[3]), high2 = _mm512_unpackhi_epi8(r[2], r[3]);
     out[0] = _mm512_unpacklo_epi16(low, low2);
@@ -81,37 +80,47 @@ INLINE void pack_quad(const int8_t *x, int64_t ld, int64_t rows, int64_t columns
     UNROLL for (int i = 0; i < 4; i++) _mm512_storeu_si512(to + i * LINE, out[i]);
 }
 
-INLINE void pack_rows(const oq_right *b, int64_t column, int8_t *to)
+VNNI void oq_sliver_of_byte_rows(const oq_sliver_source *b, uint8_t flip, int8_t *to)
 {
-    const __m512i flip = _mm512_set1_epi8((char)b->flip);
-    for (int64_t k = 0; k < b->k; k += 4, to += OQ_QUAD)
-        pack_quad(b->bytes + k * b->n + column, b->n, b->k - k, b->n - column, flip, to);
+    const __m512i bits = _mm512_set1_epi8((char)flip);
+    for (int64_t row = 0; row < b->k; row += 4, to += WORDS) pack_four(b, row, bits, to);
 }
 
-INLINE void add_up(const int8_t *packed, int64_t quads, int32_t *sums)
+/* Two rows of 32 columns: of each quarter the lower words of its columns, and the upper. */
+INLINE void pack_two(const uint8_t *x, const uint8_t *below, int64_t columns, int8_t *to)
 {
-    __m512i total[TILES];
-    UNROLL for (int n = 0; n < TILES; n++) total[n] = _mm512_setzero_si512();
-    for (int64_t q = 0; q < quads; q++)
-        UNROLL for (int n = 0; n < TILES; n++)
-            oq_add_products(&total[n], _mm512_set1_epi8(1), _mm512_loadu_si512(packed + q * OQ_QUAD + n * LINE));
-    UNROLL for (int n = 0; n < TILES; n++) _mm512_storeu_si512(sums + n * SIDE, total[n]);
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    const __m512i a = load(x, 2 * columns), b = below ? load(below, 2 * columns) : _mm512_setzero_si512();
+    const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi64(low, first, high));
+    _mm512_storeu_si512(to + LINE, _mm512_permutex2var_epi64(low, second, high));
 }
 
-VNNI void oq_pack_sliver(const oq_right *b, int64_t column, int8_t *to, int32_t *sums)
+VNNI void oq_sliver_of_half_rows(const oq_sliver_source *b, int8_t *to)
 {
-    if (b->layout == OQ_BY_ROWS)
-        pack_rows(b, column, to);
-    else
-        pack_columns(b, column, to);
-    add_up(to, oq_quads(b), sums);
+    for (int64_t row = 0; row < b->k; row += 2, to += WORDS) {
+        const uint8_t *x = b->x + row * b->ld, *below = row + 1 < b->k ? x + b->ld : NULL;
+        pack_two(x, below, b->columns, to);
+        pack_two(x + LINE, below ? below + LINE : NULL, b->columns - OQ_SLIVER / 2, to + 2 * LINE);
+    }
+}
+
+VNNI void oq_sliver_sums(const int8_t *packed, int64_t deep, int32_t *sums)
+{
+    __m512i total[OQ_TILE_VECTORS];
+    UNROLL for (int n = 0; n < OQ_TILE_VECTORS; n++) total[n] = _mm512_setzero_si512();
+    for (const int8_t *word = packed; word < packed + oq_sliver_bytes(deep); word += WORDS)
+        UNROLL for (int n = 0; n < OQ_TILE_VECTORS; n++)
+            oq_add_products(&total[n], _mm512_set1_epi8(1), _mm512_loadu_si512(word + n * LINE), OQ_WORDS_OF_BYTES);
+    UNROLL for (int n = 0; n < OQ_TILE_VECTORS; n++) _mm512_storeu_si512(sums + n * SIDE, total[n]);
 }
 
 #else
 
-void oq_pack_sliver(const oq_right *b, int64_t column, int8_t *to, int32_t *sums)
-{
-    (void)b, (void)column, (void)to, (void)sums;
-}
+void oq_sliver_of_columns(const oq_sliver_source *b, int size, int8_t *to) { (void)b, (void)size, (void)to; }
+void oq_sliver_of_byte_rows(const oq_sliver_source *b, uint8_t flip, int8_t *to) { (void)b, (void)flip, (void)to; }
+void oq_sliver_of_half_rows(const oq_sliver_source *b, int8_t *to) { (void)b, (void)to; }
+void oq_sliver_sums(const int8_t *packed, int64_t deep, int32_t *sums) { (void)packed, (void)deep, (void)sums; }
 
 #endif

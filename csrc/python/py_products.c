@@ -1,4 +1,5 @@
 /* The plain products behind everything, for tests and benchmarks. */
+#include "math/bf16.h"
 #include "math/gemm.h"
 #include "math/igemm.h"
 #include "math/inverse.h"
@@ -37,8 +38,8 @@ static int product_sizes(oq_call *call, values *v)
 }
 
 /* The fastest here, or one of ours by name. */
-enum { BEST, REFERENCE, AVX2 };
-static const char *const ways[] = {"best", "reference", "avx2", NULL};
+enum { BEST, REFERENCE, AVX2, BFLOAT16 };
+static const char *const ways[] = {"best", "reference", "avx2", "bfloat16", NULL};
 
 static const oq_argument matmul_arguments[] = {
     OQ_ARRAY(a, "rs"),
@@ -50,6 +51,29 @@ static const oq_argument matmul_arguments[] = {
     OQ_DERIVED(product_sizes),
     OQ_RESULT(product, "mn"),
 };
+
+/* Of operands that are rounded first. */
+static oq_code matmul_halves(oq_context *context, const oq_gemm_args *g)
+{
+    const int64_t a_size = g->m * g->k, b_size = g->k * g->n;
+    uint16_t *a, *b;
+    if (!oq_has_bf16()) return oq_fail(context, OQ_UNSUPPORTED, "by: this processor has no fast bfloat16");
+    OQ_NEW(context, a, a_size);
+    OQ_NEW(context, b, b_size);
+    oq_bf16_from_real(context, g->a, a, a_size);
+    oq_bf16_from_real(context, g->b, b, b_size);
+    return oq_bf16_gemm(context, &(oq_bf16_gemm_args){.transpose_a = g->transpose_a,
+                                                      .transpose_b = g->transpose_b,
+                                                      .m = g->m,
+                                                      .n = g->n,
+                                                      .k = g->k,
+                                                      .a = a,
+                                                      .lda = g->lda,
+                                                      .b = b,
+                                                      .ldb = g->ldb,
+                                                      .c = g->c,
+                                                      .ldc = g->ldc});
+}
 
 static oq_code matmul_run(oq_call *call, values *v)
 {
@@ -66,6 +90,7 @@ static oq_code matmul_run(oq_call *call, values *v)
                             .ldc = oq_size(call, 'n'),
                             .c = v->product};
     if (v->by == BEST) return oq_gemm(&call->context, &g);
+    if (v->by == BFLOAT16) return matmul_halves(&call->context, &g);
     if (v->by == AVX2 && !oq_sgemm_avx2_runs())
         return oq_fail(&call->context, OQ_UNSUPPORTED, "by: this processor has no avx2");
     if (v->by == AVX2) return oq_sgemm_avx2(&g);

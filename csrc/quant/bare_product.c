@@ -5,8 +5,10 @@
 
 #include "math/bf16.h"
 #include "math/gemm.h"
+#include "math/gemm_amx.h"
 #include "math/gemm_panels.h"
 #include "math/igemm.h"
+#include "math/onednn.h"
 
 typedef struct {
     const oq_bare_product *product;
@@ -30,23 +32,36 @@ static oq_code byte_panel(const void *user, oq_panel panel)
                                             .ldc = p->n});
 }
 
+static oq_code halves_panel(const void *user, oq_panel panel)
+{
+    const oq_bf16_gemm_args g = oq_bf16_part(user, panel);
+    return oq_onednn_bf16_gemm(g.transpose_a, g.transpose_b, g.m, g.n, g.k, g.a, g.lda, g.b, g.ldb, (float *)g.c, g.ldc);
+}
+
+/* By oneDNN as far as AVX-512 goes, AMX by ours. */
+static oq_code run_halves(oq_context *context, const oq_bf16_gemm_args *g)
+{
+    if (oq_bf16_amx_runs() || !oq_onednn_has_bf16()) return oq_bf16_gemm(context, g);
+    return oq_over_panels(context, g->m, g->n, g->k, halves_panel, g);
+}
+
 static oq_code run(oq_context *context, const operands *o)
 {
     const oq_bare_product *p = o->product;
     const int64_t lda = p->transpose_a ? p->m : p->k, ldb = p->transpose_b ? p->k : p->n;
     if (p->kind == OQ_PRODUCTS_INTEGER) return oq_over_panels(context, p->m, p->n, p->k, byte_panel, o);
     if (p->kind == OQ_PRODUCTS_BFLOAT16)
-        return oq_bf16_gemm(context, &(oq_bf16_gemm_args){.transpose_a = p->transpose_a,
-                                                          .transpose_b = p->transpose_b,
-                                                          .m = p->m,
-                                                          .n = p->n,
-                                                          .k = p->k,
-                                                          .a = o->a,
-                                                          .b = o->b,
-                                                          .lda = lda,
-                                                          .ldb = ldb,
-                                                          .ldc = p->n,
-                                                          .c = o->c});
+        return run_halves(context, &(oq_bf16_gemm_args){.transpose_a = p->transpose_a,
+                                                        .transpose_b = p->transpose_b,
+                                                        .m = p->m,
+                                                        .n = p->n,
+                                                        .k = p->k,
+                                                        .a = o->a,
+                                                        .b = o->b,
+                                                        .lda = lda,
+                                                        .ldb = ldb,
+                                                        .ldc = p->n,
+                                                        .c = o->c});
     return oq_gemm(context, &(oq_gemm_args){.transpose_a = p->transpose_a,
                                             .transpose_b = p->transpose_b,
                                             .m = p->m,

@@ -23,8 +23,16 @@ def operands(rng: np.random.Generator, m: int, n: int, k: int, ta: bool, tb: boo
     return a, b
 
 
+def rounded(x: Floats) -> Floats:
+    """To bfloat16, ties to even: the upper half of a float's bits."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
 def check(a: Floats, b: Floats, ta: bool, tb: bool, by: str) -> None:
     """|error| <= 2 k eps |a| |b|: the bound of any order of summation."""
+    if by == "bfloat16":
+        a, b = rounded(a), rounded(b)
     left, right = (a.T if ta else a).astype(np.float64), (b.T if tb else b).astype(np.float64)
     bound = 2 * left.shape[1] * np.finfo(np.float32).eps * (np.abs(left) @ np.abs(right)) + 1e-30
     result = _core.matmul(a, b, transpose_a=ta, transpose_b=tb, by=by)
@@ -63,11 +71,12 @@ def test_shapes_cut_into_panels(shape: tuple[int, int, int], ta: bool, tb: bool,
         (100, 100, 128),  # the last panel has four rows
     ],
 )
-def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], ta: bool, tb: bool) -> None:
+@pytest.mark.parametrize("by", sorted({"best", "bfloat16"}.intersection(WAYS)))
+def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int], ta: bool, tb: bool, by: str) -> None:
     a, b = operands(np.random.default_rng(3), *shape, ta, tb)
-    one = _core.matmul(a, b, transpose_a=ta, transpose_b=tb, threads=1)
+    one = _core.matmul(a, b, transpose_a=ta, transpose_b=tb, threads=1, by=by)
     for threads in (2, 3, 8, 0):
-        many = _core.matmul(a, b, transpose_a=ta, transpose_b=tb, threads=threads)
+        many = _core.matmul(a, b, transpose_a=ta, transpose_b=tb, threads=threads, by=by)
         np.testing.assert_array_equal(one, many)
 
 

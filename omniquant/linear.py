@@ -12,6 +12,7 @@ import numpy.typing as npt
 from omniquant import _core
 from omniquant.config import CalibrationOptions, QuantConfig, core_options
 from omniquant.errors import ConfigError
+from omniquant.reprs import one_line_repr
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -25,7 +26,7 @@ _CORE_MAP = {"none": "none", "diagonal": "diagonal", "affine": "online"}
 _FOLDED = ("codes", "scale", "zero_point", "bias", "map", "map_inverse", "shift", "margins")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LinearResult:
     """A calibrated linear layer: ``y = Q_a((x - shift) A^-1) W^T + bias``, W from the codes.
 
@@ -78,6 +79,12 @@ class LinearResult:
     min_margin: float | None
     max_condition: float | None
     varah_bound: float | None
+
+    @one_line_repr
+    def __repr__(self) -> str:
+        rows, columns = self.weight.shape
+        losses = f"loss {self.loss_initial:.3g} -> {self.loss_final:.3g}"
+        return f"{rows} x {columns}, {self.config}, {losses}, kept {self.kept}"
 
     def __call__(self, x: npt.ArrayLike) -> F32:
         """Return the quantized layer's output [..., M] for inputs [..., K]."""

@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include "base/size.h"
 #include "block/act_quant.h"
 #include "block/experts.h"
 #include "block/linear.h"
@@ -20,7 +21,7 @@ static oq_code each_backward(oq_context *context, const pass *p, int which, cons
         const int64_t at = r->begin[e];
         const oq_forms part = oq_forms_behind(x, at, rows.in);
         OQ_TRY(oq_rows_backward(context, p->weights, p->gradients, rows, &part, dy + at * rows.out,
-                                r->begin[e + 1] - at, dx ? dx + at * rows.in : NULL, accumulate));
+                                r->begin[e + 1] - at, OQ_AT(dx, at * rows.in), accumulate));
     }
     return OQ_OK;
 }

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/size.h"
 #include "block/weight_gradient.h"
 #include "math/bf16.h"
 #include "math/gemm.h"
@@ -92,14 +93,12 @@ void oq_weights_take_byte_gradients(const oq_block_run *run, oq_block_weights *w
     }
 }
 
-#define AT(pointer, offset) ((pointer) ? (pointer) + (offset) : NULL)
-
 oq_code oq_rows_forward(oq_context *context, const oq_block_weights *weights, oq_linear_rows rows, const oq_forms *x,
                         int64_t T, oq_real *y)
 {
     const oq_linear_shape shape = {rows.out, rows.in};
     const oq_forms w = oq_forms_behind(&weights->forms[rows.which], rows.first, rows.in);
-    const oq_real *bias = AT(weights->bias[rows.which], rows.first);
+    const oq_real *bias = OQ_AT(weights->bias[rows.which], rows.first);
     if (T == 0) return OQ_OK;
     if (x->codes && w.sum) return oq_integer_product(context, x, &w, bias, y, T, rows.in, rows.out);
     if (x->half && w.half)
@@ -157,7 +156,7 @@ oq_code oq_rows_backward(oq_context *context, const oq_block_weights *weights, c
 {
     const int64_t at = rows.first * rows.in;
     const oq_forms w = oq_forms_behind(&weights->forms[rows.which], rows.first, rows.in);
-    oq_real *dw = AT(gradients->weight[rows.which], at), *db = AT(gradients->bias[rows.which], rows.first);
+    oq_real *dw = OQ_AT(gradients->weight[rows.which], at), *db = OQ_AT(gradients->bias[rows.which], rows.first);
     if (T == 0) {
         if (dw && gradients->fresh) memset(dw, 0, sizeof *dw * (size_t)(rows.out * rows.in));
         return OQ_OK;

@@ -65,7 +65,7 @@ static void add_up(const oq_context *context, const oq_transformed *t, int linea
     const oq_block_weights weights = oq_transformed_weights(t);
     j.H = t->spec->hidden;
     j.forms = oq_forms_behind(&weights.forms[linear], first, j.H);
-    j.w = weights.weight[linear] ? weights.weight[linear] + first * j.H : NULL;
+    j.w = OQ_AT(weights.weight[linear], first * j.H);
     oq_parallel_for(context->threads, oq_pieces(j.H, STRIP), one_strip, &j);
 }
 

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/size.h"
 #include "kernels/kernel.h"
 
 /* Rows of x whose integers are made at a time: bounds the scratch memory of a long prompt. */
@@ -37,11 +38,19 @@ OQ_VECTORIZED static void finish_rows(const float *sums, const float *scales, co
     }
 }
 
+/* Rows of y from a column on, which are written behind the panel's product: they come from far. */
+static void expect_rows(const float *y, int64_t rows, int64_t count, int64_t stride)
+{
+    enum { LINE = 16 }; /* floats of a line of the cache */
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < count; i += LINE) __builtin_prefetch(y + r * stride + i, 1);
+}
+
 static void finish(const product *p, int64_t row, int64_t rows, int64_t panel, const float *sums)
 {
     const oq_qlinear *q = p->linear;
     const int64_t first = panel * OQ_PANEL, count = oq_least(OQ_PANEL, q->spec.out - first);
-    const float *scales = p->x->planes == 1 ? p->x->scales + row : NULL, *bias = q->bias ? q->bias + first : NULL;
+    const float *scales = p->x->planes == 1 ? p->x->scales + row : NULL, *bias = OQ_AT(q->bias, first);
     finish_rows(sums, scales, bias, rows, count, p->y + row * q->spec.out + first, q->spec.out);
 }
 
@@ -54,7 +63,7 @@ static oq_tiles tiles_of(const product *p, int64_t panel, int64_t width)
                       .codes = q->codes + panel * OQ_PANEL_TILES * l->units * l->unit_bytes,
                       .scales = q->scales + panel * OQ_PANEL * l->groups,
                       .code_sums = q->sums + summed * OQ_PANEL * l->segments,
-                      .zeros = q->zeros ? q->zeros + panel * OQ_PANEL * l->groups : NULL,
+                      .zeros = OQ_AT(q->zeros, panel * OQ_PANEL * l->groups),
                       .zero_stride = q->zeros ? width : 0,
                       .width = width,
                       .planes = p->x->planes,
@@ -78,6 +87,7 @@ static oq_code multiply_panel(const product *p, int64_t panel, int64_t begin, in
         t.pairs = p->x->pairs + row * planes * q->layout.segments;
         t.x_scales = planes == 1 ? NULL : p->x->scales + row * q->layout.segments;
         t.sums = sums;
+        expect_rows(p->y + row * q->spec.out + panel * OQ_PANEL, rows, tiles * OQ_TILE, q->spec.out);
         OQ_TRY(p->kernel->multiply(&t, (int)rows * planes, (int)tiles));
         finish(p, row, rows, panel, sums);
     }

@@ -3,6 +3,7 @@
 #include <stdatomic.h>
 
 #include "base/parallel.h"
+#include "base/size.h"
 #include "math/bf16.h"
 #include "math/elementary.h"
 #include "math/gemm.h"
@@ -51,7 +52,7 @@ static tile make_tile(const job *j, int64_t head, int64_t begin, int worker)
                   .slope = (oq_real)oq_alibi_slope(&j->shape.rule, head, j->shape.heads),
                   .p = j->scratch + at,
                   .dp = j->scratch + at + TILE * T,
-                  .p_half = j->half_scratch ? j->half_scratch + at : NULL,
+                  .p_half = OQ_AT(j->half_scratch, at),
                   .dp_half = j->half_scratch ? j->half_scratch + at + TILE * T : NULL};
 }
 
@@ -61,7 +62,7 @@ static tile make_tile(const job *j, int64_t head, int64_t begin, int worker)
 static operand part_of(operand x, int64_t row, int64_t head, int64_t head_dim)
 {
     const int64_t at = row * x.ld + head * head_dim;
-    return (operand){x.real + at, x.half ? x.half + at : NULL, x.ld};
+    return (operand){x.real + at, OQ_AT(x.half, at), x.ld};
 }
 
 /* A tile's p or dp, rounded where products take halves. */

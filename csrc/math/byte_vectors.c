@@ -15,6 +15,7 @@ oq_code oq_byte_vectors_create(oq_context *context, int64_t vectors, int64_t len
                                oq_byte_vectors *to)
 {
     to->zero = zero;
+    to->by_rows = false;
     OQ_NEW(context, to->codes, vectors * length);
     OQ_NEW(context, to->scale, vectors);
     return OQ_OK;
@@ -133,11 +134,13 @@ OQ_INLINE void strip_of(const column_job *j, int64_t column, int64_t columns, co
         raise_peaks(&x, r * x.width + column, columns, j->factors ? j->factors[r] : 1, steps, real);
     for (int64_t i = 0; i < columns; i++) steps[i] = per_step(steps[i], &j->to->scale[column + i]);
     for (int64_t row = 0; row < x.rows; row += TALL) {
-        const int64_t rows = oq_least(TALL, x.rows - row);
-        for (int64_t r = row; r < row + rows; r++)
-            round_row(&x, r * x.width + column, columns, j->factors ? j->factors[r] : 1, j->to->zero, steps,
-                      tile + (r - row) * WIDE, real);
-        oq_transpose_few_bytes(tile, WIDE, rows, columns, 0, j->to->codes + column * x.rows + row, x.rows);
+        const int64_t rows = oq_least(TALL, x.rows - row), ld = j->to->by_rows ? x.width : WIDE;
+        uint8_t *codes = j->to->by_rows ? j->to->codes + row * x.width + column : tile;
+        for (int64_t r = 0; r < rows; r++)
+            round_row(&x, (row + r) * x.width + column, columns, j->factors ? j->factors[row + r] : 1, j->to->zero,
+                      steps, codes + r * ld, real);
+        if (!j->to->by_rows)
+            oq_transpose_few_bytes(tile, WIDE, rows, columns, 0, j->to->codes + column * x.rows + row, x.rows);
     }
 }
 

@@ -10,7 +10,8 @@
 /* x is about (codes - zero) scale: the largest of a vector becomes 127, the others the nearest multiple. A vector that
  * is not finite has the scale NaN. */
 typedef struct {
-    uint8_t *codes; /* [vectors, length]; int8_t where zero is 0 */
+    uint8_t *codes; /* [vectors, length], int8_t where zero is 0; of columns, */
+    bool by_rows;   /* [length, vectors] instead */
     oq_real *scale; /* [vectors] */
     uint8_t zero;   /* 0 or 128 */
 } oq_byte_vectors;

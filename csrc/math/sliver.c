@@ -102,7 +102,7 @@ VNNI void oq_sliver_of_half_rows(const oq_sliver_source *b, int8_t *to)
     for (int64_t row = 0; row < b->k; row += 2, to += WORDS) {
         const uint8_t *x = b->x + row * b->ld, *below = row + 1 < b->k ? x + b->ld : NULL;
         pack_two(x, below, b->columns, to);
-        pack_two(x + LINE, below ? below + LINE : NULL, b->columns - OQ_SLIVER / 2, to + 2 * LINE);
+        pack_two(x + LINE, OQ_AT(below, LINE), b->columns - OQ_SLIVER / 2, to + 2 * LINE);
     }
 }
 

@@ -50,7 +50,7 @@ OQ_VECTORIZED static void write_rows(const oq_byte_product_args *g, const oq_sum
                                  .zero = g->a_zero[row],
                                  .rest = g->a_rest ? g->a_rest[row] : 0,
                                  .scales = g->b_scale + of->column,
-                                 .bias = g->bias ? g->bias + of->column : NULL,
+                                 .bias = OQ_AT(g->bias, of->column),
                                  .b_sums = of->b_sums};
         write_row(of->sums + r * ld, g->y + row * g->b->n + of->column, of->columns, &terms, g->accumulate);
         expect_row(g, row + of->rows, of);

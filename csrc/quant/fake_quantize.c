@@ -46,9 +46,6 @@ OQ_INLINE int64_t group_length(const oq_groups *g, int64_t begin)
     return oq_least(g->group, g->width - begin);
 }
 
-OQ_INLINE const oq_real *offset_at(const oq_real *v, int64_t place) { return v ? v + place : NULL; }
-OQ_INLINE oq_real *offset_of(oq_real *v, int64_t place) { return v ? v + place : NULL; }
-
 /* What lies one row below is asked for while a row is worked on, which takes longer than to read it: a processor's own
  * prefetching pauses with each row. */
 OQ_INLINE void expect_below(const job *j, const oq_real *x, int64_t offset, int64_t n)
@@ -70,7 +67,7 @@ OQ_INLINE void quantize_group(const job *j, const oq_real *x, int64_t row, int64
     for (int64_t i = 0; i < n; i += STRIP) {
         const int64_t strip = oq_least(STRIP, n - i);
         expect_below(j, j->x, offset + i, strip);
-        oq_centred_codes(x + i, offset_at(j->clip.offset, offset + i), c, strip, grid);
+        oq_centred_codes(x + i, OQ_AT(j->clip.offset, offset + i), c, strip, grid);
         sum += oq_write_forms(&j->forms, offset + i, c, strip, grid);
     }
     if (j->forms.scale) j->forms.scale[row] = grid.scale;
@@ -99,7 +96,7 @@ static void taped_run(const oq_real *x, const oq_real *v, oq_real *out, int64_t 
 OQ_INLINE const oq_real *seen_group(const job *j, span at, int64_t row, int64_t begin, int64_t n, oq_range *range)
 {
     const int64_t width = j->groups->width;
-    const oq_real *x = j->x + row * width + begin, *columns = offset_at(j->clip.scaling.columns, begin);
+    const oq_real *x = j->x + row * width + begin, *columns = OQ_AT(j->clip.scaling.columns, begin);
     if (!j->scaled) {
         *range = oq_find_range(x, n);
         return x;
@@ -108,7 +105,7 @@ OQ_INLINE const oq_real *seen_group(const job *j, span at, int64_t row, int64_t 
     oq_real *scaled = j->scaled + at.worker * width + begin;
     for (int64_t i = 0; i < n; i += STRIP) {
         const int64_t strip = oq_least(STRIP, n - i);
-        oq_scale_values(offset_at(columns, i), oq_row_factor(&j->clip.scaling, row), x + i, scaled + i, strip);
+        oq_scale_values(OQ_AT(columns, i), oq_row_factor(&j->clip.scaling, row), x + i, scaled + i, strip);
         *range = oq_range_of_both(*range, oq_find_range(scaled + i, strip));
     }
     return scaled;
@@ -126,7 +123,7 @@ OQ_VECTORIZED static void forward_rows(const job *j, span at)
             const oq_grid grid = oq_grid_from_range(g->quantizer, clipped(j, j->ranges[index], index));
 #ifdef OQ_DOUBLE
             if (j->tape) {
-                taped_run(x, offset_at(j->clip.offset, offset), j->forms.real + offset, n, grid,
+                taped_run(x, OQ_AT(j->clip.offset, offset), j->forms.real + offset, n, grid,
                           j->tape + 2 * offset);
                 continue;
             }
@@ -141,7 +138,7 @@ OQ_INLINE void backward_run(const job *j, const oq_real *x, int64_t offset, oq_r
                             oq_real *sums)
 {
     const oq_real *dout = j->dout + offset;
-    oq_real *dv = offset_of(j->dclip.offset, offset);
+    oq_real *dv = OQ_AT(j->dclip.offset, offset);
     if (j->clip.offset)
         oq_fake_quantize_values_backward(x, j->clip.offset + offset, dout, dx, dv, n, grid, sums);
     else if (dx)
@@ -164,7 +161,7 @@ OQ_INLINE oq_range extremes_backward(const job *j, int64_t index, oq_range clip_
 OQ_INLINE void backward_group(const job *j, int64_t index, int64_t offset, int64_t n)
 {
     const oq_real *x = j->x + offset;
-    oq_real *dx = offset_of(j->out, offset), sums[OQ_LANES] = {0};
+    oq_real *dx = OQ_AT(j->out, offset), sums[OQ_LANES] = {0};
     const oq_range range = j->saved_ranges[index], clip_range = clipped(j, range, index);
     expect_below(j, j->dout, offset, n);
     backward_run(j, x, offset, dx, n, oq_grid_from_range(j->groups->quantizer, clip_range), sums);
@@ -199,7 +196,7 @@ typedef struct {
 OQ_INLINE void see_strip(const scaled_group *g, int64_t i, int64_t n, oq_real *s)
 {
     const int64_t at = g->begin + i;
-    oq_scale_values(offset_at(g->row->columns, at), g->row->factor, g->row->x + at, s, n);
+    oq_scale_values(OQ_AT(g->row->columns, at), g->row->factor, g->row->x + at, s, n);
 }
 
 /* What comes of the group's step, by lane; its extremes.  Strips without one go back through the maps at once. */
@@ -251,8 +248,8 @@ OQ_VECTORIZED static void backward_scaled_rows(const job *j, span at)
         oq_scaled_row scaled = {.x = j->x + row * width,
                                 .columns = j->clip.scaling.columns,
                                 .factor = oq_row_factor(&j->clip.scaling, row),
-                                .dx = offset_of(j->out, row * width),
-                                .dcolumns = offset_of(j->dcolumns, at.chunk * width)};
+                                .dx = OQ_AT(j->out, row * width),
+                                .dcolumns = OQ_AT(j->dcolumns, at.chunk * width)};
         scaled_group g = {.row = &scaled,
                           .d = j->scaled + at.worker * width,
                           .held = j->held + at.worker * oq_pieces(width, STRIP)};

@@ -3,6 +3,7 @@
 #define OQ_QUANT_FORMS_H
 
 #include "base/real.h"
+#include "base/size.h"
 
 typedef struct {
     oq_real *real;   /* [rows, width] x^ = (q - z) h */
@@ -20,14 +21,14 @@ typedef struct {
 /* The forms of x [rows, width] from some row on. */
 static inline oq_forms oq_forms_behind(const oq_forms *x, int64_t row, int64_t width)
 {
-    return (oq_forms){.real = x->real ? x->real + row * width : NULL,
-                      .half = x->half ? x->half + row * width : NULL,
-                      .codes = x->codes ? x->codes + row * width : NULL,
-                      .centred = x->centred ? x->centred + row * width : NULL,
+    return (oq_forms){.real = OQ_AT(x->real, row * width),
+                      .half = OQ_AT(x->half, row * width),
+                      .codes = OQ_AT(x->codes, row * width),
+                      .centred = OQ_AT(x->centred, row * width),
                       .most = x->most,
-                      .scale = x->scale ? x->scale + row : NULL,
-                      .zero = x->zero ? x->zero + row : NULL,
-                      .sum = x->sum ? x->sum + row : NULL,
+                      .scale = OQ_AT(x->scale, row),
+                      .zero = OQ_AT(x->zero, row),
+                      .sum = OQ_AT(x->sum, row),
                       .byte_gradients = x->byte_gradients};
 }
 

@@ -1,6 +1,7 @@
 #include "quant/gradient_products.h"
 
 #include "base/parallel.h"
+#include "base/size.h"
 #include "math/gemm_amx.h"
 #include "math/igemm.h"
 #include "quant/byte_product.h"
@@ -49,8 +50,10 @@ static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_
 {
     oq_byte_vectors vectors;
     OQ_TRY(oq_byte_vectors_create(context, width, rows, 0, &vectors));
+    vectors.by_rows = oq_igemm_packs(); /* and need not be transposed */
     oq_bytes_of_columns(context, &(oq_byte_source){x->real, x->half, rows, width}, NULL, &vectors);
     c->scale = vectors.scale;
+    if (vectors.by_rows) return oq_right_of_rows(context, vectors.codes, rows, width, 0, MIDDLE, often, &c->right);
     return oq_right_of_columns(context, vectors.codes, rows, width, MIDDLE, often, &c->right);
 }
 
@@ -140,7 +143,7 @@ oq_code oq_byte_gradient_rows(oq_context *context, const oq_byte_gradient *of, i
     oq_byte_vectors gradient = of->gradient;
     gradient.codes += first * of->rows;
     gradient.scale += first;
-    OQ_TRY(multiply(context, &gradient, of->rest ? of->rest + first : NULL, &of->x, dw, count, accumulate));
+    OQ_TRY(multiply(context, &gradient, OQ_AT(of->rest, first), &of->x, dw, count, accumulate));
     oq_arena_rewind(context->arena, mark);
     return OQ_OK;
 }

@@ -3,6 +3,7 @@
 #ifndef OQ_QUANT_GROUP_H
 #define OQ_QUANT_GROUP_H
 
+#include "base/size.h"
 #include "math/bf16.h"
 #include "quant/forms.h"
 #include "quant/lanes.h"
@@ -101,9 +102,9 @@ OQ_INLINE void oq_fake_quantize_values_backward(const oq_real *x, const oq_real 
     int64_t i = 0;
     for (int j = 0; j < OQ_LANES; j++) lanes[j] = sums[j];
     for (; i + OQ_LANES <= n; i += OQ_LANES)
-        oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, OQ_LANES,
+        oq_backward_lanes(x + i, OQ_AT(v, i), dout + i, OQ_AT(dx, i), OQ_AT(dv, i), grid, OQ_LANES,
                           lanes);
-    oq_backward_lanes(x + i, v ? v + i : NULL, dout + i, dx ? dx + i : NULL, dv ? dv + i : NULL, grid, n - i, lanes);
+    oq_backward_lanes(x + i, OQ_AT(v, i), dout + i, OQ_AT(dx, i), OQ_AT(dv, i), grid, n - i, lanes);
     for (int j = 0; j < OQ_LANES; j++) sums[j] = lanes[j];
 }
 

@@ -2,6 +2,7 @@
 #ifndef OQ_QUANT_SCALING_H
 #define OQ_QUANT_SCALING_H
 
+#include "base/size.h"
 #include "quant/lanes.h"
 
 typedef struct {
@@ -45,8 +46,8 @@ OQ_INLINE void oq_scaling_run(oq_scaled_row *row, const oq_real *restrict column
     oq_real along[OQ_LANES] = {0};
     int64_t i = 0;
     for (; i + OQ_LANES <= n; i += OQ_LANES)
-        oq_scaling_lanes(x + i, columns ? columns + i : NULL, d + i, OQ_LANES, along);
-    oq_scaling_lanes(x + i, columns ? columns + i : NULL, d + i, n - i, along);
+        oq_scaling_lanes(x + i, OQ_AT(columns, i), d + i, OQ_LANES, along);
+    oq_scaling_lanes(x + i, OQ_AT(columns, i), d + i, n - i, along);
     for (int j = 0; j < OQ_LANES; j++) row->along[j] += along[j];
     for (i = 0; dcolumns && i < n; i++) dcolumns[i] += d[i] * x[i] * factor;
     if (!row->dx) return;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/size.h"
 #include "math/elementary.h"
 #include "runtime/lanes_kernels.h"
 
@@ -78,8 +79,8 @@ static void find_scores(const job *j, const tile *t)
         memcpy(t->q + r * s->head_dim, j->q + place(j, t, r), (size_t)s->head_dim * sizeof *t->q);
     for (int64_t key = 0; key < t->keys; key += OQ_KEY_BLOCK) {
         const int64_t at = t->head * s->capacity + key;
-        const float *scales = j->cache->key.scales ? j->cache->key.scales + at : NULL;
-        const uint8_t *zeros = j->cache->key.zeros ? j->cache->key.zeros + at : NULL;
+        const float *scales = OQ_AT(j->cache->key.scales, at);
+        const uint8_t *zeros = OQ_AT(j->cache->key.zeros, at);
         j->kernels->keys(&s->key, j->cache->key.data + at / OQ_KEY_BLOCK * s->key.block_bytes, scales, zeros,
                          t->panel);
         if (j->cache->key.sinks) put_key_sinks(j, t, key);
@@ -123,8 +124,8 @@ static void add_values(const job *j, const tile *t)
     for (int64_t key = 0; key < t->keys; key += CHUNK) {
         const int64_t at = t->head * s->capacity + key, left = t->keys - key;
         const int64_t tokens = left < CHUNK ? left : CHUNK;
-        const float *scales = j->cache->value.scales ? j->cache->value.scales + at : NULL;
-        const uint8_t *zeros = j->cache->value.zeros ? j->cache->value.zeros + at : NULL;
+        const float *scales = OQ_AT(j->cache->value.scales, at);
+        const uint8_t *zeros = OQ_AT(j->cache->value.zeros, at);
         j->kernels->values(&s->value, j->cache->value.data + at * s->value.block_bytes, scales, zeros, tokens,
                            t->panel);
         if (j->cache->value.sinks) put_value_sinks(j, t, key, tokens);

@@ -150,7 +150,7 @@ static void store(const oq_cache_shape *s, const oq_cache_half *h, bool keys, in
             const int64_t lane = at % OQ_KEY_BLOCK * (unit ? unit : 1);
             uint8_t *to =
                 h->data + (keys ? at / OQ_KEY_BLOCK * format->block_bytes + lane : at * format->block_bytes);
-            put(format, to, keys ? OQ_KEY_BLOCK : 1, x + row * d, c->codes ? c->codes + row * d : NULL, d);
+            put(format, to, keys ? OQ_KEY_BLOCK : 1, x + row * d, OQ_AT(c->codes, row * d), d);
             if (!c->codes) continue;
             h->scales[at] = c->scales[row];
             h->zeros[at] = c->zeros[row];

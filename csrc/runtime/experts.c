@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "base/size.h"
 #include "block/routing.h"
 #include "quant/lwc.h"
 
@@ -15,7 +16,7 @@ typedef struct {
 
 static mlp expert_of(const oq_runtime_block *block, int64_t e)
 {
-    return (mlp){.gate = block->of_expert[OQ_GATE] ? block->of_expert[OQ_GATE] + e : NULL,
+    return (mlp){.gate = OQ_AT(block->of_expert[OQ_GATE], e),
                  .up = block->of_expert[OQ_UP] + e,
                  .down = block->of_expert[OQ_DOWN] + e,
                  .ffn = block->spec.ffn};

@@ -97,7 +97,7 @@ typedef struct {
 static oq_code take(builder *b, size_t count, size_t size, void **at)
 {
     size_t bytes;
-    *at = b->memory ? b->memory + b->used : NULL;
+    *at = OQ_AT(b->memory, b->used);
     if (oq_size_mul(count, size, &bytes) && oq_size_align(bytes, 64, &bytes) &&
         oq_size_add(b->used, bytes, &b->used))
         return OQ_OK;
@@ -144,7 +144,7 @@ static oq_code pack_linear(builder *b, oq_linear_rows rows, oq_runtime_linear *l
         .dense = true,
         .scales = s->scales[rows.which] + grid,
         .zero_points = spec.symmetric ? NULL : s->zero_points[rows.which] + grid,
-        .bias = bias ? bias + rows.first : NULL};
+        .bias = OQ_AT(bias, rows.first)};
     size_t bytes;
     void *at;
     OQ_TRY(oq_qlinear_bytes(b->context, &spec, &bytes));
@@ -163,7 +163,7 @@ static oq_code place_rows(builder *b, oq_linear_rows rows, oq_runtime_linear *li
     if (quantized && !oq_is_router(rows.which)) return pack_linear(b, rows, linear);
     OQ_TRY(keep(b, w->weight[rows.which] + rows.first * rows.in, rows.out * rows.in, &values));
     linear->floats = (oq_dense){.kind = OQ_DENSE_FLOAT, .out = rows.out, .in = rows.in, .values = values};
-    return keep(b, bias ? bias + rows.first : NULL, rows.out, &linear->floats.bias);
+    return keep(b, OQ_AT(bias, rows.first), rows.out, &linear->floats.bias);
 }
 
 /* A linear, or one of each expert in an array of their own. */

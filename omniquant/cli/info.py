@@ -190,14 +190,17 @@ def _bits_lines(linears: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
+def _trained(steps: int) -> str:
+    return f"{steps} steps" if steps else "nothing trained"
+
+
 def _result_lines(data: dict[str, Any]) -> list[str]:
     done = "" if data["complete"] else f" UNFINISHED: {len(data['blocks'])} of {data['num_layers']} blocks"
     took = f" in {data['seconds']:.1f} s" if data["complete"] else ""  # of an unfinished run nobody noted it
     lines = [
         f"result    {data['model']} ({data['source']}), fake-quantized{done}",
         f"scheme    {data['scheme']}: {data['bits_per_weight']:.3f} bits a weight, scales counted",
-        f"method    {data['method']}{data['choices']}, "
-        f"{data['steps']} steps{took} on "
+        f"method    {data['method']}{data['choices']}, {_trained(data['steps'])}{took} on "
         f"{data['calibration']['samples']} windows of {data['calibration']['seqlen']} tokens",
     ]
     if data["tuning"] is not None:

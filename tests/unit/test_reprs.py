@@ -10,6 +10,7 @@ import omniquant
 from omniquant.blockfile import BlockState
 from omniquant.checkpoint.safetensors_reader import SafetensorsFolder
 from omniquant.kernels import Linear
+from omniquant.linear import calibrate_linear
 from omniquant.models.model import Model
 from omniquant.models.view import ModelView
 from omniquant.quantized import CalibrationResult, QuantizedModel
@@ -49,6 +50,14 @@ def test_blocks_tell_what_they_hold_and_no_numbers(result):
         f"BlockState(codes of q, k, v, o, gate, up, down; {tensors} tensors, 0 learnables)"
     )
     assert repr(BlockState({}, {})) == "BlockState(no codes; 0 tensors, 0 learnables)"
+
+
+def test_calibrated_linears_tell_shape_and_loss_and_no_arrays():
+    random = np.random.default_rng(0)
+    weight, x = random.standard_normal((2, 8, 8)).astype(np.float32)
+    found = calibrate_linear(weight, x, "W4A16", epochs=1)
+    losses = f"loss {found.loss_initial:.3g} -> {found.loss_final:.3g}"
+    assert repr(found) == f"LinearResult(8 x 8, W4A16, {losses}, kept {found.kept})"
 
 
 def test_packed_linears_tell_shape_bits_and_kernel():

@@ -51,7 +51,7 @@ static void run_rows(const oq_igemm_avx512_args *g, int64_t row, int64_t end, in
     const int64_t k = g->b->k;
     int32_t sums[OQ_TILE_ROWS * OQ_SLIVER];
     for (int64_t rows; row < end; row += rows) {
-        const oq_left left = {g->a + row * k, .to_row = k, .to_word = OQ_WORD, .words = k / OQ_WORD, .rest = k % OQ_WORD};
+        const oq_left left = {g->a + row * k, k, OQ_WORD, .words = k / OQ_WORD, .rest = k % OQ_WORD};
         rows = oq_least(OQ_TILE_ROWS, end - row);
         tiles[rows - 1](&left, packed, sums);
         g->take(g->user, &(oq_sums){row, rows, column, oq_least(OQ_SLIVER, g->b->n - column), sums, b_sums});

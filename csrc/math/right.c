@@ -47,25 +47,23 @@ static oq_code pack(oq_context *context, oq_right *b)
     return OQ_OK;
 }
 
-oq_code oq_right_of_columns(oq_context *context, const uint8_t *x, int64_t k, int64_t n, int most, bool often,
-                            oq_right *b)
+static oq_code turn(oq_context *context, oq_right *b)
 {
-    int32_t *sums;
-    *b = (oq_right){.layout = OQ_BY_COLUMNS, .n = n, .k = k, .bytes = (const int8_t *)x, .most = most};
-    if (oq_igemm_packs()) return often ? pack(context, b) : OQ_OK;
-    OQ_NEW(context, sums, n);
-    oq_sum_bytes(context, b->bytes, n, k, sums);
-    b->sum = sums;
+    uint8_t *turned;
+    OQ_NEW(context, turned, b->n * b->k);
+    oq_transpose_bytes(context, (const uint8_t *)b->bytes, b->k, b->n, b->flip, turned);
+    b->layout = OQ_BY_COLUMNS;
+    b->bytes = (const int8_t *)turned;
     return OQ_OK;
 }
 
-oq_code oq_right_of_rows(oq_context *context, const uint8_t *x, int64_t k, int64_t n, uint8_t flip, int most,
-                         bool often, oq_right *b)
+oq_code oq_right_prepare(oq_context *context, oq_right *b, bool often)
 {
-    uint8_t *turned;
-    *b = (oq_right){.layout = OQ_BY_ROWS, .n = n, .k = k, .bytes = (const int8_t *)x, .flip = flip, .most = most};
+    int32_t *sums;
     if (oq_igemm_packs()) return often ? pack(context, b) : OQ_OK;
-    OQ_NEW(context, turned, n * k);
-    oq_transpose_bytes(context, x, k, n, flip, turned);
-    return oq_right_of_columns(context, turned, k, n, most, often, b);
+    if (b->layout == OQ_BY_ROWS) OQ_TRY(turn(context, b));
+    OQ_NEW(context, sums, b->n);
+    oq_sum_bytes(context, b->bytes, b->n, b->k, sums);
+    b->sum = sums;
+    return OQ_OK;
 }

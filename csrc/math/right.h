@@ -22,13 +22,9 @@ typedef struct {
     const int32_t *sum; /* [n] sums of columns; NULL by rows, whose reader finds them */
 } oq_right;
 
-/* B of x [k, n], bytes by rows with bits to be flipped, in a layout that products take here; in the arena where that
- * is another one. Often: several products take it. */
-oq_code oq_right_of_rows(oq_context *context, const uint8_t *x, int64_t k, int64_t n, uint8_t flip, int most,
-                         bool often, oq_right *b);
-/* The same of x [n, k] by columns. */
-oq_code oq_right_of_columns(oq_context *context, const uint8_t *x, int64_t k, int64_t n, int most, bool often,
-                            oq_right *b);
+/* B by rows or by columns becomes what products take here, in the arena where that is another layout.  Often: several
+ * products take it. */
+oq_code oq_right_prepare(oq_context *context, oq_right *b, bool often);
 
 /* The sliver of B, by columns or by rows, from a column on, and its sums [64]. */
 void oq_right_sliver(const oq_right *b, int64_t column, int8_t *to, int32_t *sums);

@@ -1,5 +1,5 @@
-/* 64 columns of B as AVX-512 multiplies them: words of 32 bits, four bytes of k or two bfloat16, those of 64 columns side
- * by side, zeros where B has ended. */
+/* 64 columns of B as AVX-512 multiplies them: words of 32 bits, four bytes of k or two bfloat16, those of 64 columns
+ * side by side, zeros where B has ended. */
 #ifndef OQ_MATH_SLIVER_H
 #define OQ_MATH_SLIVER_H
 

@@ -166,7 +166,12 @@ static const oq_argument byte_product_arguments[] = {
 static oq_code byte_product_run(oq_call *call, values *v)
 {
     const int64_t m = oq_size(call, 'm'), n = oq_size(call, 'n'), k = oq_size(call, 'k');
-    oq_right b;
+    oq_right b = {.layout = v->by_rows ? OQ_BY_ROWS : OQ_BY_COLUMNS,
+                  .n = n,
+                  .k = k,
+                  .bytes = (const int8_t *)v->right,
+                  .flip = (uint8_t)v->flip,
+                  .most = 128};
     oq_real *ones;
     int32_t *zeros;
     if (!oq_has_igemm()) return oq_fail(&call->context, OQ_UNSUPPORTED, "this processor multiplies floats faster");
@@ -174,10 +179,7 @@ static oq_code byte_product_run(oq_call *call, values *v)
     OQ_NEW(&call->context, zeros, m);
     for (int64_t i = 0; i < m + n; i++) ones[i] = 1;
     for (int64_t i = 0; i < m; i++) zeros[i] = (int32_t)v->zero;
-    if (v->by_rows)
-        OQ_TRY(oq_right_of_rows(&call->context, v->right, k, n, (uint8_t)v->flip, 128, v->often, &b));
-    else
-        OQ_TRY(oq_right_of_columns(&call->context, v->right, k, n, 128, v->often, &b));
+    OQ_TRY(oq_right_prepare(&call->context, &b, v->often));
     return oq_byte_product(&call->context, &(oq_byte_product_args){.m = m,
                                                                    .a = v->left,
                                                                    .a_most = UINT8_MAX,

@@ -35,7 +35,8 @@ static oq_code byte_panel(const void *user, oq_panel panel)
 static oq_code halves_panel(const void *user, oq_panel panel)
 {
     const oq_bf16_gemm_args g = oq_bf16_part(user, panel);
-    return oq_onednn_bf16_gemm(g.transpose_a, g.transpose_b, g.m, g.n, g.k, g.a, g.lda, g.b, g.ldb, (float *)g.c, g.ldc);
+    float *c = (void *)g.c;
+    return oq_onednn_bf16_gemm(g.transpose_a, g.transpose_b, g.m, g.n, g.k, g.a, g.lda, g.b, g.ldb, c, g.ldc);
 }
 
 /* By oneDNN as far as AVX-512 goes, AMX by ours. */

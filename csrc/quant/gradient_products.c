@@ -36,16 +36,25 @@ static oq_code ones(oq_context *context, int64_t count, const oq_real **to)
     return OQ_OK;
 }
 
-/* Of codes [rows, width], of which those bits are turned that are set in `flip`. */
-static oq_code columns_of_codes(oq_context *context, const uint8_t *codes, uint8_t flip, int64_t rows, int64_t width,
-                                int most, bool often, oq_byte_columns *c)
+/* What codes become signed bytes by taking away, which for 128 is to turn the highest bit; q - z are such already. */
+static uint8_t shift_of(const oq_forms *x) { return !x->centred && x->most > INT8_MAX ? MIDDLE : 0; }
+
+/* Of the codes of x [rows, width], or of q - z. */
+static oq_code columns_of_codes(oq_context *context, const oq_forms *x, int64_t rows, int64_t width,
+                                oq_byte_columns *c)
 {
-    OQ_TRY(ones(context, width, &c->scale));
-    return oq_right_of_rows(context, codes, rows, width, flip, most, often, &c->right);
+    const uint8_t shift = shift_of(x);
+    c->right = (oq_right){.layout = OQ_BY_ROWS,
+                          .n = width,
+                          .k = rows,
+                          .bytes = x->centred ? x->centred : (const int8_t *)x->codes,
+                          .flip = shift,
+                          .most = shift ? MIDDLE : x->most};
+    return ones(context, width, &c->scale);
 }
 
-/* Of the numbers of x [rows, width], rounded; for several products, or one. */
-static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_t rows, int64_t width, bool often,
+/* Of the numbers of x [rows, width], rounded. */
+static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_t rows, int64_t width,
                                   oq_byte_columns *c)
 {
     oq_byte_vectors vectors;
@@ -53,8 +62,23 @@ static oq_code columns_of_numbers(oq_context *context, const oq_forms *x, int64_
     vectors.by_rows = oq_igemm_packs(); /* and need not be transposed */
     oq_bytes_of_columns(context, &(oq_byte_source){x->real, x->half, rows, width}, NULL, &vectors);
     c->scale = vectors.scale;
-    if (vectors.by_rows) return oq_right_of_rows(context, vectors.codes, rows, width, 0, MIDDLE, often, &c->right);
-    return oq_right_of_columns(context, vectors.codes, rows, width, MIDDLE, often, &c->right);
+    c->right = (oq_right){.layout = vectors.by_rows ? OQ_BY_ROWS : OQ_BY_COLUMNS,
+                          .n = width,
+                          .k = rows,
+                          .bytes = (const int8_t *)vectors.codes,
+                          .most = MIDDLE};
+    return OQ_OK;
+}
+
+/* Of x in whichever form it has; for several products, or one. */
+static oq_code columns_of(oq_context *context, const oq_forms *x, int64_t rows, int64_t width, bool often,
+                          oq_byte_columns *c)
+{
+    if (x->centred || x->codes)
+        OQ_TRY(columns_of_codes(context, x, rows, width, c));
+    else
+        OQ_TRY(columns_of_numbers(context, x, rows, width, c));
+    return oq_right_prepare(context, &c->right, often);
 }
 
 /* y [m, n] (+)= h (gradient [m, k] columns [k, n] - rest [m]). */
@@ -81,10 +105,7 @@ oq_code oq_byte_gradient_of_input(oq_context *context, const oq_real *dy, const 
     const oq_mark mark = oq_arena_mark(context->arena);
     oq_byte_columns by;
     oq_byte_vectors gradient;
-    if (w->centred)
-        OQ_TRY(columns_of_codes(context, (const uint8_t *)w->centred, 0, out, in, w->most, false, &by));
-    else
-        OQ_TRY(columns_of_numbers(context, w, out, in, false, &by));
+    OQ_TRY(columns_of(context, w, out, in, false, &by));
     OQ_TRY(oq_byte_vectors_create(context, rows, out, MIDDLE, &gradient));
     oq_bytes_of_rows(context, dy, w->centred ? w->scale : NULL, rows, out, &gradient);
     OQ_TRY(multiply(context, &gradient, NULL, &by, dx, rows, accumulate));
@@ -127,13 +148,11 @@ static oq_code rest_of(oq_context *context, const oq_byte_vectors *gradient, con
 oq_code oq_byte_gradient_of_weight(oq_context *context, const oq_real *dy, const oq_forms *x, int64_t rows, int64_t in,
                                    int64_t out, oq_byte_gradient *of)
 {
-    const bool wide = x->most > INT8_MAX; /* codes that are no signed bytes */
     *of = (oq_byte_gradient){.rows = rows};
     OQ_TRY(oq_byte_vectors_create(context, out, rows, MIDDLE, &of->gradient));
     oq_bytes_of_columns(context, &(oq_byte_source){dy, NULL, rows, out}, x->codes ? x->scale : NULL, &of->gradient);
-    if (!x->codes) return columns_of_numbers(context, x, rows, in, true, &of->x);
-    OQ_TRY(columns_of_codes(context, x->codes, wide ? MIDDLE : 0, rows, in, wide ? MIDDLE : x->most, true, &of->x));
-    return rest_of(context, &of->gradient, x, wide ? MIDDLE : 0, rows, out, &of->rest);
+    OQ_TRY(columns_of(context, x, rows, in, true, &of->x));
+    return x->codes ? rest_of(context, &of->gradient, x, shift_of(x), rows, out, &of->rest) : OQ_OK;
 }
 
 oq_code oq_byte_gradient_rows(oq_context *context, const oq_byte_gradient *of, int64_t first, int64_t count,

@@ -38,14 +38,6 @@ OQ_VECTORIZED static void finish_rows(const float *sums, const float *scales, co
     }
 }
 
-/* Rows of y from a column on, which are written behind the panel's product: they come from far. */
-static void expect_rows(const float *y, int64_t rows, int64_t count, int64_t stride)
-{
-    enum { LINE = 16 }; /* floats of a line of the cache */
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < count; i += LINE) __builtin_prefetch(y + r * stride + i, 1);
-}
-
 static void finish(const product *p, int64_t row, int64_t rows, int64_t panel, const float *sums)
 {
     const oq_qlinear *q = p->linear;
@@ -87,7 +79,6 @@ static oq_code multiply_panel(const product *p, int64_t panel, int64_t begin, in
         t.pairs = p->x->pairs + row * planes * q->layout.segments;
         t.x_scales = planes == 1 ? NULL : p->x->scales + row * q->layout.segments;
         t.sums = sums;
-        expect_rows(p->y + row * q->spec.out + panel * OQ_PANEL, rows, tiles * OQ_TILE, q->spec.out);
         OQ_TRY(p->kernel->multiply(&t, (int)rows * planes, (int)tiles));
         finish(p, row, rows, panel, sums);
     }

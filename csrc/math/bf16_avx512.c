@@ -43,14 +43,10 @@ typedef void tile(const oq_left *a, const int8_t *b, const place *to);
         oq_multiply_tile(sums, rows, a, b, OQ_WORDS_OF_HALVES);                      \
         store(to, rows, sums);                                                       \
     }
-DEFINE(1)
-DEFINE(2)
-DEFINE(3)
-DEFINE(4)
-DEFINE(5)
-DEFINE(6)
+OQ_FOR_TILE_ROWS(DEFINE)
 
-static tile *const tiles[OQ_TILE_ROWS] = {tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
+#define NAME(rows) tile_##rows,
+static tile *const tiles[OQ_TILE_ROWS] = {OQ_FOR_TILE_ROWS(NAME)};
 
 /* ---- operands ------------------------------------------------------------------- */
 

@@ -18,25 +18,26 @@ enum {
     TALL = 96   /* rows of an item, or more: a sliver is packed for each */
 };
 
+INLINE void store(int32_t *to, const int rows, oq_tile_sums sums)
+{
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int n = 0; n < OQ_TILE_VECTORS; n++)
+            _mm512_storeu_si512(to + r * OQ_SLIVER + 16 * n, sums[r][n]);
+}
+
 typedef void tile(const oq_left *a, const int8_t *b, int32_t *to);
 
-#define DEFINE(rows)                                                                                      \
-    VNNI static void tile_##rows(const oq_left *a, const int8_t *b, int32_t *to)                          \
-    {                                                                                                     \
-        oq_tile_sums sums;                                                                                \
-        oq_multiply_tile(sums, rows, a, b, OQ_WORDS_OF_BYTES);                                            \
-        UNROLL for (int r = 0; r < rows; r++)                                                             \
-            UNROLL for (int n = 0; n < OQ_TILE_VECTORS; n++)                                              \
-                _mm512_storeu_si512(to + r * OQ_SLIVER + 16 * n, sums[r][n]);                             \
+#define DEFINE(rows)                                                             \
+    VNNI static void tile_##rows(const oq_left *a, const int8_t *b, int32_t *to) \
+    {                                                                            \
+        oq_tile_sums sums;                                                       \
+        oq_multiply_tile(sums, rows, a, b, OQ_WORDS_OF_BYTES);                   \
+        store(to, rows, sums);                                                   \
     }
-DEFINE(1)
-DEFINE(2)
-DEFINE(3)
-DEFINE(4)
-DEFINE(5)
-DEFINE(6)
+OQ_FOR_TILE_ROWS(DEFINE)
 
-static tile *const tiles[OQ_TILE_ROWS] = {tile_1, tile_2, tile_3, tile_4, tile_5, tile_6};
+#define NAME(rows) tile_##rows,
+static tile *const tiles[OQ_TILE_ROWS] = {OQ_FOR_TILE_ROWS(NAME)};
 
 typedef struct {
     const oq_igemm_avx512_args *product;
@@ -75,7 +76,7 @@ static void run_item(void *user, int64_t item, int worker)
         return;
     }
     int32_t *b_sums = (void *)(packed + bytes);
-    oq_right_sliver(g->b, column, packed, b_sums);
+    oq_sliver_of(g->b, column, packed, b_sums);
     run_rows(g, row, end, column, packed, b_sums);
 }
 

@@ -2,10 +2,7 @@
 #ifndef OQ_MATH_RIGHT_H
 #define OQ_MATH_RIGHT_H
 
-#include <stdbool.h>
 #include <stdint.h>
-
-#include "base/context.h"
 
 typedef enum {
     OQ_BY_COLUMNS, /* [n, k]: one column behind another */
@@ -21,12 +18,5 @@ typedef struct {
     int most;           /* which no byte exceeds in size */
     const int32_t *sum; /* [n] sums of columns; NULL by rows, whose reader finds them */
 } oq_right;
-
-/* B by rows or by columns becomes what products take here, in the arena where that is another layout.  Often: several
- * products take it. */
-oq_code oq_right_prepare(oq_context *context, oq_right *b, bool often);
-
-/* The sliver of B, by columns or by rows, from a column on, and its sums [64]. */
-void oq_right_sliver(const oq_right *b, int64_t column, int8_t *to, int32_t *sums);
 
 #endif

@@ -124,3 +124,17 @@ void oq_sliver_of_half_rows(const oq_sliver_source *b, int8_t *to) { (void)b, (v
 void oq_sliver_sums(const int8_t *packed, int64_t deep, int32_t *sums) { (void)packed, (void)deep, (void)sums; }
 
 #endif
+
+void oq_sliver_of(const oq_right *b, int64_t column, int8_t *to, int32_t *sums)
+{
+    const bool by_rows = b->layout == OQ_BY_ROWS;
+    const oq_sliver_source from = {.x = (const uint8_t *)b->bytes + (by_rows ? column : column * b->k),
+                                   .ld = by_rows ? b->n : b->k,
+                                   .columns = oq_least(OQ_SLIVER, b->n - column),
+                                   .k = b->k};
+    if (by_rows)
+        oq_sliver_of_byte_rows(&from, b->flip, to);
+    else
+        oq_sliver_of_columns(&from, 1, to);
+    oq_sliver_sums(to, b->k, sums);
+}

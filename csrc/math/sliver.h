@@ -3,7 +3,7 @@
 #ifndef OQ_MATH_SLIVER_H
 #define OQ_MATH_SLIVER_H
 
-#include <stdint.h>
+#include "math/right.h"
 
 enum { OQ_SLIVER = 64 };
 
@@ -24,6 +24,8 @@ void oq_sliver_of_columns(const oq_sliver_source *b, int size, int8_t *to);
 void oq_sliver_of_byte_rows(const oq_sliver_source *b, uint8_t flip, int8_t *to);
 void oq_sliver_of_half_rows(const oq_sliver_source *b, int8_t *to);
 
+/* Of bytes with a sign, as they lie: the columns from one on, and their sums [64]. */
+void oq_sliver_of(const oq_right *b, int64_t column, int8_t *to, int32_t *sums);
 /* sums [64] of the columns of a sliver of bytes with a sign, so many deep. */
 void oq_sliver_sums(const int8_t *packed, int64_t deep, int32_t *sums);
 

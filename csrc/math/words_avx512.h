@@ -11,6 +11,8 @@
 
 enum { OQ_TILE_ROWS = 6, OQ_TILE_VECTORS = 4, OQ_WORD = 4 };
 
+#define OQ_FOR_TILE_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
+
 typedef enum { OQ_WORDS_OF_BYTES, OQ_WORDS_OF_HALVES } oq_words;
 typedef __m512i oq_tile_sums[OQ_TILE_ROWS][OQ_TILE_VECTORS];
 

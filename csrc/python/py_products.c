@@ -3,6 +3,7 @@
 #include "math/gemm.h"
 #include "math/igemm.h"
 #include "math/inverse.h"
+#include "math/lay_out.h"
 #include "math/sgemm_avx2.h"
 #include "python/function.h"
 #include "python/topics.h"
@@ -179,7 +180,7 @@ static oq_code byte_product_run(oq_call *call, values *v)
     OQ_NEW(&call->context, zeros, m);
     for (int64_t i = 0; i < m + n; i++) ones[i] = 1;
     for (int64_t i = 0; i < m; i++) zeros[i] = (int32_t)v->zero;
-    OQ_TRY(oq_right_prepare(&call->context, &b, v->often));
+    OQ_TRY(oq_lay_out(&call->context, &b, v->often));
     return oq_byte_product(&call->context, &(oq_byte_product_args){.m = m,
                                                                    .a = v->left,
                                                                    .a_most = UINT8_MAX,

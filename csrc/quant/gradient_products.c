@@ -4,6 +4,7 @@
 #include "base/size.h"
 #include "math/gemm_amx.h"
 #include "math/igemm.h"
+#include "math/lay_out.h"
 #include "quant/byte_product.h"
 
 enum { MIDDLE = 128 }; /* of bytes without a sign, whose highest bit it is */
@@ -78,7 +79,7 @@ static oq_code columns_of(oq_context *context, const oq_forms *x, int64_t rows, 
         OQ_TRY(columns_of_codes(context, x, rows, width, c));
     else
         OQ_TRY(columns_of_numbers(context, x, rows, width, c));
-    return oq_right_prepare(context, &c->right, often);
+    return oq_lay_out(context, &c->right, often);
 }
 
 /* y [m, n] (+)= h (gradient [m, k] columns [k, n] - rest [m]). */

@@ -1,4 +1,4 @@
-#include "math/right.h"
+#include "math/lay_out.h"
 
 #include "base/parallel.h"
 #include "base/size.h"
@@ -6,20 +6,6 @@
 #include "math/igemm.h"
 #include "math/sliver.h"
 #include "math/transpose_bytes.h"
-
-void oq_right_sliver(const oq_right *b, int64_t column, int8_t *to, int32_t *sums)
-{
-    const bool by_rows = b->layout == OQ_BY_ROWS;
-    const oq_sliver_source from = {.x = (const uint8_t *)b->bytes + (by_rows ? column : column * b->k),
-                                   .ld = by_rows ? b->n : b->k,
-                                   .columns = oq_least(OQ_SLIVER, b->n - column),
-                                   .k = b->k};
-    if (by_rows)
-        oq_sliver_of_byte_rows(&from, b->flip, to);
-    else
-        oq_sliver_of_columns(&from, 1, to);
-    oq_sliver_sums(to, b->k, sums);
-}
 
 typedef struct {
     const oq_right *b;
@@ -31,7 +17,7 @@ static void run_sliver(void *user, int64_t sliver, int worker)
 {
     const packing *p = user;
     (void)worker;
-    oq_right_sliver(p->b, sliver * OQ_SLIVER, p->to + sliver * oq_sliver_bytes(p->b->k), p->sums + sliver * OQ_SLIVER);
+    oq_sliver_of(p->b, sliver * OQ_SLIVER, p->to + sliver * oq_sliver_bytes(p->b->k), p->sums + sliver * OQ_SLIVER);
 }
 
 static oq_code pack(oq_context *context, oq_right *b)
@@ -57,7 +43,7 @@ static oq_code turn(oq_context *context, oq_right *b)
     return OQ_OK;
 }
 
-oq_code oq_right_prepare(oq_context *context, oq_right *b, bool often)
+oq_code oq_lay_out(oq_context *context, oq_right *b, bool often)
 {
     int32_t *sums;
     if (oq_igemm_packs()) return often ? pack(context, b) : OQ_OK;

@@ -29,10 +29,14 @@ def time_product(
     transpose_b: bool = False,
     a_bits: int = 8,
     b_bits: int = 8,
+    own: bool = False,
     repeats: int = 3,
     threads: int = 1,
 ) -> npt.NDArray[np.float64]:
-    """Seconds of a bare product [m, k] [k, n], one a repeat; UnsupportedError where a kind is missing."""
+    """Seconds of a bare product [m, k] [k, n], one a repeat; UnsupportedError where a kind is missing.
+
+    By oneDNN where it has the kind, or, own, as a step multiplies here, integers up to the floats they are.
+    """
 
 def matmul(
     a: npt.ArrayLike,

@@ -42,12 +42,12 @@ class Product:
         """Multiplications and additions of all of them."""
         return 2.0 * self.m * self.n * self.k * self.count
 
-    def milliseconds(self, repeats: int, threads: int) -> float:
-        """Return the time of all of them, by the median time of one."""
+    def milliseconds(self, repeats: int, threads: int, *, own: bool = False) -> float:
+        """Return the time of all of them, by the median time of one: bare, or as a step multiplies here."""
         seconds = _core.time_product(
             self.kind, self.m, self.n, self.k,
             transpose_a=self.transpose_a, transpose_b=self.transpose_b,
-            a_bits=self.a_bits, b_bits=self.b_bits,
+            a_bits=self.a_bits, b_bits=self.b_bits, own=own,
             repeats=repeats, threads=1 if self.apart else threads,
         )  # fmt: skip
         rounds = -(-self.count // threads) if self.apart else self.count

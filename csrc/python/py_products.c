@@ -126,6 +126,7 @@ static const oq_argument time_product_arguments[] = {
     {.name = "transpose_b", OQ_LINE(values, bare.transpose_b), .flags = OQ_KEYWORD},
     {.name = "a_bits", OQ_LINE(values, bare.a_bits), .flags = OQ_KEYWORD, .otherwise = 8, .range = "[1, 8]"},
     {.name = "b_bits", OQ_LINE(values, bare.b_bits), .flags = OQ_KEYWORD, .otherwise = 8, .range = "[1, 8]"},
+    {.name = "own", OQ_LINE(values, bare.own), .flags = OQ_KEYWORD},
     {.name = "repeats",
      OQ_LINE(values, repeats),
      .flags = OQ_KEYWORD,

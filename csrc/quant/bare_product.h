@@ -2,6 +2,7 @@
 #ifndef OQ_QUANT_BARE_PRODUCT_H
 #define OQ_QUANT_BARE_PRODUCT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/context.h"
@@ -13,6 +14,7 @@ typedef struct {
     bool transpose_a, transpose_b;
     int64_t m, n, k;
     int a_bits, b_bits;
+    bool own; /* as a step multiplies here, integers up to the numbers they stand for, rather than oneDNN's bare one */
 } oq_bare_product;
 
 /* seconds [repeats] that it took on the context's threads; operands of ones, in the cache where they fit. */

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small_run import small_folder
+from ways import AVAILABLE
 
 from omniquant import CalibrationOptions, QuantConfig, _core
 from omniquant.bench import bench
@@ -101,9 +102,11 @@ def test_each_block_looked_through_takes_two_products_a_linear() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [(False, False), (False, True), (True, False), (True, True)])
 def test_bare_products_are_timed(a: bool, b: bool) -> None:
-    seconds = _core.time_product("float32", 64, 48, 80, transpose_a=a, transpose_b=b, repeats=4)
-    assert seconds.shape == (4,)
-    assert np.isfinite(seconds).all()
+    for kind in AVAILABLE:
+        for own in (False, True):
+            seconds = _core.time_product(kind, 64, 48, 80, transpose_a=a, transpose_b=b, own=own, repeats=4)
+            assert seconds.shape == (4,)
+            assert np.isfinite(seconds).all()
 
 
 @pytest.mark.parametrize(("m", "kind", "message"), [(0, "float32", "m: expected"), (4, "float16", "kind")])

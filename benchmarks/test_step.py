@@ -63,6 +63,7 @@ def torch_steps(
 ) -> dict[str, Callable[[], float]]:
     """Torch's variants, each warmed up; one that does not work here is named on standard error."""
     torch.set_num_threads(threads)
+    torch._dynamo.reset()  # of one function it compiles eight shapes, then runs the others eagerly
     makers: dict[str, Callable[[], Step]] = {
         "torch eager": lambda: Step(spec, config, method, TOKENS),
         "torch bf16 autocast": lambda: Step(spec, config, method, TOKENS, autocast=True),
